@@ -1,0 +1,170 @@
+"""The inference log's event types and their wire form.
+
+One event is one MessagePack map with a `kind` tag (msgspec tagged union). Both environments import this file;
+`tests/contract/vectors/events.json` holds published vectors. Times are integer microseconds since the epoch, UTC.
+
+Two clocks (design section 3): `event_us` is event time (when the fact holds: the driver's tick in replay, the request's
+arrival under wall), `wall_us` is the machine's clock and measures latency and deadlines only.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+
+Arm = Literal["champion", "challenger"]
+ARMS: tuple[Arm, Arm] = ("champion", "challenger")
+
+
+class EventId(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """(gateway, worker, epoch, n): unique, and gapless in `n` per worker epoch.
+
+    `epoch` is new for every process start of a worker; `n` counts from 0 within it over all kinds and models.
+    """
+
+    gateway: str
+    worker: int
+    epoch: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.gateway}/{self.worker}/{self.epoch}/{self.n}"
+
+
+class FeatureRead(msgspec.Struct, frozen=True, array_like=True):
+    """One feature view as read for one request: which version, when its row held, the values in the view's order.
+
+    `values` has one list a feature, in `names` order, each as long as the batch; None where the row is missing.
+    `event_us` has one entry a row of the batch (None: no row online).
+    """
+
+    view: str
+    names: list[str]
+    event_us: list[int | None]
+    values: list[list[float | int | str | bool | None]]
+
+
+class Assignment(msgspec.Struct, frozen=True, tag="assignment", tag_field="kind", kw_only=True, omit_defaults=True):
+    """Written before any model is called: which arm this request drew, and what it asked.
+
+    One request is one assignment: all its rows share the arm. In shadow and single mode `arm` is `champion`.
+    `retry_of_arm` is set when the client repeated an id: the request gets its first arm and counts as a retry.
+    """
+
+    id: EventId
+    schema: int = SCHEMA
+    model: str
+    request_id: str
+    event_us: int
+    wall_us: int
+    arm: Arm
+    share_ppm: int
+    salt: str
+    unit: str
+    mode: str
+    stage: str
+    rollout_id: str | None
+    route_version: int
+    champion: str
+    challenger: str | None = None
+    rows: int = 1
+    slices: dict[str, str] = {}
+    inputs: dict[str, list[float | int | str | bool | None]] = {}
+    retry: bool = False
+    traceparent: str | None = None
+
+
+class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw_only=True, omit_defaults=True):
+    """One arm's outcome for one request. `served` tells whether the client got this one as its answer.
+
+    `raw` and `score` hold one value a row (before and after post-processing); empty when `status` is `error`.
+    A served answer of the champion in place of a failed challenger has `fallback=True`, and the challenger's own
+    Response (status error) is written too, with served=False.
+    """
+
+    id: EventId
+    schema: int = SCHEMA
+    model: str
+    request_id: str
+    arm: Arm
+    release: str
+    rollout_id: str | None
+    event_us: int
+    wall_us: int
+    status: Literal["ok", "error", "invalid"]
+    served: bool
+    shadow: bool = False
+    fallback: bool = False
+    raw: list[float] = []
+    score: list[float] = []
+    outputs: dict[str, list[float | int | str | bool | None]] = {}
+    latency_us: int = 0
+    features_us: int = 0
+    model_us: int = 0
+    features: list[FeatureRead] = []
+    degraded: list[str] = []
+    error: str = ""
+
+
+class Label(msgspec.Struct, frozen=True, tag="label", tag_field="kind", kw_only=True, omit_defaults=True):
+    """A truth for one row of one request, as it arrived. Repeats and contradictions are kept; the collector counts them."""
+
+    id: EventId
+    schema: int = SCHEMA
+    model: str
+    request_id: str
+    row: int = 0
+    value: float
+    event_us: int
+    wall_us: int
+
+
+class Kpi(msgspec.Struct, frozen=True, tag="kpi", tag_field="kind", kw_only=True, omit_defaults=True):
+    """One value of one business measure for one request."""
+
+    id: EventId
+    schema: int = SCHEMA
+    model: str
+    request_id: str
+    name: str = "kpi"
+    value: float
+    event_us: int
+    wall_us: int
+
+
+class Override(msgspec.Struct, frozen=True, tag="override", tag_field="kind", kw_only=True, omit_defaults=True):
+    """The gateway reduced exposure on its own (breaker) or by hand (rollback call). It never raises exposure.
+
+    Outranks every route of `rollout_id` until a route's `clears_overrides` names it: then a decision has dealt with it.
+    """
+
+    id: EventId
+    schema: int = SCHEMA
+    model: str
+    rollout_id: str | None
+    route_version: int
+    reason: str
+    actor: str
+    event_us: int
+    wall_us: int
+    action: Literal["challenger_off", "champion_to_fallback"] = "challenger_off"
+
+
+Event = Assignment | Response | Label | Kpi | Override
+KINDS: tuple[str, ...] = ("assignment", "response", "label", "kpi", "override")
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+def encode(event: Event) -> bytes:
+    """The MessagePack bytes of an event."""
+    return _encoder.encode(event)
+
+
+def decode(payload: bytes | memoryview) -> Event:
+    """The event in `payload`. Raises `msgspec.ValidationError` or `msgspec.DecodeError` for anything else."""
+    return _decoder.decode(payload)

@@ -1,0 +1,215 @@
+"""The release bundle: a folder named by the SHA-256 of its manifest, which names every file by SHA-256.
+
+    <digest>/release.json          the manifest (canonical JSON; its SHA-256 is the release's digest)
+             model.onnx            one float32 input [rows, features] named `features`, one float32 score output
+             request_features.py   optional: def build(inputs, features) -> dict[str, numpy array]   (numpy only)
+             postprocess.py        optional: def apply(raw, inputs, params) -> dict[str, numpy array] (numpy only)
+             reference.json        reference profile for drift
+             metrics.json          offline metrics
+             sample_request.json   an OIP request that must be answered
+
+Loading verifies every digest before a byte is used. The two source files become modules named by their digest, so
+champion and challenger run side by side, and training runs the very same file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from pipelines.contracts.canonical import canonical_json, file_digest
+from pipelines.contracts.errors import ContractError, NotFoundError
+
+SCHEMA = "slipway-release/1"
+Columns = dict[str, np.ndarray]
+
+
+class InputField(msgspec.Struct, frozen=True, kw_only=True):
+    """One request input by name. `datatype` is an OIP v2 datatype (BYTES for text); `required=False` gives null."""
+
+    name: str
+    datatype: str
+    required: bool = True
+
+
+class ViewPin(msgspec.Struct, frozen=True, kw_only=True):
+    """One feature view version the release reads online. `entity` maps join keys to request input names."""
+
+    view: str
+    entity: dict[str, str]
+    join_key_types: dict[str, str]
+    features: list[str]
+    ttl_us: int | None = None
+
+
+class ModelFeature(msgspec.Struct, frozen=True, kw_only=True):
+    """One column of the model's input matrix, in order.
+
+    `source`: `input` (a numeric request input), `request` (made by request_features.py) or `view` (`view` names it).
+    `default` stands where the value is missing; None gives NaN.
+    """
+
+    name: str
+    source: Literal["input", "request", "view"]
+    view: str | None = None
+    default: float | None = None
+
+
+class OutputContract(msgspec.Struct, frozen=True, kw_only=True):
+    """What a valid answer is: the score's closed range, and the names and OIP datatypes of all outputs."""
+
+    score: str = "score"
+    low: float | None = None
+    high: float | None = None
+    fields: dict[str, str] = msgspec.field(default_factory=lambda: {"score": "FP64"})
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The release's manifest. Everything that can change an answer is in it or named by digest in `files`."""
+
+    schema: str = SCHEMA
+    model: str
+    semver: str
+    task: Literal["binary", "regression", "constant"]
+    inputs: list[InputField]
+    views: list[ViewPin] = []
+    features: list[ModelFeature]
+    output: OutputContract = OutputContract()
+    postprocess_params: dict[str, Any] = {}
+    files: dict[str, str]
+    training: dict[str, Any] = {}
+    created_us: int = 0
+
+
+_decoder = msgspec.json.Decoder(Manifest)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Canonical JSON of the manifest."""
+    return canonical_json(msgspec.to_builtins(manifest))
+
+
+def write(folder: Path, manifest: Manifest) -> str:
+    """Write `release.json` into a staged folder and return the release's digest. The caller renames it into place."""
+    data = manifest_bytes(manifest)
+    (folder / "release.json").write_bytes(data)
+    return file_digest(folder / "release.json")
+
+
+def verify(folder: Path, release: str) -> Manifest:
+    """The manifest, when the manifest and every file it names have the promised digests, and no other file lies there.
+
+    Raises NotFoundError when the folder is missing and ContractError naming the file that is wrong.
+    """
+    path = folder / "release.json"
+    if not path.is_file():
+        raise NotFoundError("release", got=release[:12], expected=f"a bundle in {folder}")
+    if (got := file_digest(path)) != release:
+        raise ContractError(f"{path}", got=got[:12], expected=release[:12], hint="The bundle was changed after its making.")
+    try:
+        manifest = _decoder.decode(path.read_bytes())
+    except msgspec.MsgspecError as error:
+        raise ContractError(f"{path}", got=str(error), expected=SCHEMA) from error
+    if manifest.schema != SCHEMA:
+        raise ContractError(f"{path}: schema", got=manifest.schema, expected=SCHEMA)
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"release.json"}
+    if extra := sorted(there ^ set(manifest.files)):
+        raise ContractError(f"{folder}: files", got=sorted(there), expected=sorted(manifest.files), hint=f"Differs: {extra}")
+    for name, promised in manifest.files.items():
+        if (got := file_digest(folder / name)) != promised:
+            raise ContractError(f"{folder / name}", got=got[:12], expected=promised[:12])
+    return manifest
+
+
+def load_function(path: Path, digest: str, name: str) -> Callable[..., Columns]:
+    """The function `name` of a numpy-only source file, in a module named by the file's digest.
+
+    Raises ContractError when the file has no such function.
+    """
+    module_name = f"slipway_release_{digest}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        writing, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.dont_write_bytecode = writing
+        sys.modules[module_name] = module
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ContractError(f"{path}", got=f"no function {name}", expected=f"def {name}(...)")
+    return function  # type: ignore[no-any-return]
+
+
+class Release:
+    """A verified bundle, ready to turn request inputs and feature values into the model's matrix and its outputs.
+
+    The ONNX session is not here: the caller makes it (`contracts` depends on numpy and msgspec alone).
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = folder
+        self.digest = digest
+        self.manifest = verify(folder, digest)
+        files = self.manifest.files
+        self._build = self._apply = None
+        if "request_features.py" in files:
+            self._build = load_function(folder / "request_features.py", files["request_features.py"], "build")
+        if "postprocess.py" in files:
+            self._apply = load_function(folder / "postprocess.py", files["postprocess.py"], "apply")
+
+    @property
+    def onnx_path(self) -> Path:
+        return self.folder / "model.onnx"
+
+    def matrix(self, inputs: Columns, features: dict[tuple[str, str], np.ndarray], rows: int) -> np.ndarray:
+        """The model's input, float32 [rows, features].
+
+        `inputs` by request input name; `features` by (view, feature name); both arrays of length `rows`, NaN or None
+        where missing. Raises ContractError naming a column that cannot be made.
+        """
+        made: Columns = {}
+        if self._build is not None:
+            flat = {name: values for (_, name), values in features.items()}
+            made = self._build(inputs, flat)
+        matrix = np.empty((rows, len(self.manifest.features)), dtype=np.float32)
+        for index, feature in enumerate(self.manifest.features):
+            column: np.ndarray | None
+            if feature.source == "view":
+                column = features.get((feature.view or "", feature.name))
+            else:
+                column = (made if feature.source == "request" else inputs).get(feature.name)
+            if column is None:
+                values = np.full(rows, np.nan)
+            else:
+                try:
+                    values = np.asarray(column, dtype=np.float64)
+                except (TypeError, ValueError) as error:
+                    raise ContractError(f"feature {feature.name}", got=str(error), expected="numbers") from error
+            if feature.default is not None:
+                values = np.where(np.isnan(values), feature.default, values)
+            matrix[:, index] = values
+        return matrix
+
+    def outputs(self, raw: np.ndarray, inputs: Columns) -> Columns:
+        """The answer's columns from the model's raw scores [rows]; without post-processing `{score: raw}`."""
+        if self._apply is None:
+            return {self.manifest.output.score: np.asarray(raw, dtype=np.float64)}
+        return self._apply(np.asarray(raw, dtype=np.float64), inputs, self.manifest.postprocess_params)
+
+    def valid(self, score: np.ndarray) -> bool:
+        """Whether every score is finite and inside the output contract's range."""
+        contract = self.manifest.output
+        if not bool(np.isfinite(score).all()):
+            return False
+        low_ok = contract.low is None or bool((score >= contract.low).all())
+        return low_ok and (contract.high is None or bool((score <= contract.high).all()))

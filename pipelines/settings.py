@@ -1,0 +1,89 @@
+"""Settings of an installation: one class, prefix `SLIPWAY_`, from the environment or a `.env` file.
+
+Everything an installation writes lies under `home`; two installations with other homes and ports run side by side.
+Importable in both environments.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipelines.contracts.clocks import Clock
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Read once at a process's start: `Settings()`; tests pass values by keyword."""
+
+    model_config = SettingsConfigDict(env_prefix="SLIPWAY_", env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Path("var")
+    include_dir: Path = PROJECT / "include"
+    clock: Literal["wall", "replay"] = "wall"
+    host: str = "127.0.0.1"
+    airflow_port: int = 8080
+    mlflow_port: int = 5000
+    gateway_port: int = 3000
+    gateway_name: str = "gw0"
+    gateway_workers: int = 1
+    route_poll_ms: int = 200
+    durability: Literal["process", "power"] = "process"
+    control_url: str = ""
+    token: SecretStr = SecretStr("")
+    pii_key: SecretStr = SecretStr("")
+
+    @cached_property
+    def root(self) -> Path:
+        """`home` as an absolute path."""
+        return self.home.resolve()
+
+    @property
+    def lake(self) -> Path:
+        return self.root / "lake"
+
+    @property
+    def bus(self) -> Path:
+        return self.root / "bus"
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def training_sets(self) -> Path:
+        return self.root / "training_sets"
+
+    @property
+    def control(self) -> str:
+        """SQLAlchemy URL of the control database."""
+        return self.control_url or f"sqlite:///{self.root / 'control.db'}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def airflow_url(self) -> str:
+        return f"http://{self.host}:{self.airflow_port}"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{self.host}:{self.gateway_port}"
+
+    @property
+    def mlflow_store(self) -> str:
+        return f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def feast_dir(self) -> Path:
+        return self.root / "feast"
+
+    def event_clock(self) -> Clock:
+        """The installation's event clock."""
+        return Clock(self.clock, self.root / "clock.json")
