@@ -1,0 +1,254 @@
+"""The lake: Delta tables in a directory, written by delta-rs and read by DuckDB.
+
+Timestamps are stored in microseconds, UTC; a naive one is taken as UTC. One engine writes a table; a commit is atomic,
+and a reader sees the version it opened. Schema changes are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from pipelines.contracts.errors import DataError, NotFoundError, TransientError
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+MICROS_UTC = pa.timestamp("us", tz="UTC")
+_HIVE_TYPES = {"date": "DATE", "string": "VARCHAR", "integer": "INTEGER", "long": "BIGINT", "boolean": "BOOLEAN"}
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """A private in-memory DuckDB whose sessions think in UTC."""
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET TimeZone='UTC'; SET preserve_insertion_order=false")
+    return connection
+
+
+class DeltaLake:
+    """Tables by slash-separated name under `root` (`datasets/flights_landed`, `inference/label`)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, table: str) -> Path:
+        """The folder of a table, whether or not it exists."""
+        return self.root / table
+
+    def exists(self, table: str) -> bool:
+        """Whether the table has at least one commit."""
+        return (self.path(table) / "_delta_log").is_dir() and self._is_table(table)
+
+    def version(self, table: str) -> int | None:
+        """The table's newest version; None when it does not exist."""
+        return self._open(table).version() if self.exists(table) else None
+
+    def applied(self, table: str, app: str) -> int | None:
+        """The newest transaction number the application has applied to the table; None for none."""
+        return self._open(table).transaction_version(app) if self.exists(table) else None
+
+    def append(
+        self,
+        table: str,
+        data: pa.Table,
+        partition_by: Sequence[str] = (),
+        txn: tuple[str, int] | None = None,
+    ) -> bool:
+        """Append rows as one commit. `txn` is (application, number): a number not above the last applied is a no-op.
+
+        Returns whether a commit was made. Raises DataError when the schema differs from the table's, TransientError
+        when another writer won.
+        """
+        return self._write(table, data, partition_by, txn, replace=False, where=None)
+
+    def replace(
+        self,
+        table: str,
+        data: pa.Table,
+        partition_by: Sequence[str] = (),
+        where: str | None = None,
+        txn: tuple[str, int] | None = None,
+    ) -> bool:
+        """Replace the rows that `where` (SQL over columns) selects by `data`, as one commit; without `where`, all rows.
+
+        Every row of `data` must satisfy `where`. Returns whether a commit was made (`txn` as in `append`).
+        """
+        return self._write(table, data, partition_by, txn, replace=True, where=where)
+
+    def uris(self, table: str, version: int | None = None) -> list[str]:
+        """The data files of the newest (or the given) version, in a fixed order."""
+        return sorted(self._open(table, version).file_uris())
+
+    def schema(self, table: str) -> pa.Schema:
+        """The table's Arrow schema."""
+        return pa.schema(self._open(table).schema().to_arrow())
+
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+        version: int | None = None,
+    ) -> pa.Table:
+        """The rows that `where` (DuckDB SQL) selects. Partition and row-group pruning are DuckDB's. No fixed order.
+
+        Raises NotFoundError when the table does not exist.
+        """
+        with connect() as connection:
+            self.bind(connection, "lake_table", table, version)
+            chosen = ", ".join(f'"{name}"' for name in columns) if columns else "*"
+            condition = f" WHERE {where}" if where else ""
+            return _canonical(connection.execute(f"SELECT {chosen} FROM lake_table{condition}").fetch_arrow_table())
+
+    def bind(self, connection: duckdb.DuckDBPyConnection, name: str, table: str, version: int | None = None) -> None:
+        """Make the table readable as the view `name` in a DuckDB connection, pinned to the version seen now."""
+        opened = self._open(table, version)
+        files = sorted(opened.file_uris())
+        schema = pa.schema(opened.schema().to_arrow())
+        if not files:
+            connection.register(name, schema.empty_table())
+            return
+        columns = ", ".join(f'"{field.name}"' for field in schema)
+        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        partitions = opened.metadata().partition_columns
+        types = {
+            field.name: _HIVE_TYPES.get(str(field.type.type), "VARCHAR")
+            for field in opened.schema().fields
+            if field.name in partitions
+        }
+        hive = (
+            ", hive_partitioning=true, hive_types={"
+            + ", ".join(f"'{key}': {kind}" for key, kind in types.items())
+            + "}"
+            if partitions
+            else ", hive_partitioning=false"
+        )
+        connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS SELECT {columns} FROM read_parquet([{listed}]{hive})')
+
+    def compact(self, table: str) -> dict[str, Any]:
+        """Merge small files of each partition; readers of older versions keep theirs (no vacuum)."""
+        return dict(self._open(table).optimize.compact())
+
+    def _is_table(self, table: str) -> bool:
+        from deltalake import DeltaTable
+
+        return bool(DeltaTable.is_deltatable(str(self.path(table))))
+
+    def _open(self, table: str, version: int | None = None) -> DeltaTable:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        try:
+            return DeltaTable(self.path(table), version=version)
+        except TableNotFoundError:
+            near = sorted(p.parent.relative_to(self.root).as_posix() for p in self.root.glob("*/*/_delta_log"))
+            raise NotFoundError(
+                "lake table", got=table, expected=f"one of {near}" if near else "a published table"
+            ) from None
+
+    def _write(
+        self,
+        table: str,
+        data: pa.Table,
+        partition_by: Sequence[str],
+        txn: tuple[str, int] | None,
+        *,
+        replace: bool,
+        where: str | None,
+    ) -> bool:
+        from deltalake import CommitProperties, Transaction, write_deltalake
+        from deltalake.exceptions import CommitFailedError, DeltaError
+
+        opened = self._open(table) if self.exists(table) else None
+        target = _canonical(data)
+        properties = None
+        if opened is not None:
+            applied = opened.transaction_version(txn[0]) if txn is not None else None
+            if txn is not None and applied is not None and applied >= txn[1]:
+                return False
+            target = _conform(table, target, pa.schema(opened.schema().to_arrow()))
+        if txn is not None:
+            properties = CommitProperties(app_transactions=[Transaction(txn[0], txn[1])])
+        self.path(table).mkdir(parents=True, exist_ok=True)
+        destination = opened if opened is not None else str(self.path(table))
+        partitions = list(partition_by) or None
+        try:
+            if replace and opened is not None:
+                write_deltalake(
+                    destination,
+                    target,
+                    mode="overwrite",
+                    partition_by=partitions,
+                    predicate=where,
+                    commit_properties=properties,
+                )
+            else:
+                write_deltalake(
+                    destination, target, mode="append", partition_by=partitions, commit_properties=properties
+                )
+        except CommitFailedError as error:
+            raise TransientError(
+                f"lake table {table}", got=str(error), hint="Another writer won; repeat the write."
+            ) from error
+        except DeltaError as error:
+            raise DataError(f"lake table {table}", got=str(error), expected=f"rows that satisfy {where}") from error
+        return True
+
+
+def _canonical(data: pa.Table) -> pa.Table:
+    """`data` with every timestamp in microseconds UTC and no dictionary columns."""
+    fields = []
+    for field in data.schema:
+        kind = field.type
+        if pa.types.is_timestamp(kind):
+            kind = MICROS_UTC
+        elif pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        fields.append(field.with_type(kind).with_nullable(True))
+    schema = pa.schema(fields)
+    if schema.equals(data.schema):
+        return data
+    columns = []
+    for name, field in zip(data.column_names, schema, strict=True):
+        column = data.column(name)
+        columns.append(column if column.type.equals(field.type) else column.cast(field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _conform(table: str, data: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`data` in the table's column order and exact types; only string widths and all-null columns are converted.
+
+    Raises DataError naming the columns that differ.
+    """
+    there, given = (
+        dict(zip(schema.names, schema.types, strict=True)),
+        dict(zip(data.column_names, data.schema.types, strict=True)),
+    )
+    wrong = sorted(
+        name
+        for name in there.keys() | given.keys()
+        if name not in there or name not in given or not _storable(given[name], there[name])
+    )
+    if wrong:
+        raise DataError(
+            f"lake table {table}: columns {wrong}",
+            got={name: str(given.get(name, "missing")) for name in wrong},
+            expected={name: str(there.get(name, "no such column")) for name in wrong},
+            hint="A table's schema changes only by a declared migration.",
+        )
+    columns = [
+        column if (column := data.column(field.name)).type.equals(field.type) else column.cast(field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=pa.schema([field.with_nullable(True) for field in schema]))
+
+
+def _storable(given: pa.DataType, stored: pa.DataType) -> bool:
+    if given.equals(stored) or pa.types.is_null(given):
+        return True
+    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(given) for test in text) and any(test(stored) for test in text)

@@ -1,0 +1,1 @@
+"""Composition: adapters and domain put together into the jobs that DAG tasks, the CLI and the demo call."""
