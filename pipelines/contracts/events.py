@@ -51,7 +51,9 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment", tag_field="kind"
     """Written before any model is called: which arm this request drew, and what it asked.
 
     One request is one assignment: all its rows share the arm. In shadow and single mode `arm` is `champion`.
-    `retry_of_arm` is set when the client repeated an id: the request gets its first arm and counts as a retry.
+    `retry` is set when the client repeated an id: the request gets its first arm and counts as a retry.
+    `paired` promises that the arm not drawn will score this request too, after the answer has left; without it (shadow
+    queue full, no shadow on the route) only the drawn arm's response is owed.
     """
 
     id: EventId
@@ -74,6 +76,7 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment", tag_field="kind"
     slices: dict[str, str] = {}
     inputs: dict[str, list[float | int | str | bool | None]] = {}
     retry: bool = False
+    paired: bool = False
     traceparent: str | None = None
 
 
