@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import SecretStr
+from pydantic import SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.contracts.clocks import Clock
@@ -19,7 +19,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 class Settings(BaseSettings):
-    """Read once at a process's start: `Settings()`; tests pass values by keyword."""
+    """Read once at a process's start: `Settings()`; tests pass values by keyword.
+
+    `token` and `pii_key`, when not given, are those that `slipway up` made for this home.
+    """
 
     model_config = SettingsConfigDict(env_prefix="SLIPWAY_", env_file=".env", extra="ignore", frozen=True)
 
@@ -37,6 +40,18 @@ class Settings(BaseSettings):
     control_url: str = ""
     token: SecretStr = SecretStr("")
     pii_key: SecretStr = SecretStr("")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_secrets_of_home(cls, values: dict[str, Any]) -> dict[str, Any]:
+        folder = Path(values.get("home") or "var").resolve() / "secrets"
+        for name in ("token", "pii_key"):
+            given = values.get(name)
+            if not (given.get_secret_value() if isinstance(given, SecretStr) else given):
+                file = folder / name
+                if file.exists():
+                    values[name] = file.read_text().strip()
+        return values
 
     @cached_property
     def root(self) -> Path:
@@ -83,6 +98,23 @@ class Settings(BaseSettings):
     @property
     def feast_dir(self) -> Path:
         return self.root / "feast"
+
+    @property
+    def run_dir(self) -> Path:
+        """Pids of the running parts."""
+        return self.root / "run"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def secrets_dir(self) -> Path:
+        return self.root / "secrets"
+
+    @property
+    def airflow_home(self) -> Path:
+        return self.root / "airflow"
 
     def event_clock(self) -> Clock:
         """The installation's event clock."""

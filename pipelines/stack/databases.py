@@ -1,0 +1,88 @@
+"""The databases of Airflow and MLflow: made and migrated before the parts that use them start.
+
+Migrating an empty database takes seconds of two libraries' imports, and gives the same file every time. So the first
+one made by an environment is kept in it as a blank, and further homes begin with a copy.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+from pipelines.contracts.errors import TerminalError
+from pipelines.settings import PROJECT, Settings
+from pipelines.stack.environment import orchestration_bin
+from pipelines.stack.parts import Database
+
+_DISTRIBUTION: dict[Database, str] = {"airflow": "apache-airflow", "mlflow": "mlflow"}
+
+
+def prepare(settings: Settings, which: set[Database], environment: Mapping[str, str]) -> None:
+    """Bring the named databases to the installed versions, side by side. Does nothing where that is already so."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        running = [pool.submit(_prepare, settings, database, environment) for database in sorted(which)]
+        for migration in running:
+            migration.result()
+
+
+def path_of(settings: Settings, database: Database) -> Path:
+    """The SQLite file of a database."""
+    return settings.root / database / f"{database}.db"
+
+
+def _prepare(settings: Settings, database: Database, environment: Mapping[str, str]) -> None:
+    path = path_of(settings, database)
+    migrated_by = path.with_suffix(".version")
+    installed = version(_DISTRIBUTION[database])
+    if path.exists() and migrated_by.exists() and migrated_by.read_text() == installed:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blank = Path(sys.prefix) / "share" / "slipway" / f"{database}-{installed}.db"
+    if not path.exists() and blank.exists():
+        draft = path.with_suffix(".draft")
+        shutil.copyfile(blank, draft)
+        draft.replace(path)
+    else:
+        new = not path.exists()
+        _migrate(settings, database, environment)
+        if new:
+            _keep_blank(path, blank)
+    migrated_by.write_text(installed)
+
+
+def _migrate(settings: Settings, database: Database, environment: Mapping[str, str]) -> None:
+    command = {
+        "airflow": [str(orchestration_bin() / "airflow"), "db", "migrate"],
+        "mlflow": [str(orchestration_bin() / "mlflow"), "db", "upgrade", settings.mlflow_store],
+    }[database]
+    done = subprocess.run(
+        command,
+        cwd=PROJECT,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+        raise TerminalError(
+            f"migration of the {database} database", got=f"exit {done.returncode}", expected="exit 0", hint=f"\n{tail}"
+        )
+
+
+def _keep_blank(path: Path, blank: Path) -> None:
+    blank.parent.mkdir(parents=True, exist_ok=True)
+    draft = blank.with_suffix(f".{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(draft)) as target:
+        source.backup(target)
+    draft.replace(blank)

@@ -1,0 +1,126 @@
+"""The parts of the local stack: how each is started, where it answers, and when it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from pipelines.contracts.errors import NotFoundError
+from pipelines.settings import Settings
+from pipelines.stack.environment import orchestration_bin, serving_python
+from pipelines.stack.processes import Record
+from pipelines.stack.readiness import airflow_job_beats, answers
+
+Database = Literal["airflow", "mlflow"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One long-running process of the stack."""
+
+    name: str
+    command: Callable[[Settings], list[str]]
+    ready: Callable[[Settings, Record], bool]
+    distribution: str
+    """The package whose version is the part's."""
+    database: Database | None = None
+    """What has to be migrated before the part starts."""
+    port_setting: str | None = None
+    """The field of `Settings` that holds its port."""
+    grace_s: float = 10.0
+    """How long it may take to end by itself."""
+
+    def port(self, settings: Settings) -> int | None:
+        """The port it listens on."""
+        return int(getattr(settings, self.port_setting)) if self.port_setting else None
+
+    def url(self, settings: Settings) -> str | None:
+        """Where people and programs reach it."""
+        port = self.port(settings)
+        return f"http://{settings.host}:{port}" if port else None
+
+
+def _airflow(component: str) -> Callable[[Settings], list[str]]:
+    return lambda settings: [str(orchestration_bin() / "airflow"), component]
+
+
+def _airflow_job(job_type: str) -> Callable[[Settings, Record], bool]:
+    return lambda settings, record: airflow_job_beats(settings.airflow_home / "airflow.db", job_type, record.created)
+
+
+def _api_server(settings: Settings) -> list[str]:
+    where = ["--host", settings.host, "--port", str(settings.airflow_port), "--workers", "1"]
+    return [str(orchestration_bin() / "airflow"), "api-server", *where]
+
+
+def _mlflow(settings: Settings) -> list[str]:
+    return [
+        *(str(orchestration_bin() / "mlflow"), "server"),
+        *("--backend-store-uri", settings.mlflow_store),
+        *("--artifacts-destination", str(settings.root / "mlflow" / "artifacts")),
+        *("--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"),
+    ]
+
+
+def _gateway(settings: Settings) -> list[str]:
+    where = ["--host", settings.host, "--port", str(settings.gateway_port)]
+    return [str(serving_python()), "-m", "bentoml", "serve", "serving.service:Gateway", *where]
+
+
+def _collector(settings: Settings) -> list[str]:  # noqa: ARG001 - the environment says which home
+    return [str(orchestration_bin() / "slipway"), "collector", "run"]
+
+
+def _answers(path: str, url: Callable[[Settings], str]) -> Callable[[Settings, Record], bool]:
+    return lambda settings, record: answers(url(settings) + path)  # noqa: ARG005
+
+
+PARTS: tuple[Part, ...] = (
+    Part(
+        "airflow-api-server",
+        _api_server,
+        _answers("/api/v2/version", lambda settings: settings.airflow_url),
+        "apache-airflow",
+        database="airflow",
+        port_setting="airflow_port",
+    ),
+    Part("airflow-scheduler", _airflow("scheduler"), _airflow_job("SchedulerJob"), "apache-airflow", "airflow"),
+    Part(
+        "airflow-dag-processor", _airflow("dag-processor"), _airflow_job("DagProcessorJob"), "apache-airflow", "airflow"
+    ),
+    Part("airflow-triggerer", _airflow("triggerer"), _airflow_job("TriggererJob"), "apache-airflow", "airflow"),
+    Part(
+        "mlflow",
+        _mlflow,
+        _answers("/health", lambda settings: settings.mlflow_url),
+        "mlflow",
+        database="mlflow",
+        port_setting="mlflow_port",
+    ),
+    Part(
+        "gateway",
+        _gateway,
+        _answers("/v2/health/live", lambda settings: settings.gateway_url),
+        "bentoml",
+        port_setting="gateway_port",
+    ),
+    Part("collector", _collector, lambda settings, record: True, "slipway"),  # noqa: ARG005 - ready once it lives
+)
+PART_NAMES: tuple[str, ...] = tuple(part.name for part in PARTS)
+
+
+def choose(names: list[str] | tuple[str, ...] | None) -> list[Part]:
+    """The parts of these names in the order of `PARTS`; all without names. `airflow` stands for its four parts."""
+    if not names:
+        return list(PARTS)
+    wanted = set()
+    for name in names:
+        matching = [known for known in PART_NAMES if known == name or known.startswith(f"{name}-")]
+        if not matching:
+            near = get_close_matches(name, PART_NAMES, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else ""
+            raise NotFoundError(f"part {name!r}", expected=", ".join(PART_NAMES), hint=hint)
+        wanted.update(matching)
+    return [part for part in PARTS if part.name in wanted]

@@ -1,0 +1,36 @@
+"""Whether a part does its work yet: each question is cheap, and false rather than an error."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200."""
+    try:
+        return httpx.get(url, timeout=2.0, trust_env=False).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def airflow_job_beats(database: Path, job_type: str, since: float) -> bool:
+    """Whether an Airflow job that began after `since` (Unix seconds) has a heartbeat.
+
+    The health page is not asked, because it believes the heartbeats of processes that were killed a moment ago.
+    """
+    after = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=1.0)) as connection:
+            row = connection.execute(
+                "select count(*) from job where job_type = ? and state = 'running' and start_date >= ?"
+                " and latest_heartbeat >= ?",
+                (job_type, after, after),
+            ).fetchone()
+    except sqlite3.Error:
+        return False
+    return bool(row[0])
