@@ -1,0 +1,81 @@
+"""What can be done about a rollout: small frozen actions, stored in the decision that orders them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from pipelines.contracts.routes import Route
+
+
+class SetRoute(msgspec.Struct, frozen=True, tag="set_route", tag_field="action", kw_only=True):
+    """Let the gateway follow `route` from now on. Its `version` is given when it is written."""
+
+    route: Route
+
+
+class SetChampion(msgspec.Struct, frozen=True, tag="set_champion", tag_field="action", kw_only=True):
+    """Make `release` the champion that batch scoring, monitoring and the next comparison use."""
+
+    model: str
+    release: str
+
+
+class TagRelease(msgspec.Struct, frozen=True, tag="tag_release", tag_field="action", kw_only=True):
+    """Set tags of the release's registered version (a mirror: the control database is the truth)."""
+
+    model: str
+    release: str
+    tags: dict[str, str]
+
+
+class SetAlias(msgspec.Struct, frozen=True, tag="set_alias", tag_field="action", kw_only=True):
+    """Point a registry alias at the release, or remove it when `release` is None (a mirror)."""
+
+    model: str
+    alias: str
+    release: str | None
+
+
+class EmitAsset(msgspec.Struct, frozen=True, tag="emit_asset", tag_field="action", kw_only=True):
+    """Tell consumers that an asset has changed."""
+
+    uri: str
+    extra: dict[str, Any] = {}
+
+
+class Notify(msgspec.Struct, frozen=True, tag="notify", tag_field="action", kw_only=True):
+    """Tell people. `page` asks for somebody now."""
+
+    level: Literal["info", "page"]
+    text: str
+
+
+Action = SetRoute | SetChampion | TagRelease | SetAlias | EmitAsset | Notify
+MIRRORS = (TagRelease, SetAlias, EmitAsset, Notify)
+
+_decoder = msgspec.json.Decoder(list[Action])
+
+
+def to_builtins(actions: tuple[Action, ...]) -> list[dict[str, Any]]:
+    """JSON-ready values of the actions, as the record holds them."""
+    return [msgspec.to_builtins(action) for action in actions]
+
+
+def from_builtins(values: list[dict[str, Any]]) -> tuple[Action, ...]:
+    """The actions of a recorded decision. Raises `msgspec.ValidationError`."""
+    return tuple(_decoder.decode(msgspec.json.encode(values)))
+
+
+def target(action: Action) -> str:
+    """The system an action changes; actions on one target keep their order."""
+    match action:
+        case SetRoute() | SetChampion():
+            return "control"
+        case TagRelease() | SetAlias():
+            return "registry"
+        case EmitAsset():
+            return "assets"
+        case Notify():
+            return "people"

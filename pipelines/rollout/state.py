@@ -1,0 +1,172 @@
+"""A rollout's persisted state, and how a decision changes it.
+
+`status` says what is true:
+
+    waiting      another rollout of the model runs; a newer one would replace this one
+    running      its stage's route stands (or is being set) and evidence comes in
+    held         the ramp is stopped where it is; a person has been called
+    promoted     the challenger is champion
+    rolled_back  the champion it started from answers alone
+    rejected     a person refused it before it was exposed
+    replaced     a newer rollout took its place in the queue
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from pipelines.contracts.canonical import digest
+from pipelines.contracts.errors import NotFoundError
+from pipelines.contracts.routes import Breaker
+from pipelines.rollout.stages import APPROVAL, Duration, Stage
+
+Status = Literal["waiting", "running", "held", "promoted", "rolled_back", "rejected", "replaced"]
+Slot = Literal["running", "waiting", "ended"]
+DecisionKind = Literal["continue", "pause", "promote", "rollback", "hold", "inconclusive"]
+Cause = Literal[
+    "started",  # the rollout got its turn
+    "stage_done",  # the stage's requests are in and nothing stands against the next
+    "verdict",  # a metric decided
+    "max_wait",  # the stage's time limit is over
+    "override",  # the gateway has reduced exposure
+    "command",  # a person
+]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What is frozen into a rollout when it starts; a later edit of the spec does not touch it.
+
+    `policy` is a document of `slipway-gate/1`; `max_wait` bounds every stage; an empty `approvers` lets anyone approve.
+    """
+
+    stages: tuple[Stage, ...]
+    policy: dict[str, Any]
+    approvers: tuple[str, ...] = ()
+    max_wait: Duration | None = None
+    breaker: Breaker = Breaker()
+    slice_inputs: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """SHA-256 of everything the gate depends on."""
+        return digest(msgspec.to_builtins(self))
+
+
+class Rollout(msgspec.Struct, frozen=True, kw_only=True):
+    """One challenger's way. `champion` is the release it has to beat (None: the model has none yet).
+
+    Times are microseconds; `stage_event_us` and `stage_wall_us` are when the stage began on each clock.
+    `revision` is the number of the last decision applied, and guards every update.
+    """
+
+    id: str
+    model: str
+    challenger: str
+    champion: str | None
+    plan: Plan
+    policy_digest: str
+    salt: str
+    status: Status
+    stage: str
+    provisional: bool = False
+    paused: bool = False
+    waived: tuple[str, ...] = ()
+    actor: str
+    created_event_us: int
+    created_wall_us: int
+    stage_event_us: int
+    stage_wall_us: int
+    revision: int = 0
+
+    @property
+    def slot(self) -> Slot:
+        """Which of the model's places it takes: at most one runs and one waits."""
+        if self.status in ("running", "held"):
+            return "running"
+        return "waiting" if self.status == "waiting" else "ended"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages that apply: without a champion, only the approval by a person does."""
+        if self.champion is None:
+            return (Stage(name=APPROVAL, kind="approval"),)
+        return self.plan.stages
+
+    def stage_named(self, name: str) -> Stage:
+        """The stage called `name`. Raises NotFoundError with the names there are."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise NotFoundError(f"stage of rollout {self.id}", got=name, expected=[stage.name for stage in self.stages])
+
+    @property
+    def current(self) -> Stage:
+        """The stage it is in."""
+        return self.stage_named(self.stage)
+
+    @property
+    def next_stage(self) -> Stage | None:
+        """The stage behind the current one; None when it is the last."""
+        names = [stage.name for stage in self.stages]
+        index = names.index(self.stage) + 1
+        return self.stages[index] if index < len(names) else None
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided about a rollout, and from what. `next_stage` is set when the rollout moves on.
+
+    `metrics` names what decided; `overrides` the gateway's overrides that it deals with (by event id).
+    """
+
+    model: str
+    rollout_id: str
+    stage: str
+    kind: DecisionKind
+    cause: Cause
+    reason: str
+    actor: str
+    event_us: int
+    wall_us: int
+    next_stage: str | None = None
+    metrics: tuple[str, ...] = ()
+    waive: tuple[str, ...] = ()
+    command: str = ""
+    overrides: tuple[str, ...] = ()
+    policy_digest: str = ""
+    evidence_digest: str = ""
+    verdicts: list[dict[str, Any]] = []
+
+    @property
+    def is_wait(self) -> bool:
+        """Whether nothing changes: such a decision is not written down."""
+        return self.kind == "continue" and self.next_stage is None and not self.command
+
+
+def apply(rollout: Rollout, decision: Decision, n: int) -> Rollout:
+    """The rollout after the decision that has number `n` in its model's record."""
+    changes: dict[str, Any] = {"revision": n}
+    if decision.kind == "promote" and decision.next_stage is None:
+        changes |= {"status": "promoted", "provisional": False, "paused": False}
+    elif decision.kind == "rollback":
+        exposed = rollout.status != "waiting" and (rollout.champion is not None)
+        changes |= {"status": "rolled_back" if exposed else "rejected", "provisional": False, "paused": False}
+    elif decision.kind in ("hold", "inconclusive"):
+        changes |= {"status": "held"}
+    elif decision.kind == "pause":
+        changes |= {"paused": True}
+    else:
+        changes |= {"status": "running", "paused": False}
+    if decision.next_stage is not None:
+        changes |= {
+            "stage": decision.next_stage,
+            "stage_event_us": decision.event_us,
+            "stage_wall_us": decision.wall_us,
+            "provisional": rollout.provisional or decision.kind == "promote",
+            "paused": False,
+        }
+    elif decision.command == "resume":
+        changes |= {"stage_event_us": decision.event_us, "stage_wall_us": decision.wall_us}
+    if decision.waive:
+        changes |= {"waived": tuple(sorted({*rollout.waived, *decision.waive}))}
+    return msgspec.structs.replace(rollout, **changes)
