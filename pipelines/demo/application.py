@@ -1,0 +1,164 @@
+"""The application of the rehearsal: asks the gateway, remembers the answers, and reports truths and costs.
+
+It knows the gateway only by its HTTP interface, as any caller would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from pipelines.contracts.errors import TerminalError, TransientError
+
+CONCURRENCY = 16
+PER_CALL = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prediction asked for: id, event time in microseconds, inputs by name."""
+
+    request_id: str
+    event_us: int
+    inputs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: the arm that answered and the outputs by name."""
+
+    request_id: str
+    event_us: int
+    arm: str
+    release: str
+    route_version: int
+    logged: bool
+    degraded: bool
+    outputs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A truth or a cost for a request: `value` became known at `event_us`."""
+
+    request_id: str
+    event_us: int
+    value: float
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the application itself counted."""
+
+    sent: int = 0
+    answered: int = 0
+    failed: int = 0
+    labels: int = 0
+    kpis: int = 0
+    by_arm: dict[str, int] = field(default_factory=dict)
+
+
+def oip_inputs(inputs: dict[str, Any], datatypes: dict[str, str]) -> list[dict[str, Any]]:
+    """Inputs by name as OIP v2 tensors of one row; a missing value is left out."""
+    return [
+        {"name": name, "datatype": datatypes[name], "shape": [1], "data": [value]}
+        for name, value in inputs.items()
+        if value is not None
+    ]
+
+
+class Application:
+    """An asynchronous client of one gateway. Use as an asynchronous context manager."""
+
+    def __init__(self, url: str, *, replay: bool) -> None:
+        self.url = url
+        self.replay = replay
+        self.tally = Tally()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Application:
+        connector = aiohttp.TCPConnector(limit=CONCURRENCY)
+        self._session = aiohttp.ClientSession(self.url, connector=connector, timeout=aiohttp.ClientTimeout(total=20))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def ask(
+        self, model: str, asks: Sequence[Ask], datatypes: dict[str, str], on_answer: Callable[[Answer], None]
+    ) -> None:
+        """Ask for all of `asks`, `CONCURRENCY` at a time. Raises TerminalError on an answer other than 200."""
+        queue = iter(asks)
+
+        async def worker() -> None:
+            for ask in queue:
+                on_answer(await self._infer(model, ask, datatypes))
+
+        await asyncio.gather(*(worker() for _ in range(min(CONCURRENCY, len(asks)))))
+
+    async def _infer(self, model: str, ask: Ask, datatypes: dict[str, str]) -> Answer:
+        body: dict[str, Any] = {"id": ask.request_id, "inputs": oip_inputs(ask.inputs, datatypes)}
+        if self.replay:
+            body["parameters"] = {"event_time": ask.event_us}
+        self.tally.sent += 1
+        answer = await self._post(f"/v2/models/{model}/infer", body, (200,))
+        parameters = answer["parameters"]
+        self.tally.answered += 1
+        arm = parameters["arm"]
+        self.tally.by_arm[arm] = self.tally.by_arm.get(arm, 0) + 1
+        return Answer(
+            answer["id"],
+            ask.event_us,
+            arm,
+            parameters["release"],
+            parameters["route_version"],
+            parameters["logged"],
+            bool(parameters["degraded"]),
+            {output["name"]: output["data"][0] for output in answer["outputs"]},
+        )
+
+    async def labels(self, model: str, facts: Sequence[Fact]) -> None:
+        """Report truths; returns once the gateway has them on disk."""
+        for start in range(0, len(facts), PER_CALL):
+            part = facts[start : start + PER_CALL]
+            rows = [{"id": fact.request_id, "value": fact.value, "at": fact.event_us} for fact in part]
+            await self._post(f"/v1/models/{model}/labels", {"labels": rows}, (202,))
+        self.tally.labels += len(facts)
+
+    async def kpis(self, model: str, facts: Sequence[Fact]) -> None:
+        """Report costs; returns once the gateway has them on disk."""
+        for start in range(0, len(facts), PER_CALL):
+            part = facts[start : start + PER_CALL]
+            rows = [{"id": fact.request_id, "value": fact.value, "at": fact.event_us} for fact in part]
+            await self._post(f"/v1/models/{model}/kpis", {"kpis": rows}, (202,))
+        self.tally.kpis += len(facts)
+
+    async def _post(self, path: str, body: dict[str, Any], good: tuple[int, ...]) -> Any:
+        assert self._session is not None
+        for attempt in range(20):
+            try:
+                async with self._session.post(
+                    path, data=json.dumps(body), headers={"content-type": "application/json"}
+                ) as response:
+                    text = await response.text()
+                    if response.status in good:
+                        return json.loads(text) if text else {}
+                    if response.status not in (429, 503):
+                        self.tally.failed += 1
+                        raise TerminalError(f"POST {path}", got=f"{response.status} {text[:300]}", expected=str(good))
+            except (aiohttp.ClientConnectionError, asyncio.TimeoutError):
+                pass
+            await asyncio.sleep(0.05 * (attempt + 1))
+        self.tally.failed += 1
+        raise TransientError(
+            f"POST {path}", got="no answer in 20 tries", expected=str(good), hint="slipway status; logs/gateway.log"
+        )

@@ -1,0 +1,79 @@
+"""Evidence charts as inline SVG: e-value against its bar, over the requests seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 640, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 150, 12, 28
+COLOURS = ("#2563eb", "#dc2626", "#059669", "#9333ea", "#d97706", "#0891b2", "#be185d", "#4d7c0f")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric's e-value (natural log of it) by number of requests, and the log of the bar it has to pass."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    bar: float | None
+
+
+def _ticks(low: float, high: float) -> list[int]:
+    step = max(1, math.ceil((high - low) / 5))
+    return list(range(math.ceil(low), math.floor(high) + 1, step))
+
+
+def evidence_chart(title: str, series: Sequence[Series], stages: Sequence[tuple[int, str]]) -> str:
+    """An SVG of log10 e-values against requests; `stages` are (first request, name) marks. Empty text without points."""
+    ten = math.log(10)
+    shown = [(s, [(x, max(-4.0, min(12.0, y / ten))) for x, y in s.points]) for s in series if s.points]
+    if not shown:
+        return ""
+    xs = [x for _, points in shown for x, _ in points]
+    ys = [y for _, points in shown for _, y in points] + [s.bar / ten for s, _ in shown if s.bar is not None]
+    x_high, y_low, y_high = max(xs) or 1, min(-1.0, *ys), max(2.5, *ys) * 1.05
+
+    def px(x: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * x / x_high
+
+    def py(y: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (y_high - y) / (y_high - y_low)
+
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg">',
+        f"<title>{escape(title)}</title>",
+    ]
+    for tick in _ticks(y_low, y_high):
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(tick):.1f}" y2="{py(tick):.1f}" class="grid"/>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{py(tick) + 4:.1f}" class="tick" text-anchor="end">10<tspan dy="-4" font-size="8">{tick}</tspan></text>'
+        )
+    for at, name in stages:
+        parts.append(f'<line x1="{px(at):.1f}" x2="{px(at):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="stage"/>')
+        parts.append(f'<text x="{px(at) + 3:.1f}" y="{TOP + 9}" class="tick">{escape(name)}</text>')
+    label_y: list[float] = []
+    for index, (one, points) in enumerate(shown):
+        colour = COLOURS[index % len(COLOURS)]
+        path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        if one.bar is not None:
+            y = py(one.bar / ten)
+            parts.append(
+                f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-dasharray="4 4" opacity=".7"/>'
+            )
+        place = py(points[-1][1]) + 4
+        while any(abs(place - other) < 11 for other in label_y):
+            place += 11
+        label_y.append(place)
+        parts.append(
+            f'<text x="{WIDTH - RIGHT + 6}" y="{place:.1f}" fill="{colour}" font-size="10.5">{escape(one.name)}</text>'
+        )
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}" class="tick">0</text>')
+    parts.append(
+        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" class="tick" text-anchor="end">{x_high:,} requests</text>'
+    )
+    parts.append("</svg>")
+    return "".join(parts)

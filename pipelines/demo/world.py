@@ -1,0 +1,67 @@
+"""What really happened, in order: the requests an application would have made, and the truths it learnt later.
+
+Made once from a model's own `requests` and `labels` transforms over the whole sample; the replay lets the gateway see
+it hour by hour.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.contracts.clocks import to_us
+from pipelines.demo.application import Ask
+
+Payload = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """A label and the event time it became known."""
+
+    value: float
+    known_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Requests of one model by event time, and truths by request id."""
+
+    asks: list[Ask]
+    truths: dict[str, Truth]
+    datatypes: dict[str, str]
+
+    def between(self, start_us: int, end_us: int, keep: int = 1) -> list[Ask]:
+        """Requests with start < event time <= end, in order; of those every `keep`-th by position in the year."""
+        first = bisect.bisect_right(self.asks, start_us, key=lambda ask: ask.event_us)
+        last = bisect.bisect_right(self.asks, end_us, key=lambda ask: ask.event_us)
+        return [self.asks[index] for index in range(first, last) if index % keep == 0]
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value; NaN is missing."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def world(requests: pa.Table, labels: pa.Table, datatypes: dict[str, str]) -> World:
+    """The world of a requests table (request_id, event_timestamp, inputs) and a labels table (request_id, label, label_timestamp)."""
+    names = [name for name in datatypes if name in requests.column_names]
+    ordered = requests.sort_by([("event_timestamp", "ascending"), ("request_id", "ascending")])
+    columns = {name: ordered.column(name).to_pylist() for name in names}
+    ids = ordered.column("request_id").to_pylist()
+    times = [to_us(moment) for moment in ordered.column("event_timestamp").to_pylist()]
+    asks = [
+        Ask(ids[row], times[row], {name: _plain(columns[name][row]) for name in names})
+        for row in range(ordered.num_rows)
+    ]
+    truths = {
+        row["request_id"]: Truth(float(row["label"]), to_us(row["label_timestamp"]))
+        for row in labels.select(["request_id", "label", "label_timestamp"]).to_pylist()
+        if row["label"] is not None
+    }
+    return World(asks, truths, datatypes)
