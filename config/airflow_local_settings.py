@@ -19,6 +19,6 @@ if "scheduler" in sys.argv:
     import onnxmltools  # noqa: F401
     import onnxruntime  # noqa: F401
     import optuna  # noqa: F401
-    import pandas  # noqa: F401
+    import pandas  # noqa: F401, ICN001
     import pyarrow.dataset  # noqa: F401
     import skl2onnx  # noqa: F401

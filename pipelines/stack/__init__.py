@@ -1,6 +1,6 @@
 """The local stack: its parts as detached processes that are started, found again and stopped one by one.
 
-    from pipelines.stack import up, down, status
+from pipelines.stack import up, down, status
 """
 
 from pipelines.stack.control import down, status, up

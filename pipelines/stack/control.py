@@ -12,19 +12,17 @@ from pipelines.contracts.errors import TerminalError, TransientError
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack import databases, processes
 from pipelines.stack.environment import part_environment
-from pipelines.stack.parts import Part, choose
+from pipelines.stack.parts import Database, Part, choose
 from pipelines.stack.ports import require_free
 from pipelines.stack.processes import Record
-from pipelines.stack.states import PartStatus, Progress
+from pipelines.stack.states import PartStatus, Progress, State
 from pipelines.stack.versions import version_of
 
 READY_TIMEOUT_S = 180.0
 _POLL_S = 0.2
 
 
-def up(
-    settings: Settings, parts: Sequence[str] | None = None, on_progress: Progress | None = None
-) -> list[PartStatus]:
+def up(settings: Settings, parts: Sequence[str] | None = None, on_progress: Progress | None = None) -> list[PartStatus]:
     """Start the parts that do not run yet and wait until all of them are ready; returns their status.
 
     Raises `TerminalError` when a port is taken (before anything is started) or a part ends while it starts (with the
@@ -80,7 +78,7 @@ def _status_of(settings: Settings, part: Part) -> PartStatus:
         return PartStatus(part.name, "stopped", url=url, version=version)
     if processes.leader(record) is None:
         return PartStatus(part.name, "crashed", pid=record.pid, url=url, version=version, log=record.log)
-    state = "running" if part.ready(settings, record) else "starting"
+    state: State = "running" if part.ready(settings, record) else "starting"
     return PartStatus(part.name, state, pid=record.pid, url=url, version=version, log=record.log)
 
 
@@ -98,11 +96,11 @@ def _clear_remains(settings: Settings, part: Part) -> None:
 
 def _start_all(settings: Settings, missing: list[Part], environment: dict[str, str], tell: Progress) -> None:
     """Start the parts; those of one database follow its migration, the others do not wait for it."""
-    groups: dict[databases.Database | None, list[Part]] = {}
+    groups: dict[Database | None, list[Part]] = {}
     for part in missing:
         groups.setdefault(part.database, []).append(part)
 
-    def start_group(database: databases.Database | None) -> None:
+    def start_group(database: Database | None) -> None:
         for part in groups[database]:
             tell(part.name, "preparing")
         if database is not None:

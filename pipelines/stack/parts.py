@@ -10,7 +10,8 @@ from typing import Literal
 from pipelines.contracts.errors import NotFoundError
 from pipelines.settings import Settings
 from pipelines.stack.environment import orchestration_bin, serving_python
-from pipelines.stack.processes import Record
+from pipelines.stack.ports import listeners
+from pipelines.stack.processes import Record, members
 from pipelines.stack.readiness import airflow_job_beats, answers
 
 Database = Literal["airflow", "mlflow"]
@@ -42,8 +43,8 @@ class Part:
         return f"http://{settings.host}:{port}" if port else None
 
 
-def _airflow(component: str) -> Callable[[Settings], list[str]]:
-    return lambda settings: [str(orchestration_bin() / "airflow"), component]
+def _airflow(component: str, *options: str) -> Callable[[Settings], list[str]]:
+    return lambda settings: [str(orchestration_bin() / "airflow"), component, *options]  # noqa: ARG005
 
 
 def _airflow_job(job_type: str) -> Callable[[Settings, Record], bool]:
@@ -73,28 +74,53 @@ def _collector(settings: Settings) -> list[str]:  # noqa: ARG001 - the environme
     return [str(orchestration_bin() / "slipway"), "collector", "run"]
 
 
-def _answers(path: str, url: Callable[[Settings], str]) -> Callable[[Settings, Record], bool]:
-    return lambda settings, record: answers(url(settings) + path)  # noqa: ARG005
+def _answers(path: str, port_setting: str) -> Callable[[Settings, Record], bool]:
+    def ready(settings: Settings, record: Record) -> bool:
+        port = int(getattr(settings, port_setting))
+        # Somebody else may have taken the port since it was found free, and may answer the same path.
+        return answers(f"http://{settings.host}:{port}{path}") and not listeners(port).isdisjoint(
+            p.pid for p in members(record)
+        )
+
+    return ready
 
 
 PARTS: tuple[Part, ...] = (
     Part(
         "airflow-api-server",
         _api_server,
-        _answers("/api/v2/version", lambda settings: settings.airflow_url),
+        _answers("/api/v2/version", "airflow_port"),
         "apache-airflow",
         database="airflow",
         port_setting="airflow_port",
     ),
-    Part("airflow-scheduler", _airflow("scheduler"), _airflow_job("SchedulerJob"), "apache-airflow", "airflow"),
+    # The api-server reads the same log folder; log servers would listen on every interface, on fixed ports.
     Part(
-        "airflow-dag-processor", _airflow("dag-processor"), _airflow_job("DagProcessorJob"), "apache-airflow", "airflow"
+        "airflow-scheduler",
+        _airflow("scheduler", "--skip-serve-logs"),
+        _airflow_job("SchedulerJob"),
+        "apache-airflow",
+        database="airflow",
     ),
-    Part("airflow-triggerer", _airflow("triggerer"), _airflow_job("TriggererJob"), "apache-airflow", "airflow"),
+    Part(
+        "airflow-dag-processor",
+        _airflow("dag-processor"),
+        _airflow_job("DagProcessorJob"),
+        "apache-airflow",
+        database="airflow",
+    ),
+    Part(
+        "airflow-triggerer",
+        _airflow("triggerer", "--skip-serve-logs"),
+        _airflow_job("TriggererJob"),
+        "apache-airflow",
+        database="airflow",
+        grace_s=2.0,  # it waits for triggers that nothing ends; a killed one loses none of them
+    ),
     Part(
         "mlflow",
         _mlflow,
-        _answers("/health", lambda settings: settings.mlflow_url),
+        _answers("/health", "mlflow_port"),
         "mlflow",
         database="mlflow",
         port_setting="mlflow_port",
@@ -102,7 +128,7 @@ PARTS: tuple[Part, ...] = (
     Part(
         "gateway",
         _gateway,
-        _answers("/v2/health/live", lambda settings: settings.gateway_url),
+        _answers("/v2/health/live", "gateway_port"),
         "bentoml",
         port_setting="gateway_port",
     ),

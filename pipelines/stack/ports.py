@@ -20,19 +20,22 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def listeners(port: int) -> set[int]:
+    """The pids that listen on a port, as far as this user may see them."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return set()
+    return {c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr.port == port and c.pid}
+
+
 def owner(port: int) -> str:
     """Who listens on a port, in words."""
-    try:
-        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    except psutil.AccessDenied:
-        listening = []
-    for connection in listening:
-        if connection.laddr.port == port and connection.pid is not None:
-            try:
-                command = " ".join(psutil.Process(connection.pid).cmdline())[:100]
-            except psutil.Error:
-                command = "?"
-            return f"process {connection.pid} ({command})"
+    for pid in sorted(listeners(port)):
+        try:
+            return f"process {pid} ({' '.join(psutil.Process(pid).cmdline())[:100]})"
+        except psutil.Error:
+            return f"process {pid}"
     return "a process of another user"
 
 
