@@ -5,16 +5,20 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
 
-import httpx
+_direct = build_opener(ProxyHandler({}))
 
 
 def answers(url: str) -> bool:
     """Whether a GET is answered with 200."""
     try:
-        return httpx.get(url, timeout=2.0, trust_env=False).status_code == httpx.codes.OK
-    except httpx.HTTPError:
+        with _direct.open(url, timeout=2.0) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+    except (OSError, HTTPException):  # refused, reset, timed out, not HTTP; an error status is an OSError too
         return False
 
 
