@@ -1,0 +1,138 @@
+"""Whether the specs of a project fit together: every name that is referred to exists, transforms are where they say."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from pipelines.spec import dataset, model, view
+from pipelines.spec.dataset import DatasetSpec
+from pipelines.spec.loading import FOLDERS, Specs, names, parse_spec, path_of, render, shown_path
+from pipelines.spec.model import ModelSpec
+from pipelines.spec.problems import Location, Problem
+from pipelines.spec.view import ViewSpec
+
+PolicyCheck = Callable[[Mapping[str, Any]], object]
+_CHECKS: dict[str, Callable[[Any], Iterator[Problem]]] = {
+    "datasets": dataset.problems,
+    "features": view.problems,
+    "models": model.problems,
+}
+
+
+def check_project(include: Path, policy: PolicyCheck | None = None) -> tuple[Specs, list[str]]:
+    """Every spec that can be read, and every mistake as `file:line: message`.
+
+    `policy(mapping)` raises any SlipwayError or ValueError for a rollout policy that is not valid.
+    """
+    loaded: dict[str, dict[str, Any]] = {folder: {} for folder in FOLDERS}
+    mistakes: list[str] = []
+    for folder, spec_type in FOLDERS.items():
+        for name in names(include, folder):
+            path = path_of(include, folder, name)
+            spec, found = parse_spec(path, spec_type, _CHECKS[folder], shown_path(include, path))
+            mistakes += found
+            if spec is not None:
+                loaded[folder][name] = spec
+    specs = Specs(include=include, datasets=loaded["datasets"], views=loaded["features"], models=loaded["models"])
+    known = {folder: names(include, folder) for folder in FOLDERS}
+    groups: list[tuple[str, Mapping[str, BaseModel], Callable[..., Iterator[Problem]]]] = [
+        ("datasets", specs.datasets, dataset_references),
+        ("features", specs.views, view_references),
+        ("models", specs.models, model_references),
+    ]
+    for folder, group, references in groups:
+        for name, spec in group.items():
+            found_here = list(references(spec, specs, known))
+            if policy is not None and isinstance(spec, ModelSpec):
+                found_here += policy_problems(spec, policy)
+            path = path_of(include, folder, name)
+            mistakes += render(path.read_text(), shown_path(include, path), found_here)
+    return specs, mistakes
+
+
+def dataset_references(spec: DatasetSpec, specs: Specs, _: Mapping[str, list[str]]) -> Iterator[Problem]:
+    """A file source whose file is not there."""
+    if spec.source.kind == "file":
+        path = Path(spec.source.path)
+        base = path if path.is_absolute() else specs.include / path
+        if not base.exists() and not any(base.parent.glob(base.name)):
+            yield Problem(("source", "path"), f"no file '{spec.source.path}' under {specs.include}")
+
+
+def view_references(spec: ViewSpec, specs: Specs, known: Mapping[str, list[str]]) -> Iterator[Problem]:
+    """Datasets that do not exist, and a transform that is not there."""
+    yield from _datasets(spec.datasets, ("datasets",), known)
+    yield from _transform(specs.include, spec.transform, ("transform",))
+
+
+def model_references(spec: ModelSpec, specs: Specs, known: Mapping[str, list[str]]) -> Iterator[Problem]:
+    """Datasets, views, features, join keys and transforms that do not exist, and PII that a model may not see."""
+    yield from _datasets(spec.requests.datasets, ("requests", "datasets"), known)
+    yield from _datasets(spec.labels.datasets, ("labels", "datasets"), known)
+    yield from _transform(specs.include, spec.requests.transform, ("requests", "transform"))
+    yield from _transform(specs.include, spec.labels.transform, ("labels", "transform"))
+    if spec.request_features is not None:
+        yield from _transform(specs.include, f"{spec.request_features.file}:build", ("request_features", "file"))
+    if spec.postprocess is not None:
+        yield from _transform(specs.include, f"{spec.postprocess.file}:apply", ("postprocess", "file"))
+    for index, use in enumerate(spec.views):
+        at: Location = ("views", index)
+        if use.view not in known["features"]:
+            yield Problem.unknown((*at, "view"), "view", use.view, known["features"])
+        elif (used := specs.views.get(use.view)) is not None:
+            for position, name in enumerate(use.features):
+                if name not in used.features:
+                    yield Problem.unknown((*at, "features", position), f"feature of {use.view}", name, used.features)
+            if set(use.entity) != set(used.entity.keys):
+                yield Problem((*at, "entity"), f"join keys {sorted(use.entity)}; expected {sorted(used.entity.keys)}")
+    pii = {
+        column
+        for name in spec.datasets()
+        if (source := specs.datasets.get(name)) is not None
+        for column, declared in source.columns.items()
+        if declared.pii
+    }
+    for name in sorted(pii & set(spec.inputs)):
+        yield Problem(("inputs", name), f"input '{name}' is PII; PII may not be a model input")
+
+
+def policy_problems(spec: ModelSpec, policy: PolicyCheck) -> list[Problem]:
+    """The rollout policy's own mistakes."""
+    from pipelines.contracts.errors import SlipwayError
+
+    try:
+        policy(spec.rollout.policy)
+    except (SlipwayError, ValueError) as error:
+        return [Problem(("rollout", "policy"), f"rollout.policy: {error}")]
+    return []
+
+
+def _datasets(listed: list[str], at: Location, known: Mapping[str, list[str]]) -> Iterator[Problem]:
+    for index, name in enumerate(listed):
+        if name not in known["datasets"]:
+            yield Problem.unknown((*at, index), "dataset", name, known["datasets"])
+
+
+def _transform(include: Path, reference: str, at: Location) -> Iterator[Problem]:
+    """The file must exist and define the function at its top level; it is read, never run."""
+    file, _, function = reference.partition(":")
+    path = include / "transforms" / file
+    if not path.is_file():
+        there = [
+            other.relative_to(include / "transforms").as_posix() for other in (include / "transforms").rglob("*.py")
+        ]
+        yield Problem.unknown(at, "transform file", file, there)
+        return
+    try:
+        tree = ast.parse(path.read_text())
+    except SyntaxError as error:
+        yield Problem(at, f"{file} line {error.lineno}: {error.msg}")
+        return
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if function not in defined:
+        yield Problem.unknown(at, f"function in {file}", function, defined)

@@ -1,0 +1,224 @@
+"""YAML files to typed specs. Every mistake is told as `file:line: message`, with a suggestion where a name is near.
+
+A file is parsed fast first; only a file with mistakes is parsed again with positions.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from pipelines.contracts.canonical import digest
+from pipelines.contracts.errors import NotFoundError, SpecError
+from pipelines.spec import dataset, model, view
+from pipelines.spec.dataset import DatasetSpec
+from pipelines.spec.model import ModelSpec
+from pipelines.spec.problems import Location, Problem, suggestion
+from pipelines.spec.view import ViewSpec
+
+AnySpec = TypeVar("AnySpec", bound=BaseModel)
+
+FOLDERS: dict[str, type[BaseModel]] = {"datasets": DatasetSpec, "features": ViewSpec, "models": ModelSpec}
+
+
+class Specs(msgspec.Struct, frozen=True):
+    """Every spec of a project, by name."""
+
+    include: Path
+    datasets: dict[str, DatasetSpec]
+    views: dict[str, ViewSpec]
+    models: dict[str, ModelSpec]
+
+    def digest(self) -> str:
+        """SHA-256 over all specs as they are understood (comments and layout do not count)."""
+        return digest(
+            {
+                kind: {name: spec.model_dump(mode="json") for name, spec in group.items()}
+                for kind, group in (("datasets", self.datasets), ("views", self.views), ("models", self.models))
+            }
+        )
+
+
+def load_dataset(include: Path, name: str) -> DatasetSpec:
+    """`include/datasets/<name>.yaml`. Raises SpecError (`file:line:`) or NotFoundError naming near datasets."""
+    return _load_one(include, "datasets", name, DatasetSpec, dataset.problems)
+
+
+def load_view(include: Path, name: str) -> ViewSpec:
+    """`include/features/<name>.yaml`. Raises as `load_dataset`."""
+    return _load_one(include, "features", name, ViewSpec, view.problems)
+
+
+def load_model(include: Path, name: str) -> ModelSpec:
+    """`include/models/<name>.yaml`. Raises as `load_dataset`."""
+    return _load_one(include, "models", name, ModelSpec, model.problems)
+
+
+def names(include: Path, folder: str) -> list[str]:
+    """Names of the specs in a folder (`datasets`, `features`, `models`), sorted."""
+    return sorted(path.stem for path in (include / folder).glob("*.yaml"))
+
+
+def load_all(include: Path) -> Specs:
+    """Every spec of a project, each valid in itself; `pipelines.spec.checking` says whether they fit together."""
+    return Specs(
+        include=include,
+        datasets={name: load_dataset(include, name) for name in names(include, "datasets")},
+        views={name: load_view(include, name) for name in names(include, "features")},
+        models={name: load_model(include, name) for name in names(include, "models")},
+    )
+
+
+def path_of(include: Path, folder: str, name: str) -> Path:
+    """The file of a spec."""
+    return include / folder / f"{name}.yaml"
+
+
+def parse_spec(
+    path: Path, spec_type: type[AnySpec], check: Callable[[AnySpec], Iterator[Problem]], shown: str
+) -> tuple[AnySpec | None, list[str]]:
+    """The spec in a file, or None, and its mistakes as lines of text. `shown` is the file's name in them."""
+    text = path.read_text()
+    try:
+        document = YAML(typ="safe").load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark is not None else 1
+        return None, [f"{shown}:{line}: {' '.join(str(error.problem or error.context).split())}."]
+    if not isinstance(document, dict):
+        return None, [f"{shown}:1: the file holds {type(document).__name__}; expected a mapping of keys to values."]
+    try:
+        spec = spec_type.model_validate(document)
+    except ValidationError as error:
+        found = [_explain(spec_type, document, line) for line in error.errors(include_url=False)]
+        return None, render(text, shown, found)
+    found = list(check(spec))
+    name = getattr(spec, "name", None)
+    if name != path.stem:
+        found.append(Problem(("name",), f"name '{name}' differs from the file's; expected '{path.stem}'"))
+    return spec, render(text, shown, found)
+
+
+def render(text: str, shown: str, found: list[Problem]) -> list[str]:
+    """Each problem as `file:line: message`, in the order of lines."""
+    if not found:
+        return []
+    document = YAML(typ="rt").load(text)
+    located = sorted({(_line(document, problem.location), problem.message) for problem in found})
+    return [f"{shown}:{line}: {message}{'' if message.endswith('?') else '.'}" for line, message in located]
+
+
+def shown_path(include: Path, path: Path) -> str:
+    """How a spec file is named in messages: from the folder that holds `include`."""
+    return path.relative_to(include.parent).as_posix()
+
+
+def _load_one(
+    include: Path, folder: str, name: str, spec_type: type[AnySpec], check: Callable[[AnySpec], Iterator[Problem]]
+) -> AnySpec:
+    path = path_of(include, folder, name)
+    if not path.is_file():
+        known = names(include, folder)
+        raise NotFoundError(
+            f"{folder.removesuffix('s')} spec '{name}'{suggestion(name, known)}",
+            hint=f"Specs lie in {include / folder}.",
+        )
+    spec, mistakes = parse_spec(path, spec_type, check, shown_path(include, path))
+    if mistakes or spec is None:
+        raise SpecError("\n".join(mistakes))
+    return spec
+
+
+def _line(document: Any, location: Location) -> int:
+    """The line of the deepest part of `location` that is in the document."""
+    line, node = 1, document
+    for step in location:
+        try:
+            if isinstance(node, dict) and step in node:
+                line = node.lc.key(step)[0] + 1  # type: ignore[attr-defined]  # ruamel's CommentedMap
+            elif isinstance(node, list) and isinstance(step, int) and step < len(node):
+                line = node.lc.item(step)[0] + 1  # type: ignore[attr-defined]  # ruamel's CommentedSeq
+            else:
+                continue  # a tag of a union, or a missing key: its parent's line stands
+            node = node[step]
+        except (AttributeError, KeyError):
+            break
+    return line
+
+
+def _explain(spec_type: type[BaseModel], document: object, error: Any) -> Problem:
+    """pydantic's error in our words: the key's path, what was got, what is expected, the nearest valid name."""
+    location: Location = tuple(error["loc"])
+    kind, at = error["type"], ".".join(str(step) for step in location)
+    match kind:
+        case "extra_forbidden":
+            key = str(location[-1])
+            return Problem(
+                location, f"unknown key '{key}'" + suggestion(key, _fields_at(spec_type, location[:-1], document))
+            )
+        case "missing":
+            return Problem(location, f"'{at}' is missing")
+        case "literal_error":
+            words = [part.strip().strip("'") for part in str(error["ctx"]["expected"]).replace(" or ", ", ").split(",")]
+            return Problem(location, f"{at} is '{error['input']}'" + suggestion(str(error["input"]), words))
+        case "union_tag_invalid":
+            words = [part.strip().strip("'") for part in str(error["ctx"]["expected_tags"]).split(",")]
+            got = str(error["ctx"]["tag"])
+            return Problem((*location, "kind"), f"{at}.kind is '{got}'" + suggestion(got, words))
+        case "value_error":
+            return Problem(location, f"{at}: {error['ctx']['error']}")
+        case _:
+            return Problem(location, f"{at}: {error['msg']}; got {error['input']!r}")
+
+
+def _fields_at(spec_type: type[BaseModel], location: Location, document: object) -> list[str]:
+    """Names of the keys that are valid at a location of the document."""
+    current: Any = spec_type
+    node: Any = document
+    for step in location:
+        if isinstance(node, (list, dict)) and step in _steps(node):
+            node = node[step]  # type: ignore[index]  # a list is only stepped into by a number
+        chosen = _model_in(current, str(step))
+        if chosen is not None and step not in chosen.model_fields:
+            current = chosen  # the step is a union's tag
+            continue
+        current = _step(current, step)
+    found = _model_in(current, str(location[-1]) if location else "")
+    return list(found.model_fields) if found else []
+
+
+def _steps(node: list[Any] | dict[Any, Any]) -> Iterable[Any]:
+    return node if isinstance(node, dict) else range(len(node))
+
+
+def _step(annotation: Any, step: str | int) -> Any:
+    model_type = _model_in(annotation, "")
+    if model_type is not None and isinstance(step, str) and step in model_type.model_fields:
+        field = model_type.model_fields[step]
+        return field.annotation
+    return annotation
+
+
+def _model_in(annotation: Any, tag: str) -> type[BaseModel] | None:
+    """The spec class inside an annotation (optional, list, mapping, union); of several the one of kind `tag`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
+    if origin is Annotated:
+        arguments = arguments[:1]
+    elif origin not in (list, dict, Union, types.UnionType):
+        return None
+    found = [chosen for argument in arguments if (chosen := _model_in(argument, tag)) is not None]
+    for chosen in found:
+        kind = chosen.model_fields.get("kind")
+        if kind is not None and tag in get_args(kind.annotation):
+            return chosen
+    return found[0] if found else None

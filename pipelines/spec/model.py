@@ -1,0 +1,287 @@
+"""The spec of a model: what a request is, what its label is, its features, and how it is made and guarded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipelines.spec.durations import EventDuration
+from pipelines.spec.fields import Name, Schedule, Strict, TransformFile, TransformRef
+from pipelines.spec.problems import Problem
+
+Datatype = Literal["BYTES", "FP64", "FP32", "INT64", "INT32", "BOOL"]
+
+
+class Requests(Strict):
+    """Past requests as they would have been sent: `request_id`, `event_timestamp` and the inputs by name."""
+
+    datasets: Annotated[list[Name], Field(min_length=1)]
+    transform: TransformRef
+
+
+class Labels(Strict):
+    """Truths: `request_id`, `label`, `label_timestamp` (when known); `unlabelled`: the fate of requests without."""
+
+    datasets: Annotated[list[Name], Field(min_length=1)]
+    transform: TransformRef
+    unlabelled: Literal["drop", "censor"] = "drop"
+    maturity: EventDuration
+
+
+class InputSpec(Strict):
+    """One request input, as an Open Inference Protocol tensor."""
+
+    datatype: Datatype
+    required: bool = True
+    description: str = ""
+
+
+class ViewUse(Strict):
+    """One feature view read for a request. `entity` maps the view's join keys to request inputs."""
+
+    view: Name
+    entity: Annotated[dict[Name, Name], Field(min_length=1)]
+    features: Annotated[list[Name], Field(min_length=1)]
+    defaults: dict[Name, float | int] = Field(default_factory=dict)
+
+
+class RequestFeatures(Strict):
+    """`def build(inputs, features) -> dict[str, array]`, numpy only, and the names it makes."""
+
+    file: TransformFile
+    names: Annotated[list[Name], Field(min_length=1)]
+    defaults: dict[Name, float | int] = Field(default_factory=dict)
+
+
+class Postprocess(Strict):
+    """`def apply(raw, inputs, params) -> dict[str, array]`, numpy only."""
+
+    file: TransformFile
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+def _score_only() -> dict[str, Datatype]:
+    return {"score": "FP64"}
+
+
+class Output(Strict):
+    """What a valid answer is."""
+
+    score: Name = "score"
+    low: float | None = None
+    high: float | None = None
+    fields: dict[Name, Datatype] = Field(default_factory=_score_only)
+
+
+class Split(Strict):
+    """Lengths of the last parts of the window, and the gap that label delay asks for before each."""
+
+    validation: EventDuration
+    test: EventDuration
+    gap: EventDuration
+
+
+class Training(Strict):
+    """How a release is made."""
+
+    trainer: Name
+    window: EventDuration | Literal["all"] = "all"
+    split: Split
+    trials: Annotated[int, Field(ge=0)] = 10
+    seed: int = 7
+    params: dict[str, Any] = Field(default_factory=dict)
+    calibration: Literal["none", "platt", "isotonic"] = "none"
+
+
+class OfflineGate(Strict):
+    """One condition a release must meet before it may start a rollout."""
+
+    metric: Name
+    min: float | None = None
+    max: float | None = None
+    against: Literal["champion"] | None = None
+    max_worse_rel: float | None = None
+    max_worse_abs: float | None = None
+
+
+class Stage(Strict):
+    """One step of a rollout: `backtest`, `shadow`, `canary_*`, `ab_*` or `bake`. `share` is the challenger's."""
+
+    name: Annotated[str, Field(pattern=r"^(backtest|shadow|bake|canary_\w+|ab_\w+)$")]
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    requests: Annotated[int, Field(ge=1)] | None = None
+    min_event_time: EventDuration | None = None
+    max_wait: EventDuration | None = None
+
+
+class Breaker(Strict):
+    """The gateway's own circuit breaker for the challenger."""
+
+    window: Annotated[int, Field(ge=1)] = 100
+    failures: Annotated[int, Field(ge=1)] = 20
+    timeout_ms: Annotated[int, Field(ge=1)] = 1000
+
+
+class Rollout(Strict):
+    """A challenger's way. `policy` holds the keys of slipway-gate/1; `slipway check` validates it."""
+
+    start: Literal["manual", "auto"] = "manual"
+    approvers: list[str] = Field(default_factory=list)
+    max_wait: EventDuration
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    policy: dict[str, Any]
+    breaker: Breaker = Breaker()
+
+
+class Drift(Strict):
+    """Bars a monitored distribution must cross to count as drifted."""
+
+    psi: float = 0.2
+    p_value: float = 0.001
+    min_rows: Annotated[int, Field(ge=1)] = 500
+
+
+class Performance(Strict):
+    """How much worse the matured metric may be than at training."""
+
+    metric: Name
+    max_worse_rel: float
+
+
+class Retrain(Strict):
+    """When drift may start a retraining, and how often."""
+
+    cooldown: EventDuration
+    limit: Annotated[int, Field(ge=0)]
+    per: EventDuration
+
+
+class Monitor(Strict):
+    """What is watched, against which rows, and what follows."""
+
+    schedule: Schedule | None = None
+    reference: EventDuration
+    current: EventDuration
+    report_only: list[Name] = Field(default_factory=list)
+    drift: Drift = Drift()
+    performance: Performance | None = None
+    retrain: Retrain | None = None
+
+
+class Score(Strict):
+    """Batch scoring of coming requests into the lake."""
+
+    schedule: Schedule | None = None
+
+
+class ModelSpec(Strict):
+    """`include/models/<model>.yaml`."""
+
+    name: Name
+    owner: str
+    description: str
+    task: Literal["binary", "regression"]
+    requests: Requests
+    labels: Labels
+    inputs: Annotated[dict[Name, InputSpec], Field(min_length=1)]
+    views: list[ViewUse] = Field(default_factory=list)
+    request_features: RequestFeatures | None = None
+    input_features: list[Name] = Field(default_factory=list)
+    postprocess: Postprocess | None = None
+    output: Output = Output()
+    slices: list[Name] = Field(default_factory=list)
+    training: Training
+    offline_gates: list[OfflineGate] = Field(default_factory=list)
+    rollout: Rollout
+    monitor: Monitor | None = None
+    score: Score | None = None
+    schedule: Schedule | None = None
+
+    def datasets(self) -> list[str]:
+        """Every dataset that requests and labels are made of, sorted."""
+        return sorted({*self.requests.datasets, *self.labels.datasets})
+
+    def feature_names(self) -> list[str]:
+        """The model's columns in order: inputs, request features, then view features as the views are listed."""
+        made = self.request_features.names if self.request_features else []
+        return [*self.input_features, *made, *(name for use in self.views for name in use.features)]
+
+
+def problems(spec: ModelSpec) -> Iterator[Problem]:
+    """What is inconsistent inside one model spec."""
+    yield from _input_problems(spec)
+    yield from _feature_problems(spec)
+    yield from _rollout_problems(spec)
+    if spec.output.score not in spec.output.fields:
+        yield Problem.unknown(("output", "score"), "output field", spec.output.score, spec.output.fields)
+    if spec.output.low is not None and spec.output.high is not None and spec.output.low >= spec.output.high:
+        yield Problem(("output", "low"), f"low {spec.output.low} is not below high {spec.output.high}")
+    if spec.monitor is not None:
+        for index, name in enumerate(spec.monitor.report_only):
+            if name not in spec.feature_names():
+                yield Problem.unknown(("monitor", "report_only", index), "model feature", name, spec.feature_names())
+    for index, gate in enumerate(spec.offline_gates):
+        relative = gate.max_worse_rel is not None or gate.max_worse_abs is not None
+        if (gate.against is not None) != relative or not (relative or gate.min is not None or gate.max is not None):
+            yield Problem(
+                ("offline_gates", index),
+                f"gate on '{gate.metric}': give min or max, or `against: champion` with max_worse_rel or max_worse_abs",
+            )
+
+
+def _input_problems(spec: ModelSpec) -> Iterator[Problem]:
+    inputs = list(spec.inputs)
+    for index, name in enumerate(spec.input_features):
+        if name not in spec.inputs:
+            yield Problem.unknown(("input_features", index), "input", name, inputs)
+        elif spec.inputs[name].datatype == "BYTES":
+            yield Problem(("input_features", index), f"input '{name}' is text; make a number of it in request_features")
+    for index, name in enumerate(spec.slices):
+        if name not in spec.inputs:
+            yield Problem.unknown(("slices", index), "input", name, inputs)
+    for index, use in enumerate(spec.views):
+        for key, name in use.entity.items():
+            if name not in spec.inputs:
+                yield Problem.unknown(("views", index, "entity", key), "input", name, inputs)
+        for name in use.defaults:
+            if name not in use.features:
+                yield Problem.unknown(("views", index, "defaults", name), "feature of this use", name, use.features)
+
+
+def _feature_problems(spec: ModelSpec) -> Iterator[Problem]:
+    names = spec.feature_names()
+    if not names:
+        yield Problem((), "the model has no features: name input_features, request_features or views")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Problem((), f"model feature '{name}' is made twice")
+
+
+def _rollout_problems(spec: ModelSpec) -> Iterator[Problem]:
+    rollout = spec.rollout
+    names = [stage.name for stage in rollout.stages]
+    for index, stage in enumerate(rollout.stages):
+        at = ("rollout", "stages", index)
+        split = stage.name.startswith(("canary_", "ab_"))
+        if split and stage.share is None:
+            yield Problem(at, f"stage '{stage.name}' serves answers: it needs a share")
+        if not split and stage.share is not None:
+            yield Problem(
+                (*at, "share"), f"stage '{stage.name}' has no share: only canary and ab stages split the traffic"
+            )
+        if stage.name != "backtest" and stage.requests is None:
+            yield Problem(at, f"stage '{stage.name}' needs a number of requests")
+        if names.index(stage.name) != index:
+            yield Problem((*at, "name"), f"stage '{stage.name}' is listed twice")
+    shares = [stage.share for stage in rollout.stages if stage.share is not None and stage.name.startswith("canary_")]
+    if shares != sorted(shares):
+        yield Problem(("rollout", "stages"), f"canary shares {shares} do not grow")
+    order = {"backtest": 0, "shadow": 1, "canary": 2, "ab": 2, "bake": 3}
+    ranks = [order[name.partition("_")[0]] for name in names]
+    if ranks != sorted(ranks):
+        yield Problem(
+            ("rollout", "stages"), f"stages {names} are out of order; expected backtest, shadow, canary or ab, bake"
+        )
+    if rollout.start == "manual" and not rollout.approvers:
+        yield Problem(("rollout",), "start is manual, but nobody is an approver")

@@ -1,0 +1,92 @@
+"""The spec of a feature view: named, typed features of one entity from one Ibis expression over datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelines.contracts.canonical import digest, file_digest
+from pipelines.spec.dataset import Check
+from pipelines.spec.durations import EventDuration
+from pipelines.spec.fields import FeatureType, KeyType, Name, Schedule, Strict, TransformRef
+from pipelines.spec.problems import Problem
+
+RESERVED = frozenset({"event_timestamp", "created_timestamp", "day", "known_at", "available_at"})
+
+
+class Entity(Strict):
+    """The key the features belong to."""
+
+    name: Name
+    keys: Annotated[dict[Name, KeyType], Field(min_length=1)]
+
+
+class Feature(Strict):
+    """One feature. `min` and `max` are closed bounds that a published value may not leave."""
+
+    type: FeatureType
+    unit: str | None = None
+    description: str = ""
+    nullable: bool = True
+    min: float | int | None = None
+    max: float | int | None = None
+
+
+class ViewSpec(Strict):
+    """`include/features/<view>.yaml`."""
+
+    name: Name
+    owner: str
+    description: str
+    entity: Entity
+    datasets: Annotated[list[Name], Field(min_length=1)]
+    static: list[Name] = Field(default_factory=list)
+    """Those of the datasets that the look-back does not cut: registers, read whole."""
+    transform: TransformRef
+    features: Annotated[dict[Name, Feature], Field(min_length=1)]
+    look_back: EventDuration
+    publish_every: EventDuration
+    ttl: EventDuration | None = None
+    freshness: EventDuration
+    checks: list[Check] = Field(default_factory=list)
+    schedule: Schedule | None = None
+
+    def version(self, include: Path) -> str:
+        """Four hex digits that change with whatever changes values: transform source, features, entity, windows."""
+        source = include / "transforms" / self.transform.partition(":")[0]
+        return digest(
+            {
+                "transform": [self.transform, file_digest(source)],
+                "features": {name: feature.type for name, feature in self.features.items()},
+                "entity": self.entity.model_dump(mode="json"),
+                "datasets": [self.datasets, self.static],
+                "look_back": str(self.look_back),
+                "publish_every": str(self.publish_every),
+            }
+        )[:4]
+
+    def feast_name(self, include: Path) -> str:
+        """The versioned name: `<name>__<version>`."""
+        return f"{self.name}__{self.version(include)}"
+
+
+def problems(spec: ViewSpec) -> Iterator[Problem]:
+    """What is inconsistent inside one view spec."""
+    for name in RESERVED & (set(spec.features) | set(spec.entity.keys)):
+        where = "features" if name in spec.features else "entity"
+        yield Problem((where,), f"column '{name}' is added by the framework; name it differently")
+    for name in set(spec.features) & set(spec.entity.keys):
+        yield Problem(("features", name), f"feature '{name}' is also an entity key")
+    for index, name in enumerate(spec.static):
+        if name not in spec.datasets:
+            yield Problem.unknown(("static", index), "dataset of this view", name, spec.datasets)
+    if spec.publish_every.us <= 0:
+        yield Problem(("publish_every",), "publish_every is zero; a view is published at steps of some length")
+    elif 86_400_000_000 % spec.publish_every.us:
+        yield Problem(("publish_every",), f"publish_every '{spec.publish_every}' does not divide a day")
+    for name, feature in spec.features.items():
+        if feature.min is not None and feature.max is not None and feature.min > feature.max:
+            yield Problem(("features", name, "min"), f"min {feature.min} is above max {feature.max}")
