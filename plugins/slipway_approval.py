@@ -1,0 +1,94 @@
+"""A person's decision about a rollout: asked in Airflow, bound to the evidence shown, and recorded in the rollout.
+
+The task's own state decides nothing: it is the record that counts, and only an answer given here (or by
+`slipway rollout approve|reject`) is written there, with the name of the one who gave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import Param
+from airflow.sdk.exceptions import AirflowFailException
+
+APPROVE = "Approve"
+REJECT = "Reject"
+REASON = {"reason": Param("", type="string", title="Why")}
+"""The form of the question: `params=REASON` on the task (Airflow tells a task's params from its DAG's by that)."""
+
+
+class RolloutApproval(HITLOperator):
+    """Ask the approvers whether a rollout may go on; record the answer with its author.
+
+    Approval ends the task as a success, rejection as a failure. Evidence that has changed between the asking and the
+    answer fails the task unrecorded: clear it, and the person is asked again about what is true now.
+    """
+
+    template_fields = ("subject", "body", "rollout_id")
+    ui_color = "#fbe3d6"
+
+    def __init__(self, *, approvers: Sequence[str], question: str, start: str = "start", **kwargs: Any) -> None:
+        self.rollout_id = f"{{{{ ti.xcom_pull(task_ids='{start}', map_indexes=-1)['id'] }}}}"
+        super().__init__(
+            subject=question,
+            body="",
+            options=[APPROVE, REJECT],
+            assigned_users=[{"id": name, "name": name} for name in approvers],
+            **kwargs,
+        )
+
+    def execute(self, context: Any) -> Any:
+        shown = _show(self.rollout_id)
+        self.body = text(shown)
+        context["ti"].xcom_push("evidence_digest", shown["evidence_digest"])
+        return super().execute(context)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        answer = super().execute_complete(context, event)
+        asked = context["ti"].xcom_pull(task_ids=self.task_id, key="evidence_digest", map_indexes=-1)
+        shown = _show(self.rollout_id)
+        if shown["evidence_digest"] != asked:
+            raise AirflowFailException(
+                "The evidence has changed since the question. Clear this task to be asked again."
+            )
+        return record(self.rollout_id, answer)
+
+
+def record(rollout_id: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the answer into the rollout. Raises AirflowFailException when it is a rejection, after recording it."""
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    user = answer["responded_by_user"] or {}
+    actor = str(user.get("name") or user.get("id") or "unknown")
+    approved = answer["chosen_options"] == [APPROVE]
+    reason = str((answer["params_input"] or {}).get("reason") or "answered in Airflow")
+    verb = rollouts.approve if approved else rollouts.reject
+    verb(Settings(), rollout_id, actor=actor, reason=reason)
+    if not approved:
+        raise AirflowFailException(f"{actor} rejected rollout {rollout_id}: {reason}")
+    return {"rollout_id": rollout_id, "actor": actor, "reason": reason}
+
+
+def text(shown: Mapping[str, Any]) -> str:
+    """What the person is shown, as Markdown."""
+    rows = [f"| {v['metric']} | {v['verdict']} | {v.get('reason', '')} |" for v in shown.get("verdicts", [])]
+    table = ["| metric | verdict | why |", "|---|---|---|", *rows] if rows else []
+    lines = [
+        f"Model **{shown['model']}**, stage **{shown['stage']}**.",
+        f"Challenger `{shown['challenger'][:12]}`, champion `{(shown['champion'] or 'none')[:12]}`.",
+        "",
+        *table,
+        "",
+        f"Evidence `{(shown['evidence_digest'] or 'none')[:12]}`. More: `slipway rollout show {shown['id']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def _show(rollout_id: str) -> dict[str, Any]:
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    return rollouts.show(Settings(), rollout_id)

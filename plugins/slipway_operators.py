@@ -1,0 +1,166 @@
+"""Airflow operators that run one job of `pipelines.wiring`: the only place where tasks meet the jobs.
+
+A job is named by text (`pipelines.wiring.features:publish`) and imported when its task runs, so that a DAG file costs
+nothing. Arguments and results are references and small structs; they travel as JSON through XCom.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from airflow.sdk import Asset, BaseOperator, BranchMixIn, SkipMixin, XComArg
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+AS_OF = "as_of_us"
+"""XCom key under which the first task of a run leaves the run's event time, in microseconds."""
+
+RETRIES: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay": timedelta(seconds=5),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=5),
+}
+"""Only errors that may pass are retried: a lock, a server that is starting. All others fail at once."""
+
+
+class JobOperator(BaseOperator):
+    """Call `job(settings, **arguments)` and push its result.
+
+    job: `module:function`. arguments: keyword arguments; may hold Jinja and XComArgs. Struct parameters of the job are
+    made from the JSON of the task before. as_of: the run's event time, passed as `as_of_us` to a job that takes it:
+    `"run"` in the task that settles it (the run's param, else that of the asset events that started it, else event
+    now), in the others an XComArg of that task. asset: told of the result, with `as_of_us` and `digest`.
+    skip_unless: name of a field of the result; when it is false the task is skipped, and the asset not told.
+    """
+
+    template_fields = ("arguments", "as_of")
+    ui_color = "#e8f1f8"
+
+    def __init__(
+        self,
+        *,
+        job: str,
+        arguments: Mapping[str, Any] | None = None,
+        as_of: str | XComArg | None = None,
+        asset: Asset | None = None,
+        skip_unless: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{**RETRIES, **kwargs}, outlets=[asset] if asset is not None else [])
+        self.job = job
+        self.arguments = dict(arguments or {})
+        self.as_of = as_of
+        self.asset = asset
+        self.skip_unless = skip_unless
+
+    def execute(self, context: Context) -> Any:
+        result = self.run_job(context)
+        if self.skip_unless is not None and not result[self.skip_unless]:
+            context["ti"].xcom_push("return_value", result)
+            raise AirflowSkipException(f"{self.skip_unless} is false: {json.dumps(result)[:500]}")
+        return result
+
+    def run_job(self, context: Context) -> Any:
+        """The job's result as JSON-ready values. Raises AirflowFailException for what a retry cannot cure."""
+        from pipelines.settings import Settings
+
+        settings = Settings()
+        as_of_us = self.as_of
+        if as_of_us == "run":
+            as_of_us = run_as_of_us(context, settings.event_clock().event_now_us)
+            context["ti"].xcom_push(AS_OF, as_of_us)
+        result = call(self.job, settings, self.arguments, as_of_us)
+        if self.asset is not None:
+            context["outlet_events"][self.asset].extra = {AS_OF: as_of_us, "digest": reference(result)}
+        return result
+
+
+class BranchJobOperator(JobOperator, BranchMixIn, SkipMixin):
+    """A job whose result says which tasks come next.
+
+    branches: task ids by the value of the result's field `by`; a value without an entry is followed by none.
+    """
+
+    def __init__(self, *, by: str, branches: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.by = by
+        self.branches = {value: list(ids) for value, ids in branches.items()}
+
+    def execute(self, context: Context) -> Any:
+        result = self.run_job(context)
+        self.do_branch(context, self.branches.get(str(result[self.by]), []))
+        return result
+
+
+def call(job: str, settings: Any, arguments: Mapping[str, Any], as_of_us: Any = None) -> Any:
+    """Call the job, with `as_of_us` if it takes it, and give its result as JSON-ready values.
+
+    Transient errors pass through, to be retried; of all others AirflowFailException is raised, from the original.
+    """
+    import msgspec
+
+    from pipelines.contracts.errors import SlipwayError
+
+    module, _, name = job.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+        given = dict(arguments)
+        if AS_OF in inspect.signature(function).parameters:
+            given[AS_OF] = as_of_us
+        return msgspec.to_builtins(function(settings, **typed(function, given)))
+    except (ConnectionError, TimeoutError):
+        raise
+    except SlipwayError as error:
+        if error.retryable:
+            raise AirflowException(f"may pass, is tried again: {error}") from error
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise AirflowFailException(f"{type(error).__name__}: {error}") from error
+
+
+def typed(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, those made into structs again whose parameter is annotated as one."""
+    import msgspec
+
+    hints = get_type_hints(function)
+    made = {}
+    for name, value in arguments.items():
+        hint = hints.get(name)
+        is_struct = isinstance(hint, type) and issubclass(hint, msgspec.Struct)
+        made[name] = msgspec.convert(value, hint, strict=False) if is_struct else value
+    return made
+
+
+def run_as_of_us(context: Context, event_now_us: Callable[[], int]) -> int:
+    """The run's event time: its param `as_of`, else the newest of the asset events behind it, else event now."""
+    from pipelines.contracts.clocks import parse_event_time
+
+    given = (context.get("params") or {}).get("as_of")
+    if given:
+        return parse_event_time(given)
+    told = list(_told(context.get("triggering_asset_events") or {}))
+    return max(told) if told else event_now_us()
+
+
+def _told(events: Mapping[Any, Iterable[Any]]) -> Iterable[int]:
+    for key in events:
+        for event in events[key]:
+            if (value := (event.extra or {}).get(AS_OF)) is not None:
+                yield int(value)
+
+
+def reference(result: Any) -> str | None:
+    """What names a job's result: itself when it is text, else its `digest` or `release`."""
+    if isinstance(result, str):
+        return result
+    if isinstance(result, dict):
+        return next((str(result[key]) for key in ("digest", "release", "version") if result.get(key)), None)
+    return None
