@@ -1,0 +1,297 @@
+"""The gateway's ASGI application: paths to handlers, refusals to protocol errors. Pure ASGI, no framework on the way.
+
+Run alone with `uvicorn --factory serving.app:create`; in production `serving.service` puts it ahead of BentoML's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any
+
+from pipelines.settings import Settings
+from serving import feedback, rollback
+from serving.gateway import Gateway
+from serving.infer import infer, infer_pinned
+from serving.metrics import CONTENT_TYPE
+from serving.oip import request as oip_request
+from serving.oip.errors import Malformed, Overloaded, Refusal, TooLarge, Unavailable, Unknown, WrongMethod
+from serving.oip.response import error_body, model_metadata, to_json
+from serving.pinned import PinnedModels
+from serving.route_table import Plan
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_JSON = b"application/json"
+_log = logging.getLogger("slipway.app")
+
+
+class GatewayApp:
+    """Answers every path under /v1, /v2 and /metrics; `owns` tells which those are."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self._pinned = PinnedModels(gateway.settings.releases, gateway.store, gateway.limits.pinned_releases)
+        self._inflight = 0
+
+    @staticmethod
+    def owns(path: str) -> bool:
+        """Whether this application answers the path."""
+        return path.startswith(("/v2/", "/v1/")) or path in ("/v2", "/metrics")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request."""
+        if self._inflight >= self.gateway.limits.max_inflight:
+            await self._refuse(
+                send, Overloaded("gateway", got=f"{self._inflight} requests in flight", hint="Slow down.")
+            )
+            return
+        self._inflight += 1
+        try:
+            await self._serve(scope, receive, send)
+        except Refusal as refusal:
+            await self._refuse(send, refusal)
+        except Exception:
+            _log.exception("unexpected error on %s", scope["path"])
+            self.gateway.metrics.refused.labels("500").inc()
+            await _reply(send, 500, error_body("internal error; the gateway's log has the details"))
+        finally:
+            self._inflight -= 1
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        parts = scope["path"].strip("/").split("/")
+        match parts:
+            case ["v2", "models", model, "infer"]:
+                _method(scope, "POST")
+                await self._infer(model, scope, receive, send)
+            case ["v2", "models", model, "versions", version, "infer"]:
+                _method(scope, "POST")
+                body = await self._body(scope, receive)
+                loaded = await self._pinned.get(model, version)
+                await _reply(send, 200, await infer_pinned(self.gateway, loaded, oip_request.decode(body)))
+            case ["v1", "models", model, "labels" | "kpis" as kind]:
+                _method(scope, "POST")
+                self._plan(model)
+                body = await self._body(scope, receive)
+                take = feedback.take_labels if kind == "labels" else feedback.take_kpis
+                await _reply(send, 202, to_json({"accepted": await take(self.gateway, model, body)}))
+            case ["v1", "models", model, "rollback"]:
+                _method(scope, "POST")
+                rollback.authorize(self.gateway, _header(scope, b"authorization"))
+                body = await self._body(scope, receive)
+                done = await rollback.roll_back(self.gateway, self._plan(model), body)
+                await _reply(send, 200, to_json(done))
+            case _:
+                await self._describe(parts, scope, send)
+
+    async def _infer(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        plan = self._plan(model)
+        body = await self._body(scope, receive)
+        traceparent = _header(scope, b"traceparent")
+        answer = await infer(
+            self.gateway, plan, oip_request.decode(body), traceparent.decode("latin-1") if traceparent else None
+        )
+        try:
+            await _reply(send, answer.status, answer.body)
+        finally:
+            if answer.after is not None:
+                self.gateway.shadow.put(answer.after)
+            self.gateway.metrics.requests.labels(model).observe(perf_counter() - started)
+
+    async def _describe(self, parts: list[str], scope: Scope, send: Send) -> None:
+        """The paths that only tell: metadata, health, routes, metrics."""
+        gateway = self.gateway
+        match parts:
+            case ["metrics"]:
+                self._set_gauges()
+                await _reply(send, 200, gateway.metrics.render(), CONTENT_TYPE)
+                return
+            case ["v2"]:
+                described: Any = {"name": "slipway", "version": "0.1.0", "extensions": []}
+            case ["v2", "health", "live"]:
+                described = {"live": True}
+            case ["v2", "health", "ready"]:
+                _check(gateway.started and not self._unloaded(), "gateway", f"loading {self._unloaded()}")
+                described = {"ready": True}
+            case ["v2", "models", model]:
+                plan = self._plan(model)
+                versions = await asyncio.to_thread(self._pinned.versions, model)
+                described = model_metadata(plan.champion.manifest, list(versions))
+            case ["v2", "models", model, "ready"]:
+                self._plan(model)
+                described = {"name": model, "ready": True}
+            case ["v2", "models", model, "versions", version]:
+                loaded = await self._pinned.get(model, version)
+                described = model_metadata(loaded.manifest, [loaded.manifest.semver])
+            case ["v2", "models", model, "versions", version, "ready"]:
+                await self._pinned.get(model, version)
+                described = {"name": model, "version": version, "ready": True}
+            case ["v1", "routes"]:
+                described = self._routes()
+            case _:
+                raise Unknown("path", got=scope["path"], expected="a path of the gateway", hint="GET /v2 describes it.")
+        _method(scope, "GET")
+        await _reply(send, 200, to_json(described))
+
+    def _plan(self, model: str) -> Plan:
+        plan = self.gateway.table.plans.get(model)
+        if plan is not None:
+            return plan
+        if model in self.gateway.table.wanted:
+            raise Unavailable(
+                f"model {model}", got="a route whose releases are not loaded", expected="to be ready soon"
+            )
+        known = sorted(self.gateway.table.plans)
+        near = difflib.get_close_matches(model, known, n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else ""
+        raise Unknown("model", got=model[:80], expected=f"one of {known}", hint=hint)
+
+    def _unloaded(self) -> list[str]:
+        return sorted(set(self.gateway.table.wanted) - set(self.gateway.table.plans))
+
+    def _routes(self) -> dict[str, Any]:
+        table = self.gateway.table
+        return {
+            "gateway": self.gateway.settings.gateway_name,
+            "database": table.source.error or "ok",
+            "routes": [
+                {
+                    "model": model,
+                    "version": plan.route.version,
+                    "route": plan.route,
+                    "effective": plan.effective,
+                    "overrides": [
+                        {
+                            "id": str(held.event.id),
+                            "reason": held.event.reason,
+                            "actor": held.event.actor,
+                            "action": held.event.action,
+                            "rollout_id": held.event.rollout_id,
+                            "withdrawn": held.withdrawn,
+                            "cleared_by": held.cleared_by,
+                        }
+                        for held in self.gateway.overrides.of(model)
+                    ],
+                }
+                for model, plan in sorted(table.plans.items())
+            ],
+            "pending": [{"model": model, "version": route.version} for model, route in sorted(table.pending.items())],
+            "load_errors": dict(table.load_errors),
+        }
+
+    def _set_gauges(self) -> None:
+        for model, plan in self.gateway.table.plans.items():
+            self.gateway.metrics.route_version.labels(model).set(plan.route.version)
+        self.gateway.metrics.log_events.set(self.gateway.log.n)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The request's body. Raises TooLarge, and Malformed for one that does not come in time."""
+        limit = self.gateway.limits.max_body_bytes
+        length = _header(scope, b"content-length")
+        if length is not None and length.isdigit() and int(length) > limit:
+            raise TooLarge("body", got=f"{int(length)} bytes", expected=f"at most {limit}")
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            return body if len(body) <= limit else _too_large(len(body), limit)
+        chunks = [body]
+        size = len(body)
+        try:
+            async with asyncio.timeout(self.gateway.limits.body_timeout_s):
+                while message.get("more_body"):
+                    message = await receive()
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > limit:
+                        _too_large(size, limit)
+        except TimeoutError:
+            raise Malformed("body", got="only a part of it", expected="all of it in time") from None
+        return b"".join(chunks)
+
+    async def _refuse(self, send: Send, refusal: Refusal) -> None:
+        self.gateway.metrics.refused.labels(str(refusal.status)).inc()
+        await _reply(send, refusal.status, error_body(str(refusal)), headers=refusal.headers)
+
+
+def _too_large(size: int, limit: int) -> bytes:
+    raise TooLarge("body", got=f"{size} bytes or more", expected=f"at most {limit}")
+
+
+def _check(condition: bool, what: str, got: str) -> None:
+    if not condition:
+        raise Unavailable(what, got=got, expected="to be ready")
+
+
+def _method(scope: Scope, method: str) -> None:
+    if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
+        raise WrongMethod("method", got=scope["method"], expected=method)
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            found: bytes = value
+            return found
+    return None
+
+
+async def _reply(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: bytes = _JSON,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+) -> None:
+    base = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": [*base, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def with_lifespan(app: GatewayApp, inner: App | None, on_started: Callable[[], None] = lambda: None) -> App:
+    """The application in front of `inner`, which answers what the gateway does not own.
+
+    The gateway starts before `inner` does and stops after it, so that nothing is accepted before it can be logged.
+    """
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (inner is None or app.owns(scope["path"])):
+            await app(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await lifespan(scope, receive, send)
+        elif inner is not None:
+            await inner(scope, receive, send)
+
+    async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+        async def started_first() -> MutableMapping[str, Any]:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await app.gateway.start()
+                on_started()
+            return message
+
+        async def stopped_last(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "lifespan.shutdown.complete":
+                await app.gateway.stop()
+            await send(message)
+
+        if inner is not None:
+            await inner(scope, started_first, stopped_last)
+            return
+        await started_first()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await stopped_last({"type": "lifespan.shutdown.complete"})
+
+    return dispatch
+
+
+def create() -> App:
+    """A complete application from the environment's settings, without BentoML."""
+    return with_lifespan(GatewayApp(Gateway(Settings())), None)

@@ -1,0 +1,149 @@
+"""The gateway of one worker process: what it is made of, how it starts and stops, and how it reduces exposure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from pipelines.contracts.clocks import wall_us
+from pipelines.contracts.errors import SlipwayError
+from pipelines.contracts.events import Override
+from pipelines.settings import Settings
+from serving.arms import ArmThreads
+from serving.circuit_breaker import CallWindow
+from serving.inference_log import InferenceLog, LogWriteError
+from serving.limits import Limits
+from serving.metrics import Metrics
+from serving.online_features import OnlineStore
+from serving.overrides import OverrideStore
+from serving.route_source import RouteSource
+from serving.route_table import Plan, RouteTable
+from serving.routing import ArmMemory, HeldOverride
+from serving.shadow import ShadowQueue
+
+_log = logging.getLogger("slipway.gateway")
+
+BREAKER = "circuit-breaker"
+
+
+class Gateway:
+    """One worker's state. `worker` numbers the processes of one gateway from 0."""
+
+    def __init__(self, settings: Settings, limits: Limits | None = None, worker: int = 0) -> None:
+        self.settings = settings
+        self.limits = limits = limits or Limits()
+        self.metrics = Metrics()
+        self.clock = settings.event_clock()
+        home = settings.root / "gateway" / settings.gateway_name
+        self.store = OnlineStore(settings.feast_dir / "online_store.db")
+        self.overrides = OverrideStore(home / "overrides")
+        self.table = RouteTable(
+            RouteSource(settings.control, home / "routes.json"),
+            self.overrides,
+            settings.releases,
+            self.store,
+            settings.route_poll_ms,
+        )
+        self.log = InferenceLog(
+            settings.bus,
+            settings.gateway_name,
+            worker,
+            fsync_ms=limits.fsync_ms,
+            segment_bytes=limits.segment_bytes,
+            segment_age_s=limits.segment_age_s,
+        )
+        self.memory = ArmMemory(limits.remembered_ids)
+        self.arms = ArmThreads()
+        self.shadow = ShadowQueue(limits.shadow_queue)
+        self.started = False
+        self._windows: dict[str, tuple[str, CallWindow]] = {}
+        self._persisting: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Load the routes' releases (bounded by `load_timeout_s`), then be ready."""
+        await asyncio.to_thread(self.table.start, self.limits.load_timeout_s)
+        self.shadow.start()
+        self.started = True
+
+    async def stop(self) -> None:
+        """Finish what was promised (shadow scoring, overrides), close the log."""
+        self.started = False
+        await self.shadow.drain(timeout_s=5.0)
+        if self._persisting:
+            await asyncio.wait(self._persisting, timeout=5.0)
+        self.table.stop()
+        self.arms.close()
+        await asyncio.to_thread(self.log.close)
+
+    def count_challenger_call(self, plan: Plan, *, failed: bool) -> None:
+        """Count a challenger's call; past the route's bound, switch the challenger off."""
+        rollout = plan.route.rollout_id or plan.route.challenger or ""
+        known = self._windows.get(plan.route.model)
+        if known is None or known[0] != rollout or known[1].bound != plan.route.breaker:
+            known = self._windows[plan.route.model] = (rollout, CallWindow(plan.route.breaker))
+        if known[1].record(failed=failed) and self.standing_override(plan.route.model) is None:
+            held = self.override(plan, known[1].reason(), BREAKER)
+            if held is not None:
+                task = asyncio.get_running_loop().create_task(self._persist_in_background(held))
+                self._persisting.add(task)
+                task.add_done_callback(self._persisting.discard)
+
+    def standing_override(self, model: str) -> str | None:
+        """The id of the override in force for the model, if any."""
+        plan = self.table.plans.get(model)
+        return plan.effective.override if plan else None
+
+    def override(self, plan: Plan, reason: str, actor: str) -> HeldOverride | None:
+        """Reduce exposure in this worker now and write the event; `persist` then makes it durable and shared.
+
+        The challenger goes off; without one the champion gives way to the fallback. None when the log cannot be written
+        (the challenger is then off in this worker all the same, until the log can say so).
+        """
+        route = plan.route
+        off = route.challenger is not None
+        withdrawn = route.challenger or route.champion
+        try:
+            event_us = self.clock.event_now_us()
+        except SlipwayError:
+            event_us = wall_us()
+
+        def event_of(event_id: object) -> Override:
+            return Override(
+                id=event_id,  # type: ignore[arg-type]
+                model=route.model,
+                rollout_id=route.rollout_id,
+                route_version=route.version,
+                reason=reason,
+                actor=actor,
+                event_us=event_us,
+                wall_us=wall_us(),
+                action="challenger_off" if off else "champion_to_fallback",
+            )
+
+        try:
+            event_id = self.log.append(event_of)
+        except LogWriteError as error:
+            _log.error("override of %s not written: %s", route.model, error)
+            return None
+        held = HeldOverride(event=event_of(event_id), withdrawn=withdrawn)
+        self.overrides.hold(held)
+        self.table.refresh(route.model)
+        if off:
+            self.arms.replace("challenger")
+        self.metrics.overrides.labels(route.model).inc()
+        _log.warning("override %s of %s: %s (%s)", event_id, route.model, reason, actor)
+        return held
+
+    async def persist(self, held: HeldOverride) -> None:
+        """Return when the override survives the machine and the other workers can see it.
+
+        Raises LogWriteError or OSError.
+        """
+        await self.log.durable()
+        await asyncio.to_thread(self.overrides.persist, held)
+
+    async def _persist_in_background(self, held: HeldOverride) -> None:
+        try:
+            await self.persist(held)
+        except (OSError, LogWriteError) as error:
+            _log.error("override %s is in force in this worker only: %s", held.event.id, error)

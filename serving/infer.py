@@ -1,0 +1,306 @@
+"""The way of one infer request: assignment written, arm scored, response written, answer sent, the other arm scored.
+
+The order is the contract (docs/architecture.md): the assignment is handed to the kernel before a model is called, the
+response event before the answer leaves, and only then does the other arm score.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+
+from pipelines.contracts.clocks import parse_event_time, wall_us
+from pipelines.contracts.errors import ContractError
+from pipelines.contracts.events import Arm, Assignment, EventId, Response
+from serving.gateway import Gateway
+from serving.inference_log import LogWriteError
+from serving.inputs import Bound, bind
+from serving.models import LoadedModel
+from serving.oip.errors import Malformed, ModelFailed
+from serving.oip.request import InferRequest
+from serving.oip.response import check_outputs, error_body, infer_answer
+from serving.route_table import Plan
+from serving.routing import arm_of
+from serving.scoring import Outcome, Scorer
+from serving.shadow import Job
+
+_OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
+
+
+class Answer(msgspec.Struct):
+    """The bytes for the client, and what is still to be done once they have left."""
+
+    status: int
+    body: bytes
+    after: Job | None = None
+
+
+class _Exchange(msgspec.Struct):
+    """One request on its way: what its events have in common."""
+
+    gateway: Gateway
+    plan: Plan
+    request: InferRequest
+    bound: Bound
+    scorer: Scorer
+    request_id: str
+    event_us: int
+    arm: Arm = "champion"
+    paired: bool = False
+    rollout_id: str | None = None
+    logged: bool = True
+
+    def model_of(self, arm: Arm) -> LoadedModel:
+        challenger = self.plan.challenger
+        return challenger if arm == "challenger" and challenger is not None else self.plan.champion
+
+    def respond(
+        self, arm: Arm, outcome: Outcome, *, served: bool, shadow: bool = False, fallback: bool = False
+    ) -> bool:
+        """Write the arm's Response event. False when it could not be written."""
+        model = self.model_of(arm).digest
+
+        def event_of(event_id: EventId) -> Response:
+            return Response(
+                id=event_id,
+                model=self.plan.route.model,
+                request_id=self.request_id,
+                arm=arm,
+                release=model,
+                rollout_id=self.rollout_id,
+                event_us=self.event_us,
+                wall_us=wall_us(),
+                status=outcome.status,
+                served=served,
+                shadow=shadow,
+                fallback=fallback,
+                raw=outcome.raw,
+                score=outcome.score,
+                outputs=outcome.outputs,
+                latency_us=outcome.latency_us,
+                features_us=outcome.features_us,
+                model_us=outcome.model_us,
+                features=outcome.features,
+                degraded=outcome.degraded,
+                error=outcome.error,
+            )
+
+        self._count(arm, model, outcome)
+        if not self.logged:
+            return False
+        try:
+            self.gateway.log.append(event_of)
+        except LogWriteError:
+            return False
+        return True
+
+    def _count(self, arm: Arm, release: str, outcome: Outcome) -> None:
+        series = self.gateway.metrics.arm(self.plan.route.model, arm, release)
+        getattr(series, outcome.status).inc()
+        series.latency.observe(outcome.latency_us / 1e6)
+        series.model_time.observe(outcome.model_us / 1e6)
+        if outcome.degraded:
+            series.degraded.inc()
+
+
+async def infer(gateway: Gateway, plan: Plan, request: InferRequest, traceparent: str | None) -> Answer:
+    """Answer a request by its model's route. Raises a Refusal (its events are written all the same)."""
+    event_us = event_time(gateway, request)
+    check_outputs(request, plan.champion.manifest)
+    bound = bind(request, plan.fields, plan.champion.required, gateway.limits.max_rows)
+    request_id, given = _request_id(request, gateway.limits.max_id_chars)
+    scorer = Scorer(bound, event_us, gateway.store)
+    exchange = _Exchange(gateway, plan, request, bound, scorer, request_id, event_us)
+    _assign(exchange, given, traceparent)
+    try:
+        return await _answer(exchange)
+    except BaseException:
+        # Whatever ended the request early, its place in the shadow queue is free again.
+        _unpair(exchange)
+        raise
+
+
+def event_time(gateway: Gateway, request: InferRequest) -> int:
+    """The request's event time: sent under replay, the clock's under wall. Raises Malformed."""
+    given = (request.parameters or {}).get("event_time")
+    if gateway.settings.clock == "wall":
+        if given is not None:
+            raise Malformed(
+                "parameters.event_time", got=given, expected="nothing", hint="This gateway runs by the wall clock."
+            )
+        return wall_us()
+    if given is None:
+        raise Malformed("parameters.event_time", got="nothing", expected="RFC 3339 text", hint="The clock is a replay.")
+    try:
+        return parse_event_time(given)
+    except ContractError as error:
+        raise Malformed("parameters.event_time", got=error.got, expected=error.expected) from None
+
+
+def _request_id(request: InferRequest, max_chars: int) -> tuple[str, bool]:
+    if not request.id:
+        return os.urandom(16).hex(), False
+    if len(request.id) > max_chars:
+        raise Malformed("id", got=f"{len(request.id)} characters", expected=f"at most {max_chars}")
+    return request.id, True
+
+
+def _unit(request: InferRequest, request_id: str, max_chars: int) -> str:
+    unit = (request.parameters or {}).get("unit")
+    if unit is None:
+        return request_id
+    if isinstance(unit, bool) or not isinstance(unit, (str, int)) or not 0 < len(str(unit)) <= max_chars:
+        raise Malformed("parameters.unit", got=unit, expected=f"a text of 1 to {max_chars} characters, or an integer")
+    return str(unit)
+
+
+def _assign(exchange: _Exchange, given: bool, traceparent: str | None) -> None:
+    """Draw the arm and write the assignment; when it cannot be written, the champion answers unlogged and alone."""
+    gateway, plan, request = exchange.gateway, exchange.plan, exchange.request
+    route, effective, bound = plan.route, plan.effective, exchange.bound
+    unit = _unit(request, exchange.request_id, gateway.limits.max_id_chars)
+    first = gateway.memory.first(route.model, exchange.request_id) if given else None
+    arm = arm_of(effective, route.salt, unit, first)
+    if effective.shadow and plan.challenger is not None and first is None:
+        exchange.paired = gateway.shadow.reserve()
+        if not exchange.paired:
+            gateway.metrics.shed.labels(route.model).inc()
+    # In shadow mode a request without its pair tells nothing about the challenger: it is no part of the rollout.
+    compared = effective.mode != "shadow" or exchange.paired or first is not None
+    exchange.rollout_id = effective.rollout_id if compared else None
+    slices = {name: str(bound.logged[name][0]) if name in bound.logged else "" for name in route.slice_inputs}
+
+    def event_of(event_id: EventId) -> Assignment:
+        return Assignment(
+            id=event_id,
+            model=route.model,
+            request_id=exchange.request_id,
+            event_us=exchange.event_us,
+            wall_us=wall_us(),
+            arm=arm,
+            share_ppm=effective.share_ppm,
+            salt=route.salt,
+            unit=unit,
+            mode=effective.mode if compared else "single",
+            stage=route.stage,
+            rollout_id=exchange.rollout_id,
+            route_version=route.version,
+            champion=effective.champion,
+            challenger=effective.challenger if compared else None,
+            rows=bound.rows,
+            slices=slices,
+            inputs=bound.logged,
+            retry=first is not None,
+            paired=exchange.paired,
+            traceparent=traceparent,
+        )
+
+    try:
+        gateway.log.append(event_of)
+    except LogWriteError:
+        exchange.logged = False
+        _unpair(exchange)
+        arm = "champion"
+    exchange.arm = arm
+    if first is not None:
+        gateway.metrics.retries.labels(route.model).inc()
+    elif given and exchange.logged:
+        gateway.memory.remember(route.model, exchange.request_id, effective.rollout_id, arm)
+
+
+async def _answer(exchange: _Exchange) -> Answer:
+    arm = exchange.arm
+    if exchange.plan.challenger is None:
+        outcome = exchange.scorer.score(exchange.plan.champion)
+    else:
+        outcome = await _score(exchange, arm)
+    fallback = False
+    if arm == "challenger":
+        failed = outcome.status != "ok"
+        # An answer of the challenger that the log cannot take is not given: no exposure without its record.
+        if failed or not exchange.respond("challenger", outcome, served=True):
+            if failed:
+                exchange.respond("challenger", outcome, served=False)
+            _unpair(exchange)
+            exchange.gateway.metrics.fallbacks.labels(exchange.plan.route.model).inc()
+            arm, fallback = "champion", True
+            outcome = await _score(exchange, arm)
+        exchange.gateway.count_challenger_call(exchange.plan, failed=failed)
+    logged = exchange.logged
+    if arm == "champion":
+        logged = exchange.respond("champion", outcome, served=True, fallback=fallback)
+    if not logged:
+        exchange.gateway.metrics.unlogged.labels(exchange.plan.route.model).inc()
+    elif exchange.gateway.settings.durability == "power":
+        await exchange.gateway.log.durable()
+    status, body = _body(exchange, exchange.model_of(arm), outcome, arm, logged)
+    if exchange.paired:
+        exchange.paired = False
+        return Answer(status, body, lambda: _score_other(exchange, _OTHER[arm]))
+    return Answer(status, body)
+
+
+async def _score(exchange: _Exchange, arm: Arm) -> Outcome:
+    timeout_s = exchange.plan.route.breaker.timeout_ms / 1000 if arm == "challenger" else None
+    return await exchange.gateway.arms.score(arm, exchange.scorer, exchange.model_of(arm), timeout_s)
+
+
+async def _score_other(exchange: _Exchange, arm: Arm) -> None:
+    """The arm not drawn scores; its Response is `shadow`, and nobody waits for it."""
+    outcome = await _score(exchange, arm)
+    exchange.respond(arm, outcome, served=False, shadow=True)
+    if arm == "challenger":
+        exchange.gateway.count_challenger_call(exchange.plan, failed=outcome.status != "ok")
+
+
+def _unpair(exchange: _Exchange) -> None:
+    if exchange.paired:
+        exchange.paired = False
+        exchange.gateway.shadow.release()
+
+
+def _body(exchange: _Exchange, model: LoadedModel, outcome: Outcome, arm: Arm, logged: bool) -> tuple[int, bytes]:
+    name = exchange.plan.route.model
+    if failure := _failure(name, outcome):
+        return failure.status, error_body(str(failure))
+    degraded = list(outcome.degraded)
+    if outcome.status == "invalid":
+        degraded.append("score outside its contract")
+    parameters: dict[str, Any] = {
+        "release": model.digest,
+        "arm": arm,
+        "route_version": exchange.plan.route.version,
+        "logged": logged,
+        "degraded": "; ".join(degraded),
+    }
+    return 200, infer_answer(exchange.request, exchange.request_id, model.manifest, outcome.outputs, parameters)
+
+
+def _failure(model: str, outcome: Outcome) -> ModelFailed | None:
+    """What there is instead of an answer: an error, or a score that is no number."""
+    if outcome.status == "error":
+        return ModelFailed(f"model {model}", got=outcome.error, expected="an answer")
+    if outcome.status == "invalid" and any(value - value != 0 for value in outcome.score):
+        return ModelFailed(f"model {model}", got="a score that is not finite", expected="a number")
+    return None
+
+
+async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferRequest) -> bytes:
+    """Answer by one given release: no assignment, no events, no part in any rollout."""
+    event_us = event_time(gateway, request)
+    check_outputs(request, model.manifest)
+    bound = bind(request, model.fields, model.required, gateway.limits.max_rows)
+    request_id, _ = _request_id(request, gateway.limits.max_id_chars)
+    outcome = Scorer(bound, event_us, gateway.store).score(model)
+    if failure := _failure(model.manifest.model, outcome):
+        raise failure
+    parameters: dict[str, Any] = {
+        "release": model.digest,
+        "arm": "pinned",
+        "route_version": 0,
+        "logged": False,
+        "degraded": "; ".join(outcome.degraded),
+    }
+    return infer_answer(request, request_id, model.manifest, outcome.outputs, parameters)

@@ -1,0 +1,75 @@
+"""Refusals the gateway answers with: each knows its HTTP status."""
+
+from __future__ import annotations
+
+from pipelines.contracts.errors import SlipwayError
+
+
+class Refusal(SlipwayError):
+    """A request the gateway will not serve as it stands; answered as OIP `{"error": ...}` with `status`."""
+
+    status = 400
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Malformed(Refusal):
+    """The body does not follow the protocol or the model's inputs."""
+
+
+class Unauthorized(Refusal):
+    """No bearer token was sent."""
+
+    status = 401
+    headers = ((b"www-authenticate", b"Bearer"),)
+
+
+class Forbidden(Refusal):
+    """The bearer token is not the right one."""
+
+    status = 403
+
+
+class Unknown(Refusal):
+    """No such model, version or path; the message lists near names."""
+
+    status = 404
+
+
+class WrongMethod(Refusal):
+    """The path exists with another method."""
+
+    status = 405
+
+
+class Conflict(Refusal):
+    """The state of the model does not allow this."""
+
+    status = 409
+
+
+class TooLarge(Refusal):
+    """Body, batch or list is over its limit."""
+
+    status = 413
+
+
+class Overloaded(Refusal):
+    """More requests are in flight than the gateway serves at once."""
+
+    status = 429
+    headers = ((b"retry-after", b"1"),)
+    retryable = True
+
+
+class ModelFailed(Refusal):
+    """The model could not answer: its error, not the client's."""
+
+    status = 500
+
+
+class Unavailable(Refusal):
+    """Not now: the log cannot be written, or the model's releases are not loaded yet."""
+
+    status = 503
+    headers = ((b"retry-after", b"1"),)
+    retryable = True

@@ -1,0 +1,80 @@
+"""Overrides kept on this host: shared by the gateway's workers, and still there after a restart."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import msgspec
+
+from pipelines.contracts.routes import Route
+from serving.routing import HeldOverride, clears
+
+_log = logging.getLogger("slipway.overrides")
+_decoder = msgspec.json.Decoder(HeldOverride)
+
+
+class OverrideStore:
+    """One file an override under `folder`; every worker polls the folder. Memory first: a trip acts before it is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._held: dict[str, HeldOverride] = {}
+        self._read: dict[str, int] = {}
+
+    def of(self, model: str) -> list[HeldOverride]:
+        """The model's overrides, cleared ones included, oldest first."""
+        with self._lock:
+            return [held for _, held in sorted(self._held.items()) if held.event.model == model]
+
+    def hold(self, held: HeldOverride) -> None:
+        """Take it in force in this worker at once."""
+        with self._lock:
+            self._held[str(held.event.id)] = held
+
+    def persist(self, held: HeldOverride) -> None:
+        """Write it for the other workers and for the next start (fsynced, atomic). Raises OSError."""
+        path = self.folder / (str(held.event.id).replace("/", "-") + ".json")
+        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+        with temporary.open("wb") as handle:
+            handle.write(msgspec.json.encode(held))
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+
+    def poll(self) -> set[str]:
+        """Read what other workers wrote since the last call; the models concerned."""
+        changed: set[str] = set()
+        for entry in os.scandir(self.folder):
+            if not entry.name.endswith(".json"):
+                continue
+            stamp = entry.stat().st_mtime_ns
+            if self._read.get(entry.name) == stamp:
+                continue
+            try:
+                held = _decoder.decode(Path(entry.path).read_bytes())
+            except (msgspec.MsgspecError, OSError) as error:
+                _log.error("unreadable override %s: %s", entry.path, error)
+                continue
+            self._read[entry.name] = stamp
+            with self._lock:
+                known = self._held.get(str(held.event.id))
+                if known is None or known.cleared_by is None:
+                    self._held[str(held.event.id)] = held
+            changed.add(held.event.model)
+        return changed
+
+    def clear_named(self, route: Route) -> None:
+        """Remember for good that `route` has dealt with the overrides it names: a later route need not repeat them."""
+        for held in self.of(route.model):
+            if held.cleared_by is None and clears(route, held):
+                cleared = msgspec.structs.replace(held, cleared_by=route.version)
+                self.hold(cleared)
+                try:
+                    self.persist(cleared)
+                except OSError as error:
+                    _log.error("override %s is cleared in memory only: %s", held.event.id, error)

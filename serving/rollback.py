@@ -1,0 +1,64 @@
+"""Rollback by hand: the same override as the circuit breaker's, with a name. Works with Airflow and database down."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+import msgspec
+
+from serving.gateway import Gateway
+from serving.inference_log import LogWriteError
+from serving.oip.errors import Conflict, Forbidden, Malformed, Unauthorized, Unavailable
+from serving.route_table import Plan
+
+
+class RollbackBody(msgspec.Struct):
+    """Who and why; both go into the override event."""
+
+    reason: str = "rollback by hand"
+    actor: str = "operator"
+
+
+_decoder = msgspec.json.Decoder(RollbackBody)
+
+
+def authorize(gateway: Gateway, header: bytes | None) -> None:
+    """Raises Unauthorized without a bearer token and Forbidden with a wrong one (compared in constant time)."""
+    scheme, _, sent = (header or b"").partition(b" ")
+    if scheme.lower() != b"bearer" or not sent.strip():
+        raise Unauthorized("authorization", got="no bearer token", expected="Authorization: Bearer <SLIPWAY_TOKEN>")
+    token = gateway.settings.token.get_secret_value().encode()
+    if not token:
+        raise Forbidden("authorization", got="a token", expected="a gateway with SLIPWAY_TOKEN set: this one has none")
+    if not hmac.compare_digest(sent.strip(), token):
+        raise Forbidden("authorization", got="another token", expected="the gateway's SLIPWAY_TOKEN")
+
+
+async def roll_back(gateway: Gateway, plan: Plan, body: bytes) -> dict[str, Any]:
+    """Reduce the model's exposure; returns the override once it is durable. Asking again changes nothing.
+
+    Raises Conflict when the route has neither a challenger nor a fallback.
+    """
+    try:
+        asked = _decoder.decode(body) if body.strip() else RollbackBody()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed("body", got=str(error), expected='{"reason"?, "actor"?} or nothing') from None
+    route = plan.route
+    if plan.effective.override is not None:
+        return {"model": route.model, "override": plan.effective.override, "serving": plan.effective.champion}
+    if route.challenger is None and route.fallback is None:
+        raise Conflict(
+            f"rollback of {route.model}",
+            got="a route with neither challenger nor fallback",
+            expected="something to go back to",
+        )
+    held = gateway.override(plan, asked.reason, asked.actor)
+    if held is None:
+        raise Unavailable("inference log", got="a failed write", expected="room to write", hint="Send the call again.")
+    try:
+        await gateway.persist(held)
+    except (OSError, LogWriteError) as error:
+        raise Unavailable("override", got=str(error), expected="a durable write", hint="It is in force here.") from None
+    serving = gateway.table.plans[route.model].effective.champion
+    return {"model": route.model, "override": str(held.event.id), "action": held.event.action, "serving": serving}

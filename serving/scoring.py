@@ -1,0 +1,103 @@
+"""One arm's way through a request: features, matrix, model, post-processing, validity. It never raises."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from pipelines.contracts.errors import ContractError
+from pipelines.contracts.events import FeatureRead
+from pipelines.contracts.release import ViewPin
+from serving.inputs import Bound, complete
+from serving.models import LoadedModel
+from serving.oip.request import Scalar
+from serving.online_features import OnlineStore, ViewRead
+
+_ERROR_CHARS = 300
+
+
+class Outcome(msgspec.Struct):
+    """What one arm made of one request; the fields of its Response event."""
+
+    status: Literal["ok", "error", "invalid"]
+    latency_us: int
+    raw: list[float] = []
+    score: list[float] = []
+    outputs: dict[str, list[Scalar]] = {}
+    features_us: int = 0
+    model_us: int = 0
+    features: list[FeatureRead] = []
+    degraded: list[str] = []
+    error: str = ""
+
+
+class Scorer:
+    """Scores one request, for one arm or for both: what one arm has read of the online store, the other one reuses."""
+
+    def __init__(self, bound: Bound, event_us: int, store: OnlineStore) -> None:
+        self.bound = bound
+        self._event_us = event_us
+        self._store = store
+        self._reads: dict[tuple[str, tuple[str, ...]], ViewRead] = {}
+
+    def score(self, model: LoadedModel) -> Outcome:
+        """The model's outcome. A failure of any kind is an outcome with status `error`."""
+        started = perf_counter_ns()
+        reads: list[ViewRead] = []
+        reused_us = 0
+        try:
+            if missing := complete(model.manifest.inputs, self.bound.columns):
+                raise ContractError(f"input {missing}", got="null", expected="a value: this release requires it")
+            for view in model.manifest.views:
+                read, took_us = self._read(view)
+                reads.append(read)
+                reused_us += took_us
+            after_features = perf_counter_ns()
+            outcome = self._evaluate(model, reads)
+        except Exception as error:  # noqa: BLE001 - whatever a release's own code raises is that release's failure
+            outcome = Outcome("error", 0, error=f"{type(error).__name__}: {error}"[:_ERROR_CHARS])
+            after_features = started
+        ended = perf_counter_ns()
+        # A read that the other arm paid for counts here too: the arms' latencies stay comparable.
+        outcome.features_us = max(0, after_features - started) // 1000 + reused_us
+        outcome.latency_us = (ended - started) // 1000 + reused_us
+        outcome.features = [read.logged for read in reads]
+        outcome.degraded = [read.degraded for read in reads if read.degraded]
+        return outcome
+
+    def _read(self, view: ViewPin) -> tuple[ViewRead, int]:
+        """The view's read, and the microseconds to add when it was made before."""
+        key = (view.view, tuple(view.features))
+        known = self._reads.get(key)
+        if known is not None:
+            return known, known.took_us
+        read = self._reads[key] = self._store.read(view, self.bound.columns, self.bound.rows, self._event_us)
+        return read, 0
+
+    def _evaluate(self, model: LoadedModel, reads: list[ViewRead]) -> Outcome:
+        release, bound = model.release, self.bound
+        features = {(read.logged.view, name): column for read in reads for name, column in read.columns.items()}
+        matrix = release.matrix(bound.columns, features, bound.rows)
+        before = perf_counter_ns()
+        raw = model.predict(matrix)
+        model_us = (perf_counter_ns() - before) // 1000
+        made = release.outputs(raw, bound.columns)
+        contract = model.manifest.output
+        outputs = {name: _plain(name, made, bound.rows) for name in contract.fields}
+        score = np.asarray(made[contract.score], dtype=np.float64)
+        status: Literal["ok", "invalid"] = "ok" if release.valid(score) else "invalid"
+        return Outcome(status, 0, raw=raw.tolist(), score=score.tolist(), outputs=outputs, model_us=model_us)
+
+
+def _plain(name: str, made: dict[str, np.ndarray], rows: int) -> list[Scalar]:
+    values = made.get(name)
+    if values is None:
+        raise ContractError("post-processing", got=sorted(made), expected=f"also {name}")
+    flat = np.asarray(values)
+    if flat.shape != (rows,):
+        raise ContractError(f"post-processing: {name}", got=flat.shape, expected=f"({rows},)")
+    plain: list[Scalar] = flat.tolist()
+    return plain

@@ -1,0 +1,77 @@
+"""The BentoML service: `python -m bentoml serve serving.service:Gateway`.
+
+BentoML supervises the workers and answers /livez, /readyz and its own pages. The gateway's paths are dispatched ahead
+of BentoML's middleware, whose per-request timers and access log would cost most of the throughput (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import bentoml
+from _bentoml_sdk import Service
+
+from pipelines.settings import Settings
+
+_settings = Settings()
+
+
+@bentoml.service(
+    name="slipway_gateway",
+    workers=_settings.gateway_workers,
+    # BentoML keeps a timer of this length per request of its own pages; a short one keeps the heap small.
+    traffic={"timeout": 1},
+    logging={"access": {"enabled": False}},
+    metrics={"enabled": False},
+)
+class Gateway:
+    """Nothing is served by BentoML's own API layer: see `_GatewayService.to_asgi`."""
+
+
+def _ahead_of_bentoml(inner: Any) -> Any:
+    """The worker's application: the gateway first, BentoML behind it."""
+    from bentoml._internal.context import server_context
+
+    _share_metrics()
+    from serving.app import GatewayApp, with_lifespan
+    from serving.gateway import Gateway as WorkerGateway
+
+    logging.getLogger("slipway").setLevel(logging.INFO)
+    worker = max(0, (server_context.worker_index or 1) - 1)
+    return with_lifespan(GatewayApp(WorkerGateway(_settings, worker=worker)), inner, on_started=_freeze_heap)
+
+
+def _share_metrics() -> None:
+    """Workers of one supervisor share a directory of their own: BentoML's default one is shared by installations."""
+    folder = _settings.root / "gateway" / _settings.gateway_name / "metrics"
+    folder.mkdir(parents=True, exist_ok=True)
+    mine = folder / str(os.getppid())
+    for old in folder.iterdir():
+        if old != mine and not Path(f"/proc/{old.name}").exists():
+            for file in old.iterdir():
+                file.unlink(missing_ok=True)
+            old.rmdir()
+    mine.mkdir(exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(mine)
+
+
+def _freeze_heap() -> None:
+    """What start-up made lives for ever: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+# `to_asgi` is read-only on the instance, so the wrapper sits on the service's class (BentoML 1.4).
+_bentoml_to_asgi = Service.to_asgi
+
+
+def _to_asgi(self: Any, is_main: bool = True) -> Any:
+    app = _bentoml_to_asgi(self, is_main=is_main)
+    return _ahead_of_bentoml(app) if self is Gateway else app
+
+
+Service.to_asgi = _to_asgi

@@ -1,0 +1,64 @@
+"""The second arm's scoring, after the answer has left: a bounded queue in front of one consumer.
+
+A place is reserved before the assignment is written, so that the log promises a pair only when one will come. When the
+queue is full nothing is promised, and the shed request is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+Job = Callable[[], Awaitable[None]]
+
+
+class ShadowQueue:
+    """At most `capacity` requests reserved, waiting or being scored."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._taken = 0
+        self._queue: asyncio.Queue[Job] = asyncio.Queue()
+        self._consumer: asyncio.Task[None] | None = None
+
+    @property
+    def taken(self) -> int:
+        return self._taken
+
+    def start(self) -> None:
+        """Begin to consume, in the running loop."""
+        self._consumer = asyncio.get_running_loop().create_task(self._consume(), name="shadow")
+
+    def reserve(self) -> bool:
+        """Take a place, if there is one. Every place taken must be used by `put` or given back by `release`."""
+        if self._taken >= self._capacity:
+            return False
+        self._taken += 1
+        return True
+
+    def release(self) -> None:
+        """Give back a place that will not be used."""
+        self._taken -= 1
+
+    def put(self, job: Job) -> None:
+        """Use the reserved place."""
+        self._queue.put_nowait(job)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Score what is waiting, for at most `timeout_s` (wall), then stop."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._queue.join(), timeout_s)
+        if self._consumer is not None:
+            self._consumer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._consumer
+
+    async def _consume(self) -> None:
+        while True:
+            job = await self._queue.get()
+            try:
+                await job()
+            finally:
+                self._taken -= 1
+                self._queue.task_done()
