@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     include_dir: Path = PROJECT / "include"
     clock: Literal["wall", "replay"] = "wall"
     host: str = "127.0.0.1"
+    """Where the servers are reached."""
+    bind: str = ""
+    """Where they listen; empty: on `host`."""
     airflow_port: int = 8080
     mlflow_port: int = 5000
     gateway_port: int = 3000
@@ -78,6 +81,11 @@ class Settings(BaseSettings):
     def control(self) -> str:
         """SQLAlchemy URL of the control database."""
         return self.control_url or f"sqlite:///{self.root / 'control.db'}"
+
+    @property
+    def listen(self) -> str:
+        """The address the servers listen on."""
+        return self.bind or self.host
 
     @property
     def mlflow_url(self) -> str:

@@ -35,7 +35,7 @@ def up(settings: Settings, parts: Sequence[str] | None = None, on_progress: Prog
         for part in missing:
             _clear_remains(settings, part)
             if (port := part.port(settings)) is not None:
-                require_free(part.name, settings.host, port, f"SLIPWAY_{str(part.port_setting).upper()}")
+                require_free(part.name, settings.listen, port, f"SLIPWAY_{str(part.port_setting).upper()}")
         environment = part_environment(settings)
         _start_all(settings, missing, environment, tell)
         records = {part: record for part in chosen if (record := processes.read_record(part.name, settings.run_dir))}

@@ -6,6 +6,7 @@ one made by an environment is kept in it as a blank, and further homes begin wit
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sqlite3
@@ -40,11 +41,18 @@ def path_of(settings: Settings, database: Database) -> Path:
 
 def _prepare(settings: Settings, database: Database, environment: Mapping[str, str]) -> None:
     path = path_of(settings, database)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # parts that start in their own containers come here at once
+        _prepare_alone(settings, database, environment)
+
+
+def _prepare_alone(settings: Settings, database: Database, environment: Mapping[str, str]) -> None:
+    path = path_of(settings, database)
     migrated_by = path.with_suffix(".version")
     installed = version(_DISTRIBUTION[database])
     if path.exists() and migrated_by.exists() and migrated_by.read_text() == installed:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     blank = Path(sys.prefix) / "share" / "slipway" / f"{database}-{installed}.db"
     if not path.exists() and blank.exists():
         draft = path.with_suffix(".draft")

@@ -64,7 +64,7 @@ def _airflow(settings: Settings) -> dict[str, str]:
             "load_default_connections": "False",
         },
         "api": {
-            "host": settings.host,
+            "host": settings.listen,
             "port": str(settings.airflow_port),
             "base_url": settings.airflow_url,
             "workers": "1",

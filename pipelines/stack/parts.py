@@ -52,7 +52,7 @@ def _airflow_job(job_type: str) -> Callable[[Settings, Record], bool]:
 
 
 def _api_server(settings: Settings) -> list[str]:
-    where = ["--host", settings.host, "--port", str(settings.airflow_port), "--workers", "1"]
+    where = ["--host", settings.listen, "--port", str(settings.airflow_port), "--workers", "1"]
     return [str(orchestration_bin() / "airflow"), "api-server", *where]
 
 
@@ -61,12 +61,12 @@ def _mlflow(settings: Settings) -> list[str]:
         *(str(orchestration_bin() / "mlflow"), "server"),
         *("--backend-store-uri", settings.mlflow_store),
         *("--artifacts-destination", str(settings.root / "mlflow" / "artifacts")),
-        *("--host", settings.host, "--port", str(settings.mlflow_port), "--workers", "1"),
+        *("--host", settings.listen, "--port", str(settings.mlflow_port), "--workers", "1"),
     ]
 
 
 def _gateway(settings: Settings) -> list[str]:
-    where = ["--host", settings.host, "--port", str(settings.gateway_port)]
+    where = ["--host", settings.listen, "--port", str(settings.gateway_port)]
     return [str(serving_python()), "-m", "bentoml", "serve", "serving.service:Gateway", *where]
 
 

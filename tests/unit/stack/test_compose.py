@@ -1,0 +1,51 @@
+"""docker-compose.yaml starts the same set as `slipway up`."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from pipelines.settings import PROJECT, Settings
+from pipelines.stack import PART_NAMES
+
+COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())
+
+
+def test_every_part_is_a_service_and_every_service_a_part():
+    assert set(COMPOSE["services"]) == {*PART_NAMES, "localhost"}
+    for name in PART_NAMES:
+        assert COMPOSE["services"][name]["command"] == [name]
+
+
+def test_the_parts_share_one_network_and_one_home():
+    for name in PART_NAMES:
+        service = COMPOSE["services"][name]
+        assert service["network_mode"] == "service:localhost"
+        assert "home:/var/slipway" in service["volumes"]
+        assert service["environment"]["SLIPWAY_HOME"] == "/var/slipway"
+
+
+def test_the_published_ports_are_the_default_ones_and_local_only(monkeypatch):
+    for name in ("AIRFLOW", "MLFLOW", "GATEWAY"):
+        monkeypatch.delenv(f"SLIPWAY_{name}_PORT", raising=False)
+    settings = Settings()
+    expected = {f"127.0.0.1:{p}:{p}" for p in (settings.airflow_port, settings.mlflow_port, settings.gateway_port)}
+    assert set(COMPOSE["services"]["localhost"]["ports"]) == expected
+
+
+def test_docker_reads_the_file():
+    if shutil.which("docker") is None or _compose("version").returncode != 0:
+        pytest.skip("Docker's compose plugin is not installed: the file cannot be read by it here")
+    done = _compose("-f", str(PROJECT / "docker-compose.yaml"), "config", "--quiet")
+    assert done.returncode == 0, done.stderr
+
+
+def _compose(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", "compose", *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_image_installs_what_setup_would_name():
+    assert "libgomp1" in (PROJECT / "packages.txt").read_text().split()

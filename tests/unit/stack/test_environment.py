@@ -1,0 +1,80 @@
+"""What every part gets: one installation's settings, and secrets made once."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from pipelines.settings import PROJECT, Settings
+from pipelines.stack import airflow_password, part_environment
+from pipelines.stack.credentials import read_or_make
+
+
+@pytest.fixture(autouse=True)
+def no_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLIPWAY_TOKEN", "SLIPWAY_PII_KEY", "SLIPWAY_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_settings_given_by_keyword_reach_the_parts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = part_environment(Settings(home=Path("here"), clock="replay", gateway_port=3456))
+    assert environment["SLIPWAY_HOME"] == str(tmp_path / "here")
+    assert environment["SLIPWAY_CLOCK"] == "replay"
+    assert environment["SLIPWAY_GATEWAY_PORT"] == "3456"
+
+
+def test_a_part_reads_back_the_settings_it_was_started_with(tmp_path, monkeypatch):
+    given = Settings(home=tmp_path, clock="replay", airflow_port=8181, include_dir=tmp_path / "specs", token="t0p")
+    for name, value in part_environment(given).items():
+        monkeypatch.setenv(name, value)
+    read = Settings()
+    assert read.model_dump(exclude={"pii_key"}) == given.model_dump(exclude={"pii_key"})
+    assert read.token.get_secret_value() == "t0p"
+
+
+def test_secrets_are_made_once_for_a_home_and_are_their_owners_alone(tmp_path):
+    settings = Settings(home=tmp_path)
+    first, second = part_environment(settings), part_environment(settings)
+    for name in ("SLIPWAY_TOKEN", "SLIPWAY_PII_KEY", "AIRFLOW__API_AUTH__JWT_SECRET", "AIRFLOW__CORE__FERNET_KEY"):
+        assert first[name]
+        assert first[name] == second[name]
+    assert len(first["AIRFLOW__API_AUTH__JWT_SECRET"]) >= 64
+    for file in settings.secrets_dir.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_two_homes_have_different_secrets(tmp_path):
+    one, other = (part_environment(Settings(home=tmp_path / name)) for name in ("one", "other"))
+    assert one["SLIPWAY_TOKEN"] != other["SLIPWAY_TOKEN"]
+
+
+def test_whoever_opens_the_home_later_finds_its_token(tmp_path):
+    made = part_environment(Settings(home=tmp_path))["SLIPWAY_TOKEN"]
+    assert Settings(home=tmp_path).token.get_secret_value() == made
+    assert Settings(home=tmp_path, token="mine").token.get_secret_value() == "mine"
+
+
+def test_secrets_do_not_show_when_settings_are_printed(tmp_path):
+    token = part_environment(Settings(home=tmp_path))["SLIPWAY_TOKEN"]
+    assert token not in repr(Settings(home=tmp_path))
+
+
+def test_a_secret_that_is_there_is_never_replaced(tmp_path):
+    (tmp_path / "secret").write_text("kept\n")
+    assert read_or_make(tmp_path / "secret") == "kept"
+
+
+def test_airflow_users_have_passwords_beforehand(tmp_path):
+    settings = Settings(home=tmp_path)
+    passwords = {airflow_password(settings, user) for user in ("admin", "approver", "viewer")}
+    assert len(passwords) == 3
+    assert passwords == {airflow_password(settings, user) for user in ("admin", "approver", "viewer")}
+
+
+def test_modules_of_the_checkout_come_first_on_the_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    path = part_environment(Settings(home=tmp_path))["PYTHONPATH"].split(":")
+    assert path == [str(PROJECT), str(PROJECT / "config"), "/elsewhere"]

@@ -1,0 +1,117 @@
+"""Set-up on machines where something is missing: found out first, named in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from pipelines.settings import PROJECT
+
+
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("slipway_setup", PROJECT / "scripts" / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "slipway_setup", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def bare(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A machine without OpenMP, uv, pip and ensurepip, where nobody may install."""
+    for name in ("has_uv", "has_pip", "has_ensurepip"):
+        monkeypatch.setattr(setup, name, lambda: False)
+    monkeypatch.setattr(setup, "has_library", lambda name: name != "libgomp.so.1")
+    monkeypatch.setattr(setup, "may_install", lambda: None)
+    return setup
+
+
+def test_missing_apt_packages_are_named_in_one_line(bare):
+    with pytest.raises(bare.SetupError) as missing:
+        bare.ensure_system_packages()
+    venv = f"python3.{sys.version_info[1]}-venv"
+    assert str(missing.value) == (
+        f"missing system packages: libgomp1 {venv}. Run: sudo apt-get install -y libgomp1 {venv}"
+    )
+
+
+def test_any_one_way_to_uv_is_enough(bare, monkeypatch):
+    monkeypatch.setattr(bare, "has_pip", lambda: True)
+    assert bare.missing_apt_packages() == ["libgomp1"]
+
+
+def test_missing_packages_are_installed_when_it_may_and_lists_are_fetched_when_they_are_old(bare, monkeypatch):
+    ran = []
+
+    def run(command: list[str]) -> bool:
+        ran.append(command[command.index("apt-get") + 1])
+        if ran == ["install", "update", "install"]:
+            for name in ("has_pip", "has_library"):
+                monkeypatch.setattr(bare, name, lambda *_: True)
+        return ran != ["install"]  # the first attempt finds no package lists
+
+    monkeypatch.setattr(bare, "may_install", list)
+    monkeypatch.setattr(bare, "run_quietly", run)
+    bare.ensure_system_packages()
+    assert ran == ["install", "update", "install"]
+
+
+def test_an_apt_that_fails_leaves_the_line_to_type(bare, monkeypatch):
+    monkeypatch.setattr(bare, "may_install", list)
+    monkeypatch.setattr(bare, "run_quietly", lambda command: False)
+    with pytest.raises(bare.SetupError, match="sudo apt-get update && sudo apt-get install -y libgomp1"):
+        bare.ensure_system_packages()
+
+
+@pytest.mark.parametrize("version", [(3, 10), (3, 13)])
+def test_another_python_is_refused_with_what_to_type(setup, version):
+    with pytest.raises(setup.SetupError, match=r"Python 3.11 or 3.12 is needed; got 3\.1[03].*PYTHON="):
+        setup.check_python(version)
+
+
+def test_finding_python_refuses_one_that_does_not_fit(tmp_path):
+    fake = tmp_path / "python3.9"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    done = subprocess.run(
+        [PROJECT / "scripts" / "find-python"],
+        env={**os.environ, "PYTHON": str(fake)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Python 3.11 or 3.12 is needed" in done.stderr
+
+
+def test_a_change_of_a_lock_makes_an_environment_stale(setup, tmp_path):
+    lock = tmp_path / "lock.txt"
+    lock.write_text("a==1\n")
+    environment = setup.Environment("orchestration", tmp_path / "env", (lock,), command=True)
+    (environment.path / "bin").mkdir(parents=True)
+    environment.python.touch()
+    (environment.path / "pyvenv.cfg").write_text("version_info = 3.11.7\n")
+    assert not environment.is_current()
+    (environment.path / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+    setup.finish_build(environment)
+    assert environment.is_current()
+    lock.write_text("a==2\n")
+    assert not environment.is_current()
+
+
+def test_setup_with_nothing_to_do_takes_less_than_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, PROJECT / "scripts" / "setup.py"], capture_output=True, text=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Its own time, not that of the clock: other tests may have the processors now.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert done.stdout == ""
