@@ -1,4 +1,4 @@
-"""Labels and KPI values: durable before they are acknowledged. Repeats, early and late ones are all kept as they came."""
+"""Labels and KPI values: durable before they are acknowledged. Repeats, early and late ones are all kept."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.contracts.release import Columns, InputField
 from serving.oip.datatypes import DATATYPES, column, compatible, missing_column
 from serving.oip.errors import Malformed, TooLarge
-from serving.oip.request import InferRequest, Scalar
+from serving.oip.request import InferRequest, Scalar, Tensor
 
 
 class Bound(msgspec.Struct):
@@ -40,17 +40,9 @@ def bind(request: InferRequest, fields: Mapping[str, InputField], required: froz
     logged: dict[str, list[Scalar]] = {}
     for tensor in tensors:
         name = tensor.name
-        field = fields.get(name)
-        if field is None:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"Did you mean {near[0]}?" if near else ""
-            raise Malformed("input name", got=name, expected=f"one of {sorted(fields)}", hint=hint)
+        field = _field(tensor, fields)
         if name in columns:
             raise Malformed(f"input {name}", got="it twice", expected="it once")
-        if tensor.datatype not in DATATYPES:
-            raise Malformed(f"input {name}: datatype", got=tensor.datatype, expected=f"one of {list(DATATYPES)}")
-        if not compatible(tensor.datatype, field.datatype):
-            raise Malformed(f"input {name}: datatype", got=tensor.datatype, expected=field.datatype)
         if len(tensor.data) != rows:
             raise Malformed(f"input {name}: rows", got=len(tensor.data), expected=f"{rows}, as input {tensors[0].name}")
         columns[name] = column(name, field.datatype, tensor.data, nullable=name not in required)
@@ -62,6 +54,21 @@ def bind(request: InferRequest, fields: Mapping[str, InputField], required: froz
         if name not in columns:
             columns[name] = missing_column(field.datatype, rows)
     return Bound(rows, columns, logged)
+
+
+def _field(tensor: Tensor, fields: Mapping[str, InputField]) -> InputField:
+    """The input that the tensor stands for. Raises Malformed for an unknown name or a datatype that does not fit."""
+    name = tensor.name
+    field = fields.get(name)
+    if field is None:
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"Did you mean {near[0]}?" if near else ""
+        raise Malformed("input name", got=name, expected=f"one of {sorted(fields)}", hint=hint)
+    if tensor.datatype not in DATATYPES:
+        raise Malformed(f"input {name}: datatype", got=tensor.datatype, expected=f"one of {list(DATATYPES)}")
+    if not compatible(tensor.datatype, field.datatype):
+        raise Malformed(f"input {name}: datatype", got=tensor.datatype, expected=field.datatype)
+    return field
 
 
 def complete(inputs: list[InputField], columns: Columns) -> str:

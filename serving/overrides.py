@@ -17,7 +17,7 @@ _decoder = msgspec.json.Decoder(HeldOverride)
 
 
 class OverrideStore:
-    """One file an override under `folder`; every worker polls the folder. Memory first: a trip acts before it is written."""
+    """One file an override under `folder`, polled by every worker. Memory first: a trip acts before it is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

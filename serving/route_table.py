@@ -95,7 +95,7 @@ class RouteTable:
         while not self._stop.wait(0.02 if self._loading else self._poll_s):
             try:
                 self._tick()
-            except Exception:  # the thread must outlive any surprise: without it no route is ever obeyed again
+            except Exception:  # noqa: BLE001 - without this thread no route is ever obeyed again
                 _log.exception("route poll failed")
 
     def _tick(self) -> None:

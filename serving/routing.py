@@ -13,7 +13,7 @@ from pipelines.contracts.routes import Mode, Route
 
 
 class HeldOverride(msgspec.Struct, frozen=True, kw_only=True):
-    """An override as this gateway keeps it: the event, the release it withdrew, and the route version that cleared it."""
+    """An override as this gateway keeps it: the event, the release withdrawn, the route version that cleared it."""
 
     event: Override
     withdrawn: str

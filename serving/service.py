@@ -1,7 +1,7 @@
 """The BentoML service: `python -m bentoml serve serving.service:Gateway`.
 
 BentoML supervises the workers and answers /livez, /readyz and its own pages. The gateway's paths are dispatched ahead
-of BentoML's middleware, whose per-request timers and access log would cost most of the throughput (docs/architecture.md).
+of BentoML's middleware, whose per-request timers and access log would cost most of the throughput.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
-from _bentoml_sdk import Service
 
 from pipelines.settings import Settings
 
@@ -66,7 +65,8 @@ def _freeze_heap() -> None:
 
 
 # `to_asgi` is read-only on the instance, so the wrapper sits on the service's class (BentoML 1.4).
-_bentoml_to_asgi = Service.to_asgi
+_Service: Any = type(Gateway)
+_bentoml_to_asgi = _Service.to_asgi
 
 
 def _to_asgi(self: Any, is_main: bool = True) -> Any:
@@ -74,4 +74,4 @@ def _to_asgi(self: Any, is_main: bool = True) -> Any:
     return _ahead_of_bentoml(app) if self is Gateway else app
 
 
-Service.to_asgi = _to_asgi
+_Service.to_asgi = _to_asgi
