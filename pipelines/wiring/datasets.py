@@ -1,0 +1,310 @@
+"""Jobs of a dataset: take what is new, check it, set bad rows aside, publish the rest; and read it as of a time.
+
+Every job may be repeated, and interrupted anywhere: a batch is named by its dataset and `as_of`, and enters the lake
+by a Delta transaction numbered `as_of_us`, so a span of knowledge that is published is never published again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import shutil
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
+from pipelines.contracts.canonical import file_digest
+from pipelines.contracts.clocks import from_us
+from pipelines.contracts.errors import ContractError, DataError
+from pipelines.datasets import file_source, flights_sample
+from pipelines.datasets.conform import conforming_sql
+from pipelines.datasets.quarantine import stop_if_unfit
+from pipelines.datasets.sample_shift import Shift, fixed_shift
+from pipelines.datasets.staging import OWN, RAW, REASONS, ROW, UNREADABLE, Published, StageRef
+from pipelines.datasets.suite import dataset_suite
+from pipelines.settings import Settings
+from pipelines.spec.dataset import DatasetSpec
+from pipelines.spec.loading import load_dataset, load_model
+
+INGEST = "ingest"
+QUARANTINE = pa.schema(
+    [
+        ("row", pa.string()),
+        ("reason", pa.string()),
+        ("run", pa.string()),
+        ("known_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+
+_ADDED = frozenset({*OWN, "known_at", "day"})
+
+
+def table_of(name: str) -> str:
+    """The lake table of a dataset."""
+    return f"datasets/{name}"
+
+
+def published_through(settings: Settings, name: str) -> int | None:
+    """The time of knowledge up to which a dataset is complete in the lake; None before its first publication."""
+    return DeltaLake(settings.lake).applied(table_of(name), INGEST)
+
+
+def sample_shift(settings: Settings) -> Shift:
+    """Where in time the sample lies for this installation; under the wall clock decided once and kept in its home."""
+    if settings.clock == "replay":
+        return Shift()
+    return fixed_shift(settings.root / "sample_shift.json", settings.event_clock().event_now_us())
+
+
+def stage(settings: Settings, name: str, as_of_us: int) -> StageRef:
+    """Take the rows that became known after the last publication and until `as_of_us`, each value read as its type.
+
+    Raises DataError for a source that cannot be read or lacks a column.
+    """
+    spec = load_dataset(settings.include_dir, name)
+    after_us = published_through(settings, name)
+    folder = settings.root / "stage" / name / str(as_of_us)
+    if after_us is not None and after_us >= as_of_us:
+        return StageRef(
+            dataset=name, as_of_us=as_of_us, after_us=after_us, rows=0, folder=str(folder), digest="", empty=True
+        )
+    with connect() as connection:
+        connection.execute("SET preserve_insertion_order=true")
+        _bind_source(settings, connection, spec, after_us, as_of_us)
+        rows = connection.execute(conforming_sql(spec, "source", after_us, as_of_us)).fetch_arrow_table()
+    rows = _without_seen(settings, name, _hashed(settings, spec, rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "staged.parquet"
+    pq.write_table(rows, path, compression="zstd")
+    return StageRef(
+        dataset=name,
+        as_of_us=as_of_us,
+        after_us=after_us,
+        rows=rows.num_rows,
+        folder=str(folder),
+        digest=file_digest(path),
+    )
+
+
+def check(settings: Settings, ref: StageRef) -> int:
+    """Hold every row against the spec's expectations; write down why rows are bad. Returns how many are.
+
+    Raises DataError when the batch is refused as a whole: then nothing of it is published.
+    """
+    from pipelines.adapters import gx_checks
+
+    if ref.empty:
+        return 0
+    spec = load_dataset(settings.include_dir, ref.dataset)
+    rows = pq.read_table(ref.staged)
+    findings = gx_checks.check(rows.drop_columns(list(OWN)), dataset_suite(spec))
+    reasons = {number: list(found) for number, found in findings.rows.items()}
+    for number, text in _unreadable(rows):
+        # What cannot be read is null, and would also be told as missing.
+        reasons[number] = [text, *(r for r in reasons.get(number, []) if not r.endswith(" is missing"))]
+    for number in _known_keys(settings, spec, rows):
+        reasons.setdefault(number, []).append("its key is already published")
+    stop_if_unfit(ref.dataset, spec.stop, rows.num_rows, reasons, findings.table, str(ref.staged))
+    ordered = sorted(reasons)
+    table = pa.table([ordered, ["; ".join(reasons[number]) for number in ordered]], schema=REASONS)
+    pq.write_table(table, ref.reasons)
+    return len(ordered)
+
+
+def quarantine(settings: Settings, ref: StageRef) -> int:
+    """Set the bad rows aside, with their reasons, into the lake's quarantine. Returns how many."""
+    if ref.empty:
+        return 0
+    rows, reasons = pq.read_table(ref.staged), pq.read_table(ref.reasons)
+    numbers = reasons.column(ROW)
+    bad = pc.is_in(rows.column(ROW), value_set=numbers.combine_chunks())
+    pq.write_table(rows.filter(pc.invert(bad)).drop_columns(list(OWN)), ref.good, compression="zstd")
+    if reasons.num_rows:
+        aside = [
+            {
+                "row": row[RAW] or json.dumps({k: v for k, v in row.items() if k not in _ADDED}, default=str),
+                "reason": reason,
+                "run": from_us(ref.as_of_us).isoformat(),
+                "known_at": row["known_at"],
+            }
+            for row, reason in zip(
+                rows.filter(bad).sort_by(ROW).to_pylist(), reasons.column("reason").to_pylist(), strict=True
+            )
+        ]
+        DeltaLake(settings.lake).append(
+            f"quarantine/{ref.dataset}",
+            pa.Table.from_pylist(aside, schema=QUARANTINE),
+            txn=(INGEST, ref.as_of_us),
+        )
+    return int(reasons.num_rows)
+
+
+def publish(settings: Settings, ref: StageRef) -> Published:
+    """Append the good rows to the lake as one commit that also says how far the dataset is now complete.
+
+    The batch's files are removed; publishing again is a no-op.
+    """
+    lake = DeltaLake(settings.lake)
+    table = table_of(ref.dataset)
+    rows = quarantined = 0
+    applied = lake.applied(table, INGEST)
+    if not ref.empty and (applied is None or applied < ref.as_of_us):
+        good = pq.read_table(ref.good)
+        rows, quarantined = good.num_rows, ref.rows - good.num_rows
+        lake.append(table, good, partition_by=["day"], txn=(INGEST, ref.as_of_us))
+    shutil.rmtree(ref.folder, ignore_errors=True)
+    return Published(
+        dataset=ref.dataset,
+        as_of_us=ref.as_of_us,
+        rows=rows,
+        quarantined=quarantined,
+        version=lake.version(table) or 0,
+        digest=ref.digest,
+    )
+
+
+def ingest(settings: Settings, name: str, as_of_us: int) -> Published:
+    """Stage, check, quarantine and publish: everything that became known until `as_of_us`."""
+    ref = stage(settings, name, as_of_us)
+    check(settings, ref)
+    quarantine(settings, ref)
+    return publish(settings, ref)
+
+
+def read(settings: Settings, name: str, as_of_us: int, after_us: int | None = None) -> pa.Table:
+    """The rows of a dataset known by `as_of_us` (and after `after_us`), in the order they became known."""
+    with connect() as connection:
+        bind(settings, connection, name, as_of_us, after_us)
+        return connection.execute(f'SELECT * FROM "{name}" ORDER BY known_at').fetch_arrow_table()
+
+
+def bind(
+    settings: Settings,
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    as_of_us: int,
+    after_us: int | None = None,
+) -> None:
+    """Make a dataset readable as the view `name`: rows known by `as_of_us` and, when given, after `after_us`.
+
+    Times are naive UTC, as the transforms see them. Raises NotFoundError for a dataset that was never published.
+    """
+    lake = DeltaLake(settings.lake)
+    lake.bind(connection, f"lake {name}", table_of(name))
+    where = f"known_at <= make_timestamptz({as_of_us}) AND day <= DATE '{from_us(as_of_us).date()}'"
+    if after_us is not None:
+        where += f" AND known_at > make_timestamptz({after_us}) AND day >= DATE '{from_us(after_us).date()}'"
+    spec = load_dataset(settings.include_dir, name)
+    times = ["known_at", *(column for column, declared in spec.columns.items() if declared.type == "timestamp")]
+    naive = ", ".join(f'CAST("{time}" AS TIMESTAMP) AS "{time}"' for time in times)
+    connection.execute(
+        f'CREATE OR REPLACE VIEW "{name}" AS SELECT * REPLACE ({naive}) FROM "lake {name}" WHERE {where}'
+    )
+
+
+def requests(settings: Settings, model: str, as_of_us: int) -> pa.Table:
+    """The model's requests up to `as_of_us`: `request_id`, `event_timestamp`, inputs by name; in order of time."""
+    spec = load_model(settings.include_dir, model)
+    rows = _transformed(settings, spec.requests.datasets, spec.requests.transform, as_of_us)
+    return _ordered(rows, "event_timestamp", ["request_id", "event_timestamp", *spec.inputs], as_of_us, model)
+
+
+def labels(settings: Settings, model: str, as_of_us: int) -> pa.Table:
+    """The model's labels known by `as_of_us`: `request_id`, `label`, `label_timestamp` (known); in that order."""
+    spec = load_model(settings.include_dir, model)
+    rows = _transformed(settings, spec.labels.datasets, spec.labels.transform, as_of_us)
+    return _ordered(rows, "label_timestamp", ["request_id", "label", "label_timestamp"], as_of_us, model)
+
+
+def _transformed(settings: Settings, datasets: list[str], transform: str, as_of_us: int) -> pa.Table:
+    from pipelines.features.expressions import evaluate
+
+    with connect() as connection:
+        for name in datasets:
+            bind(settings, connection, name, as_of_us)
+        return evaluate(connection, settings.include_dir, transform, datasets)
+
+
+def _ordered(rows: pa.Table, time: str, columns: list[str], as_of_us: int, model: str) -> pa.Table:
+    if missing := [name for name in columns if name not in rows.column_names]:
+        raise ContractError(
+            f"model {model}: transform lacks column {', '.join(missing)}", got=rows.column_names, expected=columns
+        )
+    stamped = rows.set_column(
+        rows.column_names.index(time), time, rows.column(time).cast(pa.timestamp("us")).cast(MICROS_UTC)
+    )
+    known = stamped.filter(pc.less_equal(stamped.column(time), pa.scalar(from_us(as_of_us), MICROS_UTC)))
+    return known.select(columns).sort_by([(time, "ascending"), ("request_id", "ascending")])
+
+
+def _bind_source(
+    settings: Settings, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec, after_us: int | None, as_of_us: int
+) -> None:
+    if spec.source.kind == "file":
+        file_source.bind(connection, settings.include_dir, spec, spec.source, "source")
+    else:
+        cache = settings.root / "cache"
+        flights_sample.bind(
+            connection, cache, spec.source.table, sample_shift(settings), (after_us, as_of_us), "source"
+        )
+
+
+def _hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:
+    """PII columns replaced by the installation's keyed hash: equal values stay equal, and nothing can be read back."""
+    personal = [name for name, column in spec.columns.items() if column.pii]
+    if not personal:
+        return rows
+    key = settings.pii_key.get_secret_value().encode()
+    if not key:
+        raise DataError(
+            f"dataset {spec.name}: PII columns {personal}",
+            got="no key",
+            expected="SLIPWAY_PII_KEY",
+            hint="Set it once.",
+        )
+    for name in personal:
+        values = [
+            None if value is None else hmac.new(key, str(value).encode(), hashlib.sha256).hexdigest()[:32]
+            for value in rows.column(name).to_pylist()
+        ]
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values, pa.string()))
+    # The raw text would carry the values past the hash.
+    return rows.set_column(rows.column_names.index(RAW), RAW, pa.nulls(rows.num_rows, pa.string()))
+
+
+def _without_seen(settings: Settings, name: str, rows: pa.Table) -> pa.Table:
+    """Rows without those whose time of knowledge cannot be read and that are in quarantine already."""
+    lake = DeltaLake(settings.lake)
+    table = f"quarantine/{name}"
+    if rows.column(RAW).null_count == rows.num_rows or not lake.exists(table):
+        return rows
+    seen = lake.read(table, ["row"]).column("row").combine_chunks()
+    again = pc.fill_null(pc.is_in(rows.column(RAW), value_set=seen), False)
+    kept = rows.filter(pc.invert(again))
+    numbers = pa.array(range(kept.num_rows), pa.int64())
+    return kept.set_column(kept.column_names.index(ROW), ROW, numbers)
+
+
+def _unreadable(rows: pa.Table) -> list[tuple[int, str]]:
+    faulty = rows.filter(pc.is_valid(rows.column(UNREADABLE)))
+    return list(zip(faulty.column(ROW).to_pylist(), faulty.column(UNREADABLE).to_pylist(), strict=True))
+
+
+def _known_keys(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> list[int]:
+    """Numbers of the rows whose key the lake already has."""
+    lake = DeltaLake(settings.lake)
+    if rows.num_rows == 0 or not lake.exists(table_of(spec.name)):
+        return []
+    keys = ", ".join(f'"{key}"' for key in spec.key)
+    with connect() as connection:
+        lake.bind(connection, "published", table_of(spec.name))
+        connection.register("batch", rows.select([*spec.key, ROW]))
+        found = connection.execute(
+            f"SELECT {ROW} FROM batch SEMI JOIN (SELECT {keys} FROM published) USING ({keys}) ORDER BY {ROW}"
+        ).fetchall()
+    return [int(row[0]) for row in found]
