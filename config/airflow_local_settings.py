@@ -5,7 +5,11 @@ a fifth of a second instead of ten. Only libraries that start no thread and open
 nothing may compute in the parent, because OpenMP, Arrow and gRPC do not survive a fork that happens after their use.
 """
 
+import logging
 import sys
+
+# At "info" it reports, at every import, a hundred of its own functions.
+logging.getLogger("great_expectations").setLevel(logging.WARNING)
 
 if "scheduler" in sys.argv:
     import deltalake  # noqa: F401

@@ -219,7 +219,9 @@ def start_build(uv: str, environment: Environment) -> subprocess.Popen[bytes]:
     if not works and not run_quietly([uv, "venv", "-q", "--clear", "--python", sys.executable, str(environment.path)]):
         raise SetupError(f"the {environment.name} environment could not be created at {environment.path}")
     locks = [str(lock) for lock in environment.locks]
-    command = [uv, "pip", "sync", "--require-hashes", "--python", str(environment.python), *locks]
+    # uv's bars are for people; without a terminal it would list hundreds of packages. Its errors are always shown.
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    command = [uv, "pip", "sync", *quiet, "--require-hashes", "--python", str(environment.python), *locks]
     env = {"UV_HTTP_TIMEOUT": "180", **os.environ}
     env.pop("VIRTUAL_ENV", None)
     return subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL)
