@@ -24,7 +24,7 @@ from pipelines.spec.model import ModelSpec
 TRAINING = "pipelines.wiring.training"
 ROLLOUTS = "pipelines.wiring.rollout_runs"
 MONITORING = "pipelines.wiring.monitoring"
-SCORING = "pipelines.wiring.scoring"
+SCORING = "pipelines.wiring.batch_scores"
 
 
 def train(spec: ModelSpec) -> None:
@@ -40,7 +40,7 @@ def train(spec: ModelSpec) -> None:
         data = JobOperator(task_id="training_set", job=f"{TRAINING}:make_training_set", arguments=model, as_of="run")
         as_of = data.output[AS_OF]
         fit = JobOperator(
-            task_id="fit", job=f"{TRAINING}:fit", arguments=model | {"training_set": data.output}, as_of=as_of
+            task_id="fit", job=f"{TRAINING}:fit", arguments=model | {"training": data.output}, as_of=as_of
         )
         candidate = {"candidate": fit.output}
         evaluate = JobOperator(task_id="evaluate", job=f"{TRAINING}:evaluate", arguments=candidate)
@@ -53,6 +53,7 @@ def train(spec: ModelSpec) -> None:
             arguments=release,
             as_of=as_of,
             asset=release_asset(spec.name),
+            fail_when=("status", "refused"),
         )
 
         chain(data, fit, evaluate, export, gates, registered)
@@ -158,7 +159,11 @@ def monitor(spec: ModelSpec) -> None:
         **common("monitor", spec.owner, model=spec.name),
     ):
         measure = JobOperator(
-            task_id="measure", job=f"{MONITORING}:measure", arguments={"model": spec.name}, as_of="run"
+            task_id="measure",
+            job=f"{MONITORING}:measure",
+            arguments={"model": spec.name},
+            as_of="run",
+            skip_unless="measured",
         )
         this = {"report": measure.output["digest"], "model": spec.name}
         as_of = measure.output[AS_OF]
@@ -192,6 +197,7 @@ def score(spec: ModelSpec) -> None:
             arguments={"model": spec.name},
             as_of="run",
             asset=scores_asset(spec.name),
+            skip_unless="scored",
         )
 
 

@@ -39,6 +39,7 @@ class JobOperator(BaseOperator):
     `"run"` in the task that settles it (the run's param, else that of the asset events that started it, else event
     now), in the others an XComArg of that task. asset: told of the result, with `as_of_us` and `digest`.
     skip_unless: name of a field of the result; when it is false the task is skipped, and the asset not told.
+    fail_when: a field of the result and the value with which the task fails, its result written all the same.
     """
 
     template_fields = ("arguments", "as_of")
@@ -52,6 +53,7 @@ class JobOperator(BaseOperator):
         as_of: str | XComArg | None = None,
         asset: Asset | None = None,
         skip_unless: str | None = None,
+        fail_when: tuple[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{**RETRIES, **kwargs}, outlets=[asset] if asset is not None else [])
@@ -60,12 +62,16 @@ class JobOperator(BaseOperator):
         self.as_of = as_of
         self.asset = asset
         self.skip_unless = skip_unless
+        self.fail_when = fail_when
 
     def execute(self, context: Context) -> Any:
         result = self.run_job(context)
         if self.skip_unless is not None and not result[self.skip_unless]:
             context["ti"].xcom_push("return_value", result)
             raise AirflowSkipException(f"{self.skip_unless} is false: {json.dumps(result)[:500]}")
+        if self.fail_when is not None and result[self.fail_when[0]] == self.fail_when[1]:
+            context["ti"].xcom_push("return_value", result)
+            raise AirflowFailException(f"{' is '.join(self.fail_when)}: {json.dumps(result)[:2000]}")
         return result
 
     def run_job(self, context: Context) -> Any:

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from pipelines.monitoring import chi_squared, ks, performance, psi
+from pipelines.monitoring import buckets, chi_squared, ks, performance, psi
 from pipelines.monitoring.columns import Category, Column, Numbers
 
 Kind = Literal["feature", "score", "label", "performance"]
@@ -67,8 +67,8 @@ def of_column(column: Column, bars: Bars, *, kind: Kind = "feature", report_only
             chance = _missing(reference, current)
         means = _mean(reference), _mean(current)
     else:
-        size = psi.of_categories(column.reference, column.current)  # type: ignore[arg-type]
-        chance = chi_squared.test(column.reference, column.current).p_value  # type: ignore[arg-type]
+        samples = buckets.frequent(column.reference, column.current)  # type: ignore[arg-type]
+        size, chance = psi.of_categories(*samples), chi_squared.test(*samples).p_value
         means = None, None
     failed = size >= bars.psi and chance < bars.p_value
     return Verdict(

@@ -1,0 +1,122 @@
+"""Reads the inference log in the lake: what one release was asked, what it answered, and what turned out to be true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pipelines.adapters.delta_lake import DeltaLake, connect
+from pipelines.contracts.clocks import from_us
+from pipelines.monitoring.columns import Category, Column, Numbers, Window
+
+Value = float | int | str | bool | None
+
+_QUERY = """
+    WITH answered AS (
+        SELECT request_id, score, features
+        FROM response WHERE model = $model AND release = $release AND status <> 'error'
+        QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY seq) = 1
+    ), truth AS (
+        SELECT request_id, to_json(map(list("row"), list(value))) AS labels
+        FROM (SELECT request_id, "row", arg_min(value, seq) AS value FROM label
+              WHERE model = $model AND event_time <= $as_of GROUP BY ALL) GROUP BY request_id
+    )
+    SELECT assignment.inputs, answered.score, answered.features, truth.labels
+    FROM assignment JOIN answered USING (request_id) LEFT JOIN truth USING (request_id)
+    WHERE assignment.model = $model AND NOT assignment.duplicate
+      AND assignment.event_time >= $start AND assignment.event_time < $end
+    ORDER BY assignment.seq
+"""
+
+
+class Served(msgspec.Struct, frozen=True):
+    """Rows that one release scored, in the collector's order. Columns by name; each as long as `score`.
+
+    `label` is NaN where no truth had arrived. Features are those read online, under `<view>.<feature>`.
+    """
+
+    columns: dict[str, list[Value]]
+    score: Numbers
+    label: Numbers
+
+    @property
+    def rows(self) -> int:
+        return int(self.score.size)
+
+
+def served(lake: DeltaLake, model: str, release: str, window: Window, as_of_us: int) -> Served:
+    """What `release` scored for requests of the window (event time), with the labels known at `as_of_us`."""
+    tables = {kind: f"inference/{kind}" for kind in ("assignment", "response", "label")}
+    if not (lake.exists(tables["assignment"]) and lake.exists(tables["response"])):
+        return Served({}, np.empty(0), np.empty(0))
+    with connect() as connection:
+        for kind, table in tables.items():
+            if lake.exists(table):
+                lake.bind(connection, kind, table)
+            else:
+                connection.execute(
+                    "CREATE VIEW label AS SELECT '' AS model, '' AS request_id, 0 AS \"row\", 0.0 AS value, "
+                    "0 AS seq, now() AS event_time WHERE false"
+                )
+        found = connection.execute(
+            _QUERY,
+            {
+                "model": model,
+                "release": release,
+                "start": from_us(window.start_us),
+                "end": from_us(window.end_us),
+                "as_of": from_us(as_of_us),
+            },
+        ).fetchall()
+    return _flattened(found)
+
+
+def columns(reference: Served, current: Served) -> list[Column]:
+    """The columns of both windows, by name. A column with text or truth values anywhere is one of categories."""
+    return [
+        _column(name, reference.columns.get(name, []), current.columns.get(name, []))
+        for name in sorted({*reference.columns, *current.columns})
+    ]
+
+
+def _column(name: str, reference: list[Value], current: list[Value]) -> Column:
+    if any(isinstance(value, str | bool) for side in (reference, current) for value in side):
+        return Column(name, [_category(value) for value in reference], [_category(value) for value in current])
+    return Column(name, _numbers(reference), _numbers(current))
+
+
+def _category(value: Value) -> Category:
+    return value if value is None or isinstance(value, str | bool) else str(value)
+
+
+def _numbers(values: Iterable[Value]) -> Numbers:
+    return np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _flattened(found: list[tuple[Any, ...]]) -> Served:
+    """One entry a row of each request; a column that a request lacks is missing in its rows."""
+    columns: dict[str, list[Value]] = {}
+    scores: list[float] = []
+    labels: list[float] = []
+    decode = msgspec.json.decode
+    for inputs, score, features, label in found:
+        answers: list[float | None] = decode(score)
+        truth: dict[str, float] = decode(label) if label else {}
+        done = len(scores)
+        scores += [np.nan if answer is None else answer for answer in answers]
+        labels += [truth.get(str(row), np.nan) for row in range(len(answers))]
+        read = {
+            f"{view.partition('__')[0]}.{name}": values
+            for view, names, _, lists in decode(features)
+            for name, values in zip(names, lists, strict=True)
+        }
+        for name, values in {**decode(inputs), **read}.items():
+            kept = columns.setdefault(name, [])
+            kept.extend([None] * (done - len(kept)))
+            kept.extend(values if len(values) == len(answers) else [None] * len(answers))
+    for values in columns.values():
+        values.extend([None] * (len(scores) - len(values)))
+    return Served(columns, np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64))
