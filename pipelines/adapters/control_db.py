@@ -183,7 +183,7 @@ class ControlDb:
         return True
 
     def asset_events(self, uri: str, consumer: str | None = None) -> list[dict[str, Any]]:
-        """Events of an asset, oldest first, as `{key, uri, extra, wall_us}`; with `consumer`, those it has not claimed."""
+        """Events of an asset as `{key, uri, extra, wall_us}`, oldest first; with `consumer`, those it has not claimed."""
         table, taken = schema.asset_event, schema.handled
         query = sa.select(table).where(table.c.uri == uri).order_by(table.c.wall_us, table.c.key)
         if consumer is not None:

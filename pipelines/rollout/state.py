@@ -20,7 +20,7 @@ import msgspec
 from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import NotFoundError
 from pipelines.contracts.routes import Breaker
-from pipelines.rollout.stages import APPROVAL, Duration, Stage
+from pipelines.rollout.stages import APPROVAL, Stage
 
 Status = Literal["waiting", "running", "held", "promoted", "rolled_back", "rejected", "replaced"]
 Slot = Literal["running", "waiting", "ended"]
@@ -38,13 +38,12 @@ Cause = Literal[
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is frozen into a rollout when it starts; a later edit of the spec does not touch it.
 
-    `policy` is a document of `slipway-gate/1`; `max_wait` bounds every stage; an empty `approvers` lets anyone approve.
+    `policy` is a document of `slipway-gate/1`; an empty `approvers` lets anyone approve.
     """
 
     stages: tuple[Stage, ...]
     policy: dict[str, Any]
     approvers: tuple[str, ...] = ()
-    max_wait: Duration | None = None
     breaker: Breaker = Breaker()
     slice_inputs: tuple[str, ...] = ()
 
@@ -57,6 +56,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """One challenger's way. `champion` is the release it has to beat (None: the model has none yet).
 
     Times are microseconds; `stage_event_us` and `stage_wall_us` are when the stage began on each clock.
+    `paused` names who stopped the ramp (`gate` or a person); `waived` the metrics a person has answered for.
     `revision` is the number of the last decision applied, and guards every update.
     """
 
@@ -70,7 +70,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     stage: str
     provisional: bool = False
-    paused: bool = False
+    paused: str = ""
     waived: tuple[str, ...] = ()
     actor: str
     created_event_us: int
@@ -145,28 +145,33 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 def apply(rollout: Rollout, decision: Decision, n: int) -> Rollout:
     """The rollout after the decision that has number `n` in its model's record."""
-    changes: dict[str, Any] = {"revision": n}
-    if decision.kind == "promote" and decision.next_stage is None:
-        changes |= {"status": "promoted", "provisional": False, "paused": False}
-    elif decision.kind == "rollback":
-        exposed = rollout.status != "waiting" and (rollout.champion is not None)
-        changes |= {"status": "rolled_back" if exposed else "rejected", "provisional": False, "paused": False}
-    elif decision.kind in ("hold", "inconclusive"):
-        changes |= {"status": "held"}
-    elif decision.kind == "pause":
-        changes |= {"paused": True}
-    else:
-        changes |= {"status": "running", "paused": False}
+    changes: dict[str, Any] = {"revision": n, "status": _status_after(rollout, decision)}
+    if decision.kind == "pause":
+        changes["paused"] = decision.actor
+    elif decision.kind not in ("hold", "inconclusive"):
+        changes["paused"] = ""
     if decision.next_stage is not None:
-        changes |= {
-            "stage": decision.next_stage,
-            "stage_event_us": decision.event_us,
-            "stage_wall_us": decision.wall_us,
-            "provisional": rollout.provisional or decision.kind == "promote",
-            "paused": False,
-        }
-    elif decision.command == "resume":
+        changes |= {"stage": decision.next_stage, "provisional": rollout.provisional or decision.kind == "promote"}
+    if decision.next_stage is not None or decision.command == "resume":
         changes |= {"stage_event_us": decision.event_us, "stage_wall_us": decision.wall_us}
+    if changes["status"] in ("promoted", "rolled_back", "rejected", "replaced"):
+        changes["provisional"] = False
     if decision.waive:
-        changes |= {"waived": tuple(sorted({*rollout.waived, *decision.waive}))}
+        changes["waived"] = tuple(sorted({*rollout.waived, *decision.waive}))
     return msgspec.structs.replace(rollout, **changes)
+
+
+def _status_after(rollout: Rollout, decision: Decision) -> Status:
+    match decision.kind:
+        case "promote" if decision.next_stage is None:
+            return "promoted"
+        case "rollback" if decision.command == "replace":
+            return "replaced"
+        case "rollback":
+            was_live = rollout.champion is not None and rollout.status != "waiting"
+            return "rolled_back" if was_live else "rejected"
+        case "hold" | "inconclusive":
+            return "held"
+        case "pause":
+            return rollout.status
+    return "running"

@@ -1,0 +1,423 @@
+"""Rollouts, decisions and their effects in the control database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from pipelines.adapters import control_schema as schema
+from pipelines.adapters.control_db import ControlDb, insert_route
+from pipelines.contracts.clocks import wall_us
+from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError
+from pipelines.rollout import actions as acts
+from pipelines.rollout import record
+from pipelines.rollout.executor import Effect, Pending, kind
+from pipelines.rollout.plan_actions import plan_actions
+from pipelines.rollout.state import Decision, Rollout, apply
+
+_decode_rollout = msgspec.json.Decoder(Rollout).decode
+_decode_decision = msgspec.json.Decoder(Decision)
+BODY = "slipway-decision/1"
+
+
+class EvidenceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Stored evidence of one rollout. `part` is `live` (the collector's) or `backtest`; it reaches to `event_us`."""
+
+    rollout_id: str
+    part: str
+    batch: int
+    event_us: int
+    digest: str
+    counts: dict[str, Any]
+    document: str
+
+
+class OverrideRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An override of the gateway. `observed`, `settled`: the numbers of the entries that chained and handled it."""
+
+    event_id: str
+    model: str
+    rollout_id: str | None
+    document: str
+    observed: int | None
+    settled: int | None
+
+
+class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one look needs, read in one snapshot."""
+
+    rollout: Rollout
+    evidence: list[EvidenceRow]
+    overrides: list[str]
+
+
+class RolloutStore:
+    """The rollout tables of one control database."""
+
+    def __init__(self, db: ControlDb, code_version: str) -> None:
+        self.db = db
+        self.code_version = code_version
+
+    # --- reading --------------------------------------------------------------------------------------------------
+    def view(self, rollout_id: str) -> RolloutView:
+        """The rollout with its evidence and its unsettled overrides. Raises NotFoundError."""
+        seen = schema.override_seen
+        with self.db.read() as connection:
+            rollout = _load(connection, rollout_id)
+            evidence = connection.execute(
+                sa.select(schema.evidence).where(schema.evidence.c.rollout_id == rollout_id)
+            ).mappings()
+            rows = [EvidenceRow(**(dict(row) | {"counts": msgspec.json.decode(row["counts"])})) for row in evidence]
+            overrides = connection.execute(
+                sa.select(seen.c.event_id)
+                .where(seen.c.rollout_id == rollout_id, seen.c.settled.is_(None))
+                .order_by(seen.c.event_id)
+            ).scalars()
+            return RolloutView(rollout=rollout, evidence=rows, overrides=list(overrides))
+
+    def load(self, rollout_id: str) -> Rollout:
+        """The rollout. Raises NotFoundError naming the newest ones."""
+        with self.db.read() as connection:
+            return _load(connection, rollout_id)
+
+    def rollouts(self, model: str | None = None, slot: str | None = None) -> list[Rollout]:
+        """Rollouts, oldest first per model."""
+        table = schema.rollout
+        query = sa.select(table.c.document).order_by(table.c.model, table.c.n)
+        if model is not None:
+            query = query.where(table.c.model == model)
+        if slot is not None:
+            query = query.where(table.c.slot == slot)
+        with self.db.read() as connection:
+            return [_decode_rollout(document) for document in connection.execute(query).scalars()]
+
+    def entries(self, model: str, rollout_id: str | None = None) -> list[record.Entry]:
+        """The model's record in order, or the part of it about one rollout."""
+        table = schema.decision
+        query = sa.select(table).where(table.c.model == model).order_by(table.c.n)
+        if rollout_id is not None:
+            query = query.where(table.c.rollout_id == rollout_id)
+        with self.db.read() as connection:
+            return [_entry(row) for row in connection.execute(query).mappings()]
+
+    def recorded_models(self) -> list[str]:
+        """Every model that has a record."""
+        with self.db.read() as connection:
+            return list(connection.execute(sa.select(schema.decision.c.model).distinct().order_by("model")).scalars())
+
+    def effects(self, model: str) -> dict[tuple[int, int], Effect]:
+        """Confirmed effects of a model's decisions, by (decision number, action position)."""
+        table = schema.decision_effect
+        with self.db.read() as connection:
+            rows = connection.execute(sa.select(table).where(table.c.model == model)).mappings().all()
+        return {
+            (row["n"], row["action"]): Effect(
+                decision_id=record.decision_id(model, row["n"]),
+                action=row["action"],
+                kind=row["detail"].partition(":")[0],
+                done=True,
+                detail=row["detail"],
+                done_us=row["done_us"],
+            )
+            for row in rows
+        }
+
+    # --- deciding -------------------------------------------------------------------------------------------------
+    def insert(self, model: str, make: Callable[[int, str | None], Rollout]) -> Rollout:
+        """Put a new rollout into the model's queue. `make(n, champion)` builds it from its number and the champion now.
+
+        Raises TerminalError when another one waits already (replace it first).
+        """
+        with self.db.write() as connection:
+            table = schema.rollout
+            newest = connection.execute(sa.select(sa.func.max(table.c.n)).where(table.c.model == model)).scalar() or 0
+            rollout = make(newest + 1, _champion(connection, model))
+            waiting = connection.execute(
+                sa.select(table.c.id).where(table.c.model == model, table.c.slot == "waiting")
+            ).scalar()
+            if waiting is not None:
+                raise TerminalError(f"rollout of {model}", got=f"{waiting} waits already", expected="a free place")
+            connection.execute(sa.insert(table).values(n=newest + 1, **_columns(rollout)))
+        return rollout
+
+    def commit(self, rollout: Rollout, decision: Decision) -> tuple[record.Entry, Rollout]:
+        """Append the decision to the record and move the rollout on, in one transaction.
+
+        `rollout` is the state the decision was taken on. Raises StaleDecisionError when the rollout has changed
+        meanwhile, its model's place is taken, or the champion it has to beat is not the champion any more.
+        """
+        with self.db.write() as connection:
+            return self.commit_in(connection, rollout, decision)
+
+    def commit_in(
+        self, connection: sa.Connection, rollout: Rollout, decision: Decision
+    ) -> tuple[record.Entry, Rollout]:
+        """`commit` inside the caller's write transaction."""
+        current = _load(connection, rollout.id)
+        if current.revision != rollout.revision or current.status != rollout.status:
+            raise StaleDecisionError(
+                f"decision about {rollout.id}",
+                got=f"one taken on revision {rollout.revision}",
+                expected=f"revision {current.revision} ({current.status} in {current.stage or 'the queue'})",
+            )
+        previous = _head(connection, rollout.model)
+        n = previous.n + 1 if previous is not None else 1
+        after = apply(rollout, decision, n)
+        if rollout.slot != "running" and (after.slot == "running" or rollout.status == "promoted"):
+            _check_turn(connection, rollout)
+        planned = plan_actions(rollout, decision, record.decision_id(rollout.model, n))
+        body = {
+            "schema": BODY,
+            "decision": msgspec.to_builtins(decision),
+            "actions": acts.to_builtins(planned),
+            "code": self.code_version,
+        }
+        line = record.entry(rollout.model, previous, body)
+        _insert_entry(connection, line, decision.rollout_id, decision.kind, len(planned), decision.wall_us)
+        table, seen = schema.rollout, schema.override_seen
+        connection.execute(sa.update(table).where(table.c.id == rollout.id).values(**_columns(after)))
+        if decision.overrides:
+            connection.execute(sa.update(seen).where(seen.c.event_id.in_(decision.overrides)).values(settled=n))
+        return line, after
+
+    def refresh_waiting(self, rollout: Rollout) -> Rollout:
+        """The waiting rollout with the champion of now as what it has to beat."""
+        with self.db.write() as connection:
+            current = _load(connection, rollout.id)
+            fresh = msgspec.structs.replace(current, champion=_champion(connection, rollout.model))
+            if fresh != current and current.status == "waiting":
+                connection.execute(
+                    sa.update(schema.rollout).where(schema.rollout.c.id == rollout.id).values(**_columns(fresh))
+                )
+        return fresh
+
+    def observe(self, event_id: str) -> record.Entry | None:
+        """Chain an override of the gateway as `observed`; None when it was chained before."""
+        seen = schema.override_seen
+        with self.db.write() as connection:
+            row = connection.execute(sa.select(seen).where(seen.c.event_id == event_id)).mappings().one()
+            if row["observed"] is not None:
+                return None
+            body = {"schema": BODY, "override": msgspec.json.decode(row["document"]), "code": self.code_version}
+            line = record.entry(row["model"], _head(connection, row["model"]), body)
+            _insert_entry(connection, line, row["rollout_id"], "observed", 0, wall_us())
+            connection.execute(sa.update(seen).where(seen.c.event_id == event_id).values(observed=line.n))
+            return line
+
+    def overrides(self, *, unobserved: bool = False, model: str | None = None) -> list[OverrideRow]:
+        """Overrides seen, in order of their event ids."""
+        seen = schema.override_seen
+        query = sa.select(seen).order_by(seen.c.event_id)
+        if unobserved:
+            query = query.where(seen.c.observed.is_(None))
+        if model is not None:
+            query = query.where(seen.c.model == model)
+        with self.db.read() as connection:
+            return [OverrideRow(**row) for row in connection.execute(query).mappings()]
+
+    # --- evidence of other jobs -------------------------------------------------------------------------------------
+    def put_evidence(self, row: EvidenceRow) -> None:
+        """Store one part of a rollout's evidence, replacing it."""
+        with self.db.write() as connection:
+            upsert_evidence(connection, row)
+
+    # --- effects (pipelines.rollout.executor.EffectStore) -----------------------------------------------------------
+    def pending(self, model: str) -> Sequence[Pending]:
+        """The model's decisions with unconfirmed actions, in order."""
+        decision, effect = schema.decision, schema.decision_effect
+        confirmed = (
+            sa.select(sa.func.count())
+            .select_from(effect)
+            .where(effect.c.model == decision.c.model, effect.c.n == decision.c.n)
+            .scalar_subquery()
+        )
+        query = (
+            sa.select(decision.c.n, decision.c.body)
+            .where(decision.c.model == model, decision.c.actions > confirmed)
+            .order_by(decision.c.n)
+        )
+        with self.db.read() as connection:
+            lines = connection.execute(query).all()
+            done = set(
+                connection.execute(sa.select(effect.c.n, effect.c.action).where(effect.c.model == model)).tuples()
+                if lines
+                else ()
+            )
+        found = []
+        for n, body in lines:
+            planned = acts.from_builtins(msgspec.json.decode(body)["actions"])
+            still = tuple(index for index in range(len(planned)) if (n, index) not in done)
+            found.append(Pending(model=model, n=n, actions=planned, open=still))
+        return found
+
+    def do_control(self, model: str, n: int, action: int, what: acts.Action) -> Effect:
+        """Do and confirm one control action in one transaction; the confirmed effect when it was done before."""
+        with self.db.write() as connection:
+            if (before := _effect(connection, model, n, action)) is not None:
+                return before
+            match what:
+                case acts.SetRoute(route=route):
+                    written = insert_route(connection, route)
+                    detail = f"route version {written.version}"
+                case acts.SetChampion(release=release):
+                    _put_champion(connection, model, release, record.decision_id(model, n))
+                    detail = f"champion {release[:12]}"
+                case _:
+                    raise TerminalError(f"action {kind(what)}", got="a mirror", expected="a control action")
+            return _confirm(connection, model, n, action, what, detail)
+
+    def confirm(self, model: str, n: int, action: int, what: acts.Action, detail: str) -> Effect:
+        """Write down that a mirror's action is done."""
+        with self.db.write() as connection:
+            return _effect(connection, model, n, action) or _confirm(connection, model, n, action, what, detail)
+
+    # --- anchors ----------------------------------------------------------------------------------------------------
+    def anchor(self, day: str) -> int:
+        """Write each model's newest hash into the global record for `day` (ISO date), once a day; returns how many."""
+        table, decision, made = schema.anchor, schema.decision, 0
+        with self.db.write() as connection:
+            heads = connection.execute(sa.select(decision.c.model, sa.func.max(decision.c.n)).group_by("model")).all()
+            there = set(connection.execute(sa.select(table.c.model).where(table.c.day == day)).scalars())
+            for model, n in heads:
+                if model not in there:
+                    head = connection.execute(
+                        sa.select(decision.c.hash).where(decision.c.model == model, decision.c.n == n)
+                    ).scalar_one()
+                    connection.execute(sa.insert(table).values(day=day, model=model, n=n, hash=head))
+                    made += 1
+        return made
+
+    def anchors(self, model: str) -> dict[int, str]:
+        """Anchored hashes of a model's record by entry number."""
+        table = schema.anchor
+        with self.db.read() as connection:
+            rows = connection.execute(sa.select(table.c.n, table.c.hash).where(table.c.model == model)).all()
+        return dict(row.tuple() for row in rows)
+
+
+def decision_of(line: record.Entry) -> Decision | None:
+    """The decision in a recorded entry; None for an observed override."""
+    body = msgspec.json.decode(line.body)
+    return msgspec.convert(body["decision"], Decision) if "decision" in body else None
+
+
+def actions_of(line: record.Entry) -> tuple[acts.Action, ...]:
+    """The actions that a recorded entry ordered."""
+    return acts.from_builtins(msgspec.json.decode(line.body).get("actions", []))
+
+
+def _check_turn(connection: sa.Connection, rollout: Rollout) -> None:
+    """A rollout may act when no other one of its model runs, and it knows the champion as it is."""
+    table = schema.rollout
+    other = connection.execute(
+        sa.select(table.c.id).where(table.c.model == rollout.model, table.c.slot == "running")
+    ).scalar()
+    if other is not None:
+        hint = f"Decide about {other} first."
+        raise StaleDecisionError(rollout.id, got=f"{other} is running", expected="a free place", hint=hint)
+    expected = rollout.challenger if rollout.status == "promoted" else rollout.champion
+    champion = _champion(connection, rollout.model)
+    if champion != expected:
+        raise StaleDecisionError(rollout.id, got=f"champion {champion}", expected=f"champion {expected}")
+
+
+def upsert_evidence(connection: sa.Connection, row: EvidenceRow) -> None:
+    """Insert or replace one part of a rollout's evidence inside the caller's transaction."""
+    table = schema.evidence
+    values = msgspec.structs.asdict(row) | {"counts": msgspec.json.encode(row.counts, order="sorted").decode()}
+    where = (table.c.rollout_id == row.rollout_id) & (table.c.part == row.part)
+    if connection.execute(sa.update(table).where(where).values(**values)).rowcount == 0:
+        connection.execute(sa.insert(table).values(**values))
+
+
+def _load(connection: sa.Connection, rollout_id: str) -> Rollout:
+    table = schema.rollout
+    document = connection.execute(sa.select(table.c.document).where(table.c.id == rollout_id)).scalar()
+    if document is None:
+        near = connection.execute(sa.select(table.c.id).order_by(table.c.n.desc()).limit(5)).scalars()
+        raise NotFoundError("rollout", got=rollout_id, expected=list(near) or "a started rollout")
+    return _decode_rollout(document)
+
+
+def _columns(rollout: Rollout) -> Mapping[str, Any]:
+    return {
+        "id": rollout.id,
+        "model": rollout.model,
+        "slot": rollout.slot,
+        "status": rollout.status,
+        "challenger": rollout.challenger,
+        "revision": rollout.revision,
+        "document": msgspec.json.encode(rollout, order="sorted").decode(),
+    }
+
+
+def _head(connection: sa.Connection, model: str) -> record.Entry | None:
+    table = schema.decision
+    query = sa.select(table).where(table.c.model == model).order_by(table.c.n.desc()).limit(1)
+    row = connection.execute(query).mappings().first()
+    return _entry(row) if row is not None else None
+
+
+def _entry(row: sa.RowMapping) -> record.Entry:
+    return record.Entry(model=row["model"], n=row["n"], prev_hash=row["prev_hash"], hash=row["hash"], body=row["body"])
+
+
+def _insert_entry(
+    connection: sa.Connection, line: record.Entry, rollout_id: str | None, word: str, actions: int, at_us: int
+) -> None:
+    connection.execute(
+        sa.insert(schema.decision).values(
+            model=line.model,
+            n=line.n,
+            rollout_id=rollout_id,
+            kind=word,
+            actions=actions,
+            wall_us=at_us,
+            prev_hash=line.prev_hash,
+            hash=line.hash,
+            body=line.body,
+        )
+    )
+
+
+def _champion(connection: sa.Connection, model: str) -> str | None:
+    return connection.execute(sa.select(schema.champion.c.release).where(schema.champion.c.model == model)).scalar()
+
+
+def _put_champion(connection: sa.Connection, model: str, release: str, decision: str) -> None:
+    table = schema.champion
+    values = {"release": release, "decision_id": decision}
+    if connection.execute(sa.update(table).where(table.c.model == model).values(**values)).rowcount == 0:
+        connection.execute(sa.insert(table).values(model=model, **values))
+
+
+def _effect(connection: sa.Connection, model: str, n: int, action: int) -> Effect | None:
+    table = schema.decision_effect
+    row = (
+        connection.execute(sa.select(table).where(table.c.model == model, table.c.n == n, table.c.action == action))
+        .mappings()
+        .first()
+    )
+    if row is None:
+        return None
+    return Effect(
+        decision_id=record.decision_id(model, n),
+        action=action,
+        kind=row["detail"].partition(":")[0],
+        done=True,
+        detail=row["detail"],
+        done_us=row["done_us"],
+    )
+
+
+def _confirm(connection: sa.Connection, model: str, n: int, action: int, what: acts.Action, detail: str) -> Effect:
+    now, text = wall_us(), f"{kind(what)}: {detail}"
+    connection.execute(
+        sa.insert(schema.decision_effect).values(model=model, n=n, action=action, done_us=now, detail=text)
+    )
+    return Effect(
+        decision_id=record.decision_id(model, n), action=action, kind=kind(what), done=True, detail=text, done_us=now
+    )

@@ -1,0 +1,226 @@
+"""From the inference log to the four tables of `slipway-gate/1`, for one rollout, batch by batch.
+
+The collector (fresh rows) and a rebuild (rows from the lake) use this same code, so live evidence and evidence folded
+again are the same. `request_id` becomes the rollout's own counter `rollout_seq`; `order` is the model's `seq`; a
+request of several rows is one value: its first row's. Client retries are dropped with the answers they caused, and a
+label that arrives before its assignment is kept back until the assignment is there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.contracts.assignment import PPM
+
+_STAMP = pa.timestamp("us", tz="UTC")
+_KEPT_BACK = 50_000
+_decode = msgspec.json.Decoder().decode
+
+
+class Counts(msgspec.Struct, kw_only=True):
+    """What the rollout's rows amount to, by stage where it matters; `exposed` are requests the challenger answers."""
+
+    assignments: dict[str, int] = {}
+    challenger: dict[str, int] = {}
+    exposed: int = 0
+    retries: int = 0
+    responses: int = 0
+    labels: int = 0
+    kpis: int = 0
+    repeated: int = 0
+    contradicting: int = 0
+    first_event_us: int = 0
+    last_event_us: int = 0
+
+
+class Case:
+    """The tables of one rollout; `take` must see every batch in order."""
+
+    def __init__(self, rollout_id: str, model: str, slices: tuple[str, ...] = ()) -> None:
+        self.rollout_id = rollout_id
+        self.model = model
+        self.slices = slices
+        self.counts = Counts()
+        self.requests: dict[str, int] = {}
+        self._retries: dict[str, int] = {}
+        self._alone: set[str] = set()
+        self._answers: dict[tuple[str, str], int] = {}
+        self._truths: dict[tuple[str, str], float] = {}
+        self._early: OrderedDict[tuple[str, str], list[tuple[int, float]]] = OrderedDict()
+
+    def take(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
+        """One batch of the log (tables by kind) as `assignments`, `responses`, `labels`, `kpi`, where not empty."""
+        made: dict[str, pa.Table] = {}
+        early: dict[str, list[tuple[int, int, int, float]]] = {"label": [], "kpi": []}
+        if "assignment" in tables:
+            made["assignments"] = self._assignments(_of_rollout(tables["assignment"], self.rollout_id), early)
+        if "response" in tables:
+            made["responses"] = self._responses(_of_rollout(tables["response"], self.rollout_id))
+        for kind, name in (("label", "labels"), ("kpi", "kpi")):
+            if kind in tables or early[kind]:
+                made[name] = self._truth_table(kind, tables.get(kind), early[kind])
+        return {name: table for name, table in made.items() if table.num_rows}
+
+    def _assignments(self, rows: pa.Table, early: dict[str, list[tuple[int, int, int, float]]]) -> pa.Table:
+        for request in rows.filter(rows["duplicate"])["request_id"].to_pylist():
+            self._retries[request] = self._retries.get(request, 0) + 1
+            self.counts.retries += 1
+        rows = rows.filter(pc.invert(rows["duplicate"]))
+        ids, places = rows["request_id"].to_pylist(), rows["rollout_seq"].to_pylist()
+        self.requests.update(zip(ids, places, strict=True))
+        columns = rows.select(
+            ["arm", "mode", "stage", "champion", "paired", "share_ppm", "event_time", "seq"]
+        ).to_pydict()
+        arms, shares = [], []
+        for arm, mode, champion, paired, ppm in zip(
+            columns["arm"], columns["mode"], columns["champion"], columns["paired"], columns["share_ppm"], strict=True
+        ):
+            if mode == "split":
+                arms.append(arm)
+                shares.append(ppm / PPM)
+            else:
+                alone = "challenger" if champion == self.challenger else "champion"
+                arms.append("both" if paired else alone)
+                shares.append(None)
+        self._count(columns["stage"], arms, rows["event_time"])
+        if self._early:
+            self._release_early(ids, places, columns["seq"], rows["event_time"].cast(pa.int64()).to_pylist(), early)
+        processes = [
+            f"{gateway}/{worker}/{epoch}"
+            for gateway, worker, epoch in zip(
+                rows["gateway"].to_pylist(), rows["worker"].to_pylist(), rows["epoch"].to_pylist(), strict=True
+            )
+        ]
+        slices = [_decode(text) for text in rows["slices"].to_pylist()] if self.slices else []
+        return pa.table(
+            {
+                "request_id": rows["rollout_seq"],
+                "seq": rows["rollout_seq"],
+                "ts": rows["event_time"],
+                "wall_ts": rows["wall_time"],
+                "stage": rows["stage"],
+                "arm": pa.array(arms, pa.string()),
+                "share": pa.array(shares, pa.float64()),
+                "unit_id": rows["unit"],
+                "process": pa.array(processes, pa.string()),
+                "order": rows["seq"],
+            }
+            | {name: pa.array([each.get(name) for each in slices], pa.string()) for name in self.slices}
+        )
+
+    def _count(self, stages: list[str], arms: list[str], times: Any) -> None:
+        counts = self.counts
+        for stage, arm in zip(stages, arms, strict=True):
+            counts.assignments[stage] = counts.assignments.get(stage, 0) + 1
+            if arm == "challenger":
+                counts.challenger[stage] = counts.challenger.get(stage, 0) + 1
+                counts.exposed += 1
+        if stages:
+            bounds = pc.min_max(times.cast(pa.int64())).as_py()
+            counts.first_event_us = counts.first_event_us or bounds["min"]
+            counts.last_event_us = max(counts.last_event_us, bounds["max"])
+
+    def _responses(self, rows: pa.Table) -> pa.Table:
+        requests = rows["request_id"].to_pylist()
+        arms = [
+            "challenger" if request in self._alone else arm
+            for request, arm in zip(requests, rows["arm"].to_pylist(), strict=True)
+        ]
+        keep, ids = [], []
+        for request, arm in zip(requests, arms, strict=True):
+            place = self.requests.get(request)
+            had = self._answers[request, arm] = self._answers.get((request, arm), 0) + 1
+            # A retried request is scored again; only answers beyond one an assignment are the gateway's own doing.
+            keep.append(place is not None and not 1 < had <= 1 + self._retries.get(request, 0))
+            ids.append(place)
+        mask = pa.array(keep, pa.bool_())
+        scores = [_first(text) for text in rows["score"].to_pylist()]
+        self.counts.responses += sum(keep)
+        return pa.table(
+            {
+                "request_id": pa.array(ids, pa.int64()),
+                "arm": pa.array(arms, pa.string()),
+                "ts": rows["event_time"],
+                "wall_ts": rows["wall_time"],
+                "latency_ms": pc.divide(pc.cast(rows["latency_us"], pa.float64()), 1000.0).cast(pa.float32()),
+                "status": rows["status"],
+                "score": pa.array(scores, pa.float64()),
+                "served": rows["served"],
+                "order": rows["seq"],
+            }
+        ).filter(mask)
+
+    def _truth_table(self, kind: str, rows: pa.Table | None, released: list[tuple[int, int, int, float]]) -> pa.Table:
+        """Labels or KPI values of this rollout's requests, the first value of each; later ones are only counted."""
+        found = list(released)
+        if rows is not None:
+            rows = rows.filter(pc.equal(rows["model"], self.model))
+            if kind == "label":
+                rows = rows.filter(pc.equal(rows["row"], 0))
+            for request, at, seq, value in zip(
+                rows["request_id"].to_pylist(),
+                rows["event_time"].cast(pa.int64()).to_pylist(),
+                rows["seq"].to_pylist(),
+                rows["value"].to_pylist(),
+                strict=True,
+            ):
+                place = self.requests.get(request)
+                if place is None:
+                    self._keep_back(kind, request, at, value)
+                else:
+                    found.append((place, at, seq, value))
+        fresh = []
+        for place, at, seq, value in found:
+            key = (kind, str(place))
+            if key in self._truths:
+                self.counts.repeated += 1
+                self.counts.contradicting += self._truths[key] != value
+                continue
+            self._truths[key] = value
+            fresh.append((place, at, seq, value))
+        if kind == "label":
+            self.counts.labels += len(fresh)
+        else:
+            self.counts.kpis += len(fresh)
+        return pa.table(
+            {
+                "request_id": pa.array([row[0] for row in fresh], pa.int64()),
+                "ts": pa.array([row[1] for row in fresh], pa.int64()).cast(_STAMP),
+                "order": pa.array([row[2] for row in fresh], pa.int64()),
+                "label" if kind == "label" else "value": pa.array([row[3] for row in fresh], pa.float64()),
+            }
+        )
+
+    def _keep_back(self, kind: str, request: str, at: int, value: float) -> None:
+        """A truth of a request not seen yet; the oldest are forgotten (most belong to requests outside the rollout)."""
+        self._early.setdefault((kind, request), []).append((at, value))
+        while len(self._early) > _KEPT_BACK:
+            self._early.popitem(last=False)
+
+    def _release_early(
+        self,
+        ids: list[str],
+        places: list[int],
+        seqs: list[int],
+        times: list[int],
+        early: dict[str, list[tuple[int, int, int, float]]],
+    ) -> None:
+        for request, place, seq, at in zip(ids, places, seqs, times, strict=True):
+            for kind in ("label", "kpi"):
+                for known, value in self._early.pop((kind, request), ()):
+                    early[kind].append((place, max(known, at), seq, value))
+
+
+def _of_rollout(rows: pa.Table, rollout_id: str) -> pa.Table:
+    return rows.filter(pc.fill_null(pc.equal(rows["rollout_id"], rollout_id), False))
+
+
+def _first(text: str) -> float:
+    values = _decode(text)
+    return math.nan if not values or values[0] is None else float(values[0])

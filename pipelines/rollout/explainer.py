@@ -1,0 +1,46 @@
+"""Says in words what a decision does: the same actions that the executor does, printed."""
+
+from __future__ import annotations
+
+from pipelines.contracts.assignment import PPM
+from pipelines.contracts.routes import Route
+from pipelines.rollout.actions import Action, EmitAsset, Notify, SetAlias, SetChampion, SetRoute, TagRelease
+from pipelines.rollout.state import Decision
+
+
+def explain(decision: Decision, actions: tuple[Action, ...]) -> list[str]:
+    """Lines of plain text: the decision with its reason, then each action."""
+    where = decision.stage or "queue"
+    head = f"{decision.kind} at {where}" + (f" -> {decision.next_stage}" if decision.next_stage else "")
+    lines = [f"{head} by {decision.actor} ({decision.cause}): {decision.reason}"]
+    return lines + [f"  {sentence(action)}" for action in actions]
+
+
+def sentence(action: Action) -> str:
+    """One action in words."""
+    match action:
+        case SetRoute(route=route):
+            return f"set route of {route.model}: {_route(route)}"
+        case SetChampion():
+            return f"make {action.release[:12]} champion of {action.model}"
+        case TagRelease():
+            tags = ", ".join(f"{key}={value}" for key, value in sorted(action.tags.items()))
+            return f"tag release {action.release[:12]}: {tags}"
+        case SetAlias(release=None):
+            return f"remove alias {action.alias} of {action.model}"
+        case SetAlias():
+            return f"point alias {action.alias} of {action.model} at {(action.release or '')[:12]}"
+        case EmitAsset():
+            return f"emit asset {action.uri}"
+        case Notify():
+            return f"{'page' if action.level == 'page' else 'notify'}: {action.text}"
+
+
+def _route(route: Route) -> str:
+    clears = f", clearing overrides {', '.join(route.clears_overrides)}" if route.clears_overrides else ""
+    if route.mode == "single":
+        warm = f", {route.fallback[:12]} warm" if route.fallback else ""
+        return f"{route.champion[:12]} answers alone{warm}{clears}"
+    share = f"{route.share_ppm / PPM:.4g}" if route.share_ppm else "0"
+    shadow = ", the other arm scores in the background" if route.shadow else ""
+    return f"{route.champion[:12]} against {(route.challenger or '')[:12]} at share {share}{shadow}{clears}"

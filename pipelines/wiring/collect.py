@@ -1,0 +1,222 @@
+"""The collector: bus -> numbered events -> lake -> evidence, exactly once through any kill.
+
+Order of effects for one batch: plan written down; rows appended to the lake (one commit a kind, carrying the batch's
+number as an application transaction); evidence, positions, numbers and completion in one database transaction. A
+restart finds the planned batch, reads the same bytes and does the same again; what was done already is skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+import pyarrow as pa
+
+from pipelines.adapters.collector_store import BatchDone, BatchPlan, CollectorStore
+from pipelines.adapters.control_db import control_db
+from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.rollout_store import EvidenceRow
+from pipelines.collect import numbering, streams
+from pipelines.collect.case import Case
+from pipelines.collect.fold import Fold
+from pipelines.collect.tables import to_tables
+from pipelines.contracts.events import KINDS, Override
+from pipelines.contracts.segments import Frame
+from pipelines.rollout.policy import Policy
+from pipelines.rollout.state import Rollout
+from pipelines.settings import Settings
+from pipelines.wiring.rollouts import observe_overrides, rollout_store
+
+APP = "collector"
+_log = logging.getLogger("slipway.collector")
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One pass: the batch done (0: nothing was new), its events, and the streams that stand still with the reason."""
+
+    batch: int
+    events: int
+    by_kind: dict[str, int]
+    lag_us: int
+    problems: dict[str, str]
+
+
+class _Live:
+    """One running rollout's case and fold, in memory; rebuilt from the lake after a restart."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        policy = Policy.parse(rollout.plan.policy)
+        self.case = Case(rollout.id, rollout.model, policy.slices)
+        self.fold = Fold(policy)
+        self.digest = ""
+
+    def take(self, tables: dict[str, pa.Table]) -> bool:
+        """Fold one batch; whether any of its rows belonged to the rollout."""
+        made = self.case.take(tables)
+        if made:
+            self.fold.add(**made)
+        return bool(made)
+
+    def row(self, batch: int) -> EvidenceRow:
+        """The evidence so far, as it is stored."""
+        evidence = self.fold.evidence()
+        counts = self.case.counts
+        return EvidenceRow(
+            rollout_id=self.case.rollout_id,
+            part="live",
+            batch=batch,
+            event_us=counts.last_event_us,
+            digest=evidence.digest,
+            counts=msgspec.to_builtins(counts),
+            document=evidence.to_json().decode(),
+        )
+
+
+class Collector:
+    """One process's collector. Only one may run per installation: the plan's primary key refuses a second."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = CollectorStore(control_db(settings))
+        self.rollouts = rollout_store(settings)
+        self.lake = DeltaLake(settings.lake)
+        self._live: dict[str, _Live] = {}
+        self._positions = self.store.positions()
+        self._counters = self.store.counters()
+        self._last = self.store.last_batch()
+
+    def once(self) -> Report:
+        """Finish a batch that was begun, else take what is new on the bus as the next one."""
+        plan, parts = self._begin()
+        if plan is None:
+            observe_overrides(self.settings)
+            return Report(batch=0, events=0, by_kind={}, lag_us=0, problems=self.problems())
+        counters = self._counters.copy()
+        live = self._running(plan.n)
+        ordered = numbering.merge(numbering.decode(parts))
+        seen = {rollout: one.case.requests for rollout, one in live.items()}
+        numbered, blocks = numbering.number(ordered, counters, seen)
+        tables = to_tables(numbered, plan.n)
+        for kind, table in tables.items():
+            self.lake.append(f"inference/{kind}", table, partition_by=("model",), txn=(APP, plan.n))
+        touched = [one for one in live.values() if one.take(tables)]
+        overrides = [item.event for item in numbered if isinstance(item.event, Override)]
+        self.store.complete(
+            plan,
+            BatchDone(
+                counters=counters,
+                blocks=blocks,
+                overrides=overrides,
+                evidence=[one.row(plan.n) for one in touched],
+            ),
+        )
+        self._counters, self._last = counters, plan.n
+        self._positions |= {position.key: position for position in plan.after}
+        observe_overrides(self.settings)
+        newest = max((item.event.wall_us for item in numbered), default=0)
+        return Report(
+            batch=plan.n,
+            events=len(numbered),
+            by_kind={kind: table.num_rows for kind, table in tables.items()},
+            lag_us=max(0, time.time_ns() // 1000 - newest) if newest else 0,
+            problems=self.problems(),
+        )
+
+    def problems(self) -> dict[str, str]:
+        """Streams that stand still until a person has looked, with the reason."""
+        return {
+            str(key): position.problem for key, position in self._positions.items() if streams.stands_still(position)
+        }
+
+    def _begin(self) -> tuple[BatchPlan | None, list[list[Frame]]]:
+        begun = self.store.planned()
+        if begun is not None:
+            next_ns = {key: position.next_n for key, position in self._positions.items()}
+            return begun, streams.reread(self.settings.bus, begun.ranges, next_ns)
+        found = streams.scan(self.settings.bus, self._positions)
+        moved = {key: at for key, at in found.positions.items() if self._positions.get(key) != at}
+        if not found.count and not found.ranges:
+            if moved:
+                self.store.note_positions(moved.values())
+                self._positions |= moved
+            return None, []
+        plan = BatchPlan(n=self._last + 1, ranges=found.ranges, after=list(moved.values()), gaps=found.gaps)
+        self.store.plan(plan)
+        return plan, found.frames
+
+    def _running(self, batch: int) -> dict[str, _Live]:
+        """Case and fold of every running rollout; those not in memory are rebuilt from the lake before `batch`."""
+        running = {rollout.id: rollout for rollout in self.rollouts.rollouts(slot="running")}
+        for gone in self._live.keys() - running.keys():
+            del self._live[gone]
+        for rollout_id, rollout in running.items():
+            if rollout_id not in self._live:
+                self._live[rollout_id] = live = _Live(rollout)
+                live.take(read_log(self.lake, rollout.model, rollout.created_wall_us, before_batch=batch))
+        return self._live
+
+
+def read_log(
+    lake: DeltaLake, model: str, since_wall_us: int = 0, *, before_batch: int | None = None
+) -> dict[str, pa.Table]:
+    """The inference log of a model from a wall time on, one table a kind, in the collector's order."""
+    where = f"model = '{model}' AND wall_time >= make_timestamp({since_wall_us})::TIMESTAMPTZ"
+    if before_batch is not None:
+        where += f" AND batch < {before_batch}"
+    found = {}
+    for kind in KINDS:
+        if lake.exists(f"inference/{kind}"):
+            table = lake.read(f"inference/{kind}", where=where).sort_by("seq")
+            if table.num_rows:
+                found[kind] = table
+    return found
+
+
+def collect_once(settings: Settings) -> Report:
+    """One pass of a fresh collector (a batch that was begun, or what is new)."""
+    return Collector(settings).once()
+
+
+def collect_all(settings: Settings) -> int:
+    """Pass until nothing is new; returns the number of events."""
+    collector, events = Collector(settings), 0
+    while (report := collector.once()).batch:
+        events += report.events
+    return events
+
+
+def run(
+    settings: Settings,
+    stopping: Callable[[], bool],
+    *,
+    poll_s: float = 0.2,
+    commit_s: float = 0.6,
+    on_report: Callable[[Report], None] = lambda _: None,
+) -> None:
+    """Collect until `stopping()`. Looks at the bus every `poll_s`, but begins a batch at most every `commit_s`."""
+    collector = Collector(settings)
+    anchored = ""
+    told: dict[str, str] = {}
+    while not stopping():
+        began = time.monotonic()
+        report = collector.once()
+        on_report(report)
+        if report.problems != told:
+            told = report.problems
+            for stream, problem in told.items():
+                _log.error("stream %s stands still: %s", stream, problem)
+        day = datetime.now(UTC).date().isoformat()
+        if day != anchored:
+            collector.rollouts.anchor(day)
+            anchored = day
+        pause = commit_s if report.batch else poll_s
+        _sleep(max(0.0, pause - (time.monotonic() - began)), stopping)
+
+
+def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not stopping():
+        time.sleep(min(left, 0.1))
