@@ -201,7 +201,7 @@ def _choice(where: str, value: object, known: Iterable[str]) -> str:
     names = list(known)
     if value not in names:
         raise _unknown(where, value, names)
-    return cast("str", value)
+    return str(value)
 
 
 def _interval(where: str, value: object) -> tuple[float, float]:

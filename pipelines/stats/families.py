@@ -1,0 +1,46 @@
+"""From the integer sums of one metric to its e-values. The live judge calls it on one row, the replay on many at once.
+
+Shapes: `units` (..., stages, bets) are sums of increments in 2**-40 nats over all traffic, or (..., slices, stages, bets).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.stats.mixture import log_mean_exp, over_slices, over_time
+from pipelines.stats.nats import Floats, Ints, to_nats
+
+
+class Family(NamedTuple):
+    """Log e-values of one metric: the whole family (...), all traffic (...), each slice (..., slices)."""
+
+    log_e: Floats
+    overall: Floats
+    slices: Floats
+
+
+def harm(overall: Ints, slices: Ints, *, max_slices: int, sticky: bool) -> Family:
+    """The family's e-value against "no harm" from `overall` (..., K, G) and `slices` (..., S, K, G)."""
+    whole = over_time(to_nats(overall), sticky=sticky)
+    each = over_time(to_nats(slices), sticky=sticky) if slices.shape[-3] else np.zeros((*whole.shape, 0))
+    return Family(over_slices(whole, each, max_slices), whole, each)
+
+
+def proof(units: Ints, *, sticky: bool) -> Floats:
+    """Log e-value against "worse than the margin" (or "not better") over all stages together: (..., K, G) -> (...)."""
+    nats = to_nats(units)
+    if sticky:
+        each: Floats = log_mean_exp(nats, axis=-1).max(axis=-1) - np.log(nats.shape[-2])
+        return each
+    return log_mean_exp(nats.sum(axis=-2), axis=-1)
+
+
+def loudest_stage(units: Ints) -> int | None:
+    """Which stage alone speaks louder than all together: units (K, G). None when it is the whole rollout."""
+    nats = to_nats(units)
+    start = log_mean_exp(nats.sum(axis=-2), axis=-1)
+    each = log_mean_exp(nats, axis=-1)
+    best = int(np.argmax(each))
+    return None if start >= each[best] else best

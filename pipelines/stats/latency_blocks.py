@@ -1,0 +1,92 @@
+"""Latency compared between blocks of 60 seconds: what noise local to an arm cannot fool.
+
+Requests of one arm share its pods: their latencies are not independent, and every bet on single requests takes the shared
+noise for the challenger's fault. Between blocks the sign of the difference is a fair coin given its size when the noise is
+symmetric and the challenger not slower; the bet `1 + f sign(D) h(|D|)` is then a test martingale over blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipelines.stats.bets import MEAN_FRACTIONS
+from pipelines.stats.evidence import HARM, WIDTH
+from pipelines.stats.nats import MOMENT, Ints, floor_nats, quantise, quantise_up
+from pipelines.stats.postings import Posting
+
+BLOCK_US = 60_000_000
+LEAST = 3
+"""Requests an arm needs in a block for its rate to be compared."""
+SUFFIX = "#blocks"
+
+
+class LatencyBlocks:
+    """Exceedance counts by block of wall time and by arm; a block is judged once no answer of it can come any more."""
+
+    def __init__(self, names: Sequence[str], deadline_s: float) -> None:
+        self._names = list(names)
+        self._deadline_us = round(deadline_s * 1e6)
+        self._open: dict[tuple[int, int], Ints] = {}
+        self._size = np.zeros(len(self._names))
+        self._judged = np.zeros(len(self._names), dtype=np.int64)
+
+    def take(self, column: int, wall: Ints, stage: Ints, arm: Ints, exceeds: Ints) -> None:
+        """Counts observations of metric number `column`: wall time (us), stage, arm (1 = challenger), exceedance (0 or 1)."""
+        if not len(wall):
+            return
+        block = wall // BLOCK_US
+        key = np.stack([block, stage], axis=1)
+        unique, inverse = np.unique(key, axis=0, return_inverse=True)
+        counts = np.zeros((len(unique), 4), dtype=np.int64)
+        inverse = inverse.reshape(-1)
+        np.add.at(counts, (inverse, 2 * arm), 1)
+        np.add.at(counts, (inverse, 2 * arm + 1), exceeds)
+        for (b, k), row in zip(unique, counts, strict=True):
+            held = self._open.setdefault((int(b), int(k)), np.zeros((len(self._names), 4), dtype=np.int64))
+            held[column] += row
+
+    def close(self, wall: Ints, first: int, parts: int) -> list[Posting]:
+        """Judges the blocks whose last answer is due by the wall watermark `wall` (by position from `first`)."""
+        postings: list[Posting] = []
+        if not len(wall) or not self._names:
+            return postings
+        for key in sorted(self._open):
+            over = (key[0] + 1) * BLOCK_US + self._deadline_us
+            if over > int(wall[-1]):
+                break
+            at = first + int(np.searchsorted(wall, over, side="left"))
+            counts = self._open.pop(key)
+            for column, name in enumerate(self._names):
+                row = self._judge(column, counts[column])
+                if row is not None:
+                    postings.append(
+                        Posting(
+                            name + SUFFIX,
+                            np.array([at], dtype=np.int64),
+                            np.array([key[1]], dtype=np.int64),
+                            np.full((1, parts), -1, dtype=np.int64),
+                            rows=row[None, :],
+                        )
+                    )
+        return postings
+
+    def _judge(self, column: int, counts: Ints) -> Ints | None:
+        n0, e0, n1, e1 = (int(x) for x in counts)
+        if n0 < LEAST or n1 < LEAST:
+            return None
+        difference = e1 / n1 - e0 / n0
+        judged = int(self._judged[column])
+        # The scale is the mean size of the past differences: known before this block.
+        scale = 2.0 * self._size[column] / judged if judged else 0.0
+        row = np.zeros(WIDTH, dtype=np.int64)
+        row[:3] = 1
+        row[3], row[4] = round(e1 / n1 * MOMENT), round(e0 / n0 * MOMENT)
+        row[5], row[6] = quantise(difference), quantise_up(difference**2)
+        if scale > 0.0:
+            size = float(np.clip(difference / scale, -1.0, 1.0))
+            row[HARM] = floor_nats(np.log1p(MEAN_FRACTIONS * size))
+        self._size[column] += abs(difference)
+        self._judged[column] += 1
+        return row

@@ -1,0 +1,129 @@
+"""Evidence vectors of observations that can fall in a few classes only: one table row a class.
+
+What each row holds is laid out in `evidence.COLUMNS`. Classes are numbered so that the fold can compute them with sums.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from pipelines.stats import bets
+from pipelines.stats.evidence import HARM, MOMENTS, PROOF, WIDTH
+from pipelines.stats.nats import MOMENT, Ints, quantise, quantise_up
+
+N, N1, N0, Y1, Y0, S, V = range(len(MOMENTS))
+
+NO_HARM_BET = 4
+"""Added to a class: its unit has already been bet on, so the harm columns are zero."""
+NO_PROOF_BET = 8
+"""Added to a class: as above for the proof columns."""
+
+
+def _with_silent(table: Ints) -> Ints:
+    """(4, WIDTH) -> (16, WIDTH): the same classes without the harm bet, without the proof bet, without both."""
+    silent = np.tile(table, (4, 1))
+    silent[4:8, HARM] = 0
+    silent[8:12, PROOF] = 0
+    silent[12:16, HARM] = 0
+    silent[12:16, PROOF] = 0
+    return silent
+
+
+def _moments(*, n1: int, n0: int, y1: float, y0: float, effect: float) -> Ints:
+    row = np.zeros(WIDTH, dtype=np.int64)
+    row[N], row[N1], row[N0] = 1, n1, n0
+    row[Y1], row[Y0] = int(y1 * MOMENT), int(y0 * MOMENT)
+    row[S], row[V] = quantise(effect), quantise_up(effect * effect)
+    return row
+
+
+def assigned_effect(share: float, outcome: float, *, challenger: bool) -> float:
+    """Challenger minus champion, unbiased from one assigned request: y / share, or -y / (1 - share)."""
+    return outcome / share if challenger else -outcome / (1.0 - share)
+
+
+@cache
+def assigned_events(share: float, margin: float | None) -> Ints:
+    """(16, WIDTH), class `2 * challenger + event` (+ the flags above): events of requests whose arm was drawn.
+
+    Harm: the bet on who had the event. Proof: against "the event rate is worse by `margin` or more" (absolute).
+    """
+    table = np.zeros((4, WIDTH), dtype=np.int64)
+    for arm in (0, 1):
+        for event in (0, 1):
+            effect = assigned_effect(share, event, challenger=bool(arm))
+            row = _moments(n1=arm, n0=1 - arm, y1=arm * event, y0=(1 - arm) * event, effect=effect)
+            if event:
+                row[HARM] = bets.assignment_factors(bets.EVENT_THETAS, share, challenger=bool(arm))
+            if margin is not None:
+                row[PROOF] = bets.mean_factors(np.array([margin - effect]), 1.0 / share - margin)[0]
+            table[2 * arm + event] = row
+    return _with_silent(table)
+
+
+@cache
+def paired_events(margin: float | None) -> Ints:
+    """(16, WIDTH), class `2 * challenger's event + champion's event`: a fair coin on discordant pairs."""
+    table = np.zeros((4, WIDTH), dtype=np.int64)
+    for one in (0, 1):
+        for zero in (0, 1):
+            effect = float(one - zero)
+            row = _moments(n1=1, n0=1, y1=one, y0=zero, effect=effect)
+            if one != zero:
+                row[HARM] = bets.assignment_factors(bets.EVENT_THETAS, 0.5, challenger=bool(one))
+            if margin is not None:
+                row[PROOF] = bets.mean_factors(np.array([margin - effect]), 1.0 - margin)[0]
+            table[2 * one + zero] = row
+    return _with_silent(table)
+
+
+@cache
+def assignments(share: float) -> Ints:
+    """(16, WIDTH), class `3 * challenger` (0 or 3): was the arm drawn with the declared share, both ways."""
+    table = np.zeros((4, WIDTH), dtype=np.int64)
+    for arm in (0, 1):
+        row = _moments(n1=arm, n0=1 - arm, y1=arm, y0=1 - arm, effect=arm - share)
+        row[HARM] = bets.assignment_factors(bets.RATIO_THETAS, share, challenger=bool(arm))
+        table[3 * arm] = row
+    return _with_silent(table)
+
+
+@cache
+def assigned_exceedances(q: float, share: float) -> Ints:
+    """(16, WIDTH), class `2 * challenger + exceeds`: latency above the champion's running q-quantile. Harm only."""
+    table = np.zeros((4, WIDTH), dtype=np.int64)
+    for arm in (0, 1):
+        for above in (0, 1):
+            effect = assigned_effect(share, above, challenger=bool(arm))
+            row = _moments(n1=arm, n0=1 - arm, y1=arm * above, y0=(1 - arm) * above, effect=effect)
+            row[HARM] = bets.exceedance_factors(q, share, slower=True, exceeds=bool(above), challenger=bool(arm))
+            table[2 * arm + above] = row
+    return _with_silent(table)
+
+
+@cache
+def paired_exceedances(q: float) -> Ints:
+    """(16, WIDTH), class `2 * challenger exceeds + champion exceeds`: a fair coin on discordant pairs. Harm only."""
+    table = np.zeros((4, WIDTH), dtype=np.int64)
+    for one in (0, 1):
+        for zero in (0, 1):
+            row = _moments(n1=1, n0=1, y1=one, y0=zero, effect=float(one - zero))
+            if one != zero:
+                thetas = bets.exceedance_thetas(q, slower=True)
+                row[HARM] = bets.assignment_factors(thetas, 0.5, challenger=bool(one))
+            table[2 * one + zero] = row
+    return _with_silent(table)
+
+
+@cache
+def scaled_exceedances(q: float, share: float) -> Ints:
+    """(16, WIDTH), class `2 * challenger + exceeds`, the challenger's latency divided by 1 + margin. Proof only."""
+    table = np.zeros((4, WIDTH), dtype=np.int64)
+    for arm in (0, 1):
+        for above in (0, 1):
+            table[2 * arm + above, PROOF] = bets.exceedance_factors(
+                q, share, slower=False, exceeds=bool(above), challenger=bool(arm)
+            )
+    return _with_silent(table)
