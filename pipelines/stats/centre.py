@@ -29,7 +29,7 @@ class RunningCentre:
         index = self._seen + np.arange(len(values))
         centres = np.full(len(values), self._frozen)
         start = np.flatnonzero(index % BLOCK == 0)
-        for begin, end in zip(start, [*start[1:], len(values)], strict=True):
+        for begin, end in zip(start, np.append(start, len(values))[1:], strict=True):
             self._frozen = sums[begin] / MOMENT / counts[begin] if counts[begin] else np.nan
             centres[begin:end] = self._frozen
         self._seen += len(values)
