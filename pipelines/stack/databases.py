@@ -1,4 +1,4 @@
-"""The databases of Airflow and MLflow: made and migrated before the parts that use them start.
+"""The databases of Airflow, MLflow and Slipway itself: made and migrated before the parts that use them start.
 
 Migrating an empty database takes seconds of two libraries' imports, and gives the same file every time. So the first
 one made by an environment is kept in it as a blank, and further homes begin with a copy.
@@ -23,7 +23,7 @@ from pipelines.settings import PROJECT, Settings
 from pipelines.stack.environment import orchestration_bin
 from pipelines.stack.parts import Database
 
-_DISTRIBUTION: dict[Database, str] = {"airflow": "apache-airflow", "mlflow": "mlflow"}
+_DISTRIBUTION: dict[str, str] = {"airflow": "apache-airflow", "mlflow": "mlflow"}
 
 
 def prepare(settings: Settings, which: set[Database], environment: Mapping[str, str]) -> None:
@@ -35,11 +35,16 @@ def prepare(settings: Settings, which: set[Database], environment: Mapping[str, 
 
 
 def path_of(settings: Settings, database: Database) -> Path:
-    """The SQLite file of a database."""
+    """The SQLite file of Airflow or MLflow."""
     return settings.root / database / f"{database}.db"
 
 
 def _prepare(settings: Settings, database: Database, environment: Mapping[str, str]) -> None:
+    if database == "control":
+        from pipelines.adapters.control_db import control_db  # SQLAlchemy: `status` does without
+
+        control_db(settings)
+        return
     path = path_of(settings, database)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:

@@ -14,7 +14,7 @@ from pipelines.stack.ports import listeners
 from pipelines.stack.processes import Record, members
 from pipelines.stack.readiness import airflow_job_beats, answers
 
-Database = Literal["airflow", "mlflow"]
+Database = Literal["airflow", "mlflow", "control"]
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,16 @@ PARTS: tuple[Part, ...] = (
         _gateway,
         _answers("/v2/health/live", "gateway_port"),
         "bentoml",
+        database="control",
         port_setting="gateway_port",
     ),
-    Part("collector", _collector, lambda settings, record: True, "slipway"),  # noqa: ARG005 - ready once it lives
+    Part(
+        "collector",
+        _collector,
+        lambda settings, record: True,  # noqa: ARG005 - ready once it lives
+        "slipway",
+        database="control",
+    ),
 )
 PART_NAMES: tuple[str, ...] = tuple(part.name for part in PARTS)
 
