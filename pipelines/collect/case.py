@@ -24,7 +24,9 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Counts(msgspec.Struct, kw_only=True):
-    """What the rollout's rows amount to, by stage where it matters; `exposed` are requests the challenger answers."""
+    """What the rollout's rows amount to, by stage where it matters; `exposed` are requests that drew the challenger
+    (a baking one is champion: its requests are not counted as exposed).
+    """
 
     assignments: dict[str, int] = {}
     challenger: dict[str, int] = {}
@@ -74,21 +76,22 @@ class Case:
         rows = rows.filter(pc.invert(rows["duplicate"]))
         ids, places = rows["request_id"].to_pylist(), rows["rollout_seq"].to_pylist()
         self.requests.update(zip(ids, places, strict=True))
-        columns = rows.select(
-            ["arm", "mode", "stage", "champion", "paired", "share_ppm", "event_time", "seq"]
-        ).to_pydict()
+        columns = rows.select(["arm", "mode", "stage", "paired", "share_ppm", "seq"]).to_pydict()
         arms, shares = [], []
-        for arm, mode, champion, paired, ppm in zip(
-            columns["arm"], columns["mode"], columns["champion"], columns["paired"], columns["share_ppm"], strict=True
+        for request, arm, mode, paired, ppm in zip(
+            ids, columns["arm"], columns["mode"], columns["paired"], columns["share_ppm"], strict=True
         ):
             if mode == "split":
                 arms.append(arm)
                 shares.append(ppm / PPM)
-            else:
-                alone = "challenger" if champion == self.challenger else "champion"
-                arms.append("both" if paired else alone)
+            elif mode == "single":  # baking: the challenger is the champion
+                self._alone.add(request)
+                arms.append("challenger")
                 shares.append(None)
-        self._count(columns["stage"], arms, rows["event_time"])
+            else:
+                arms.append("both" if paired else arm)
+                shares.append(None)
+        self._count(columns["stage"], arms, [share is not None for share in shares], rows["event_time"])
         if self._early:
             self._release_early(ids, places, columns["seq"], rows["event_time"].cast(pa.int64()).to_pylist(), early)
         processes = [
@@ -114,13 +117,13 @@ class Case:
             | {name: pa.array([each.get(name) for each in slices], pa.string()) for name in self.slices}
         )
 
-    def _count(self, stages: list[str], arms: list[str], times: Any) -> None:
+    def _count(self, stages: list[str], arms: list[str], was_drawn: list[bool], times: Any) -> None:
         counts = self.counts
-        for stage, arm in zip(stages, arms, strict=True):
+        for stage, arm, drawn in zip(stages, arms, was_drawn, strict=True):
             counts.assignments[stage] = counts.assignments.get(stage, 0) + 1
             if arm == "challenger":
                 counts.challenger[stage] = counts.challenger.get(stage, 0) + 1
-                counts.exposed += 1
+                counts.exposed += drawn
         if stages:
             bounds = pc.min_max(times.cast(pa.int64())).as_py()
             counts.first_event_us = counts.first_event_us or bounds["min"]

@@ -125,6 +125,8 @@ def _stage_end(rollout: Rollout, stage: Stage, standing: Standing, now: Now) -> 
         return None
     following = rollout.next_stage
     done = f"{stage.name} has its {standing.requests} requests and nothing stands against the challenger"
+    if stage.kind == "backtest" and not standing.requests:
+        done = "no logged requests with known labels to run the backtest on"
     if following is not None and following.kind != "bake":
         return _decision(
             rollout,
