@@ -1,0 +1,23 @@
+"""Trainers by the name a spec gives them."""
+
+from __future__ import annotations
+
+import os
+
+from pipelines.adapters.lightgbm_trainer import LightGbmTrainer
+from pipelines.adapters.sklearn_trainer import LogisticTrainer, RidgeTrainer
+from pipelines.contracts.errors import SpecError
+from pipelines.training.trainer import Trainer
+
+MOST_THREADS = 8
+
+
+def trainer_named(name: str, task: str) -> Trainer:
+    """The trainer called `name`. Raises SpecError naming the ones that can do the task."""
+    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    known: list[Trainer] = [LightGbmTrainer(threads), LogisticTrainer(), RidgeTrainer()]
+    fitting = [trainer for trainer in known if task in trainer.tasks]
+    for trainer in fitting:
+        if trainer.name == name:
+            return trainer
+    raise SpecError(f"training.trainer for a {task} model", got=name, expected=[trainer.name for trainer in fitting])

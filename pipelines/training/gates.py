@@ -1,0 +1,76 @@
+"""Offline gates: conditions on test metrics that a release must meet before it may start a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from pipelines.spec.model import OfflineGate
+from pipelines.training.metrics import HIGHER_IS_BETTER
+
+Verdict = Literal["pass", "fail", "no_data"]
+
+
+class GateVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """One gate's verdict, the numbers compared, and a sentence."""
+
+    metric: str
+    verdict: Verdict
+    value: float | None
+    bar: float | None
+    champion: float | None = None
+    sentence: str
+
+
+def judge(
+    gates: Sequence[OfflineGate], metrics: Mapping[str, float], champion: Mapping[str, float] | None
+) -> list[GateVerdict]:
+    """The verdict of each gate. `champion` holds the champion's metrics on the same rows, None without a champion."""
+    return [_judge(gate, metrics.get(gate.metric), champion) for gate in gates]
+
+
+def refused(verdicts: Sequence[GateVerdict]) -> bool:
+    """Whether a release with these verdicts may not start a rollout."""
+    return any(verdict.verdict == "fail" for verdict in verdicts)
+
+
+def _judge(gate: OfflineGate, value: float | None, champion: Mapping[str, float] | None) -> GateVerdict:
+    name = gate.metric
+    if value is None:
+        return GateVerdict(metric=name, verdict="no_data", value=None, bar=None, sentence=f"{name} was not measured")
+    if gate.against is None:
+        return _against_bars(gate, value)
+    theirs = None if champion is None else champion.get(name)
+    if theirs is None:
+        reason = "there is no champion yet" if champion is None else f"the champion's {name} was not measured"
+        sentence = f"{name} {value:.4f}: {reason}, nothing to compare with"
+        return GateVerdict(metric=name, verdict="no_data", value=value, bar=None, sentence=sentence)
+    room = (gate.max_worse_abs or 0.0) + (gate.max_worse_rel or 0.0) * abs(theirs)
+    higher = name in HIGHER_IS_BETTER
+    bar = theirs - room if higher else theirs + room
+    good = value >= bar if higher else value <= bar
+    sign = (">=" if higher else "<=") if good else ("<" if higher else ">")
+    return GateVerdict(
+        metric=name,
+        verdict="pass" if good else "fail",
+        value=value,
+        bar=bar,
+        champion=theirs,
+        sentence=f"{name} {value:.4f} {sign} {bar:.4f} (champion {theirs:.4f}, margin {room:.4f}, same rows)",
+    )
+
+
+def _against_bars(gate: OfflineGate, value: float) -> GateVerdict:
+    parts, good, bar = [], True, None
+    for limit, over in ((gate.min, False), (gate.max, True)):
+        if limit is None:
+            continue
+        met = value <= limit if over else value >= limit
+        sign = ("<=" if met else ">") if over else (">=" if met else "<")
+        parts.append(f"{gate.metric} {value:.4f} {sign} {'max' if over else 'min'} {limit:g}")
+        good, bar = good and met, limit
+    return GateVerdict(
+        metric=gate.metric, verdict="pass" if good else "fail", value=value, bar=bar, sentence="; ".join(parts)
+    )
