@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+from pathlib import Path
 
-import pytest
+import jsonschema
 import yaml
 
 from pipelines.settings import PROJECT, Settings
@@ -36,11 +38,12 @@ def test_the_published_ports_are_the_default_ones_and_local_only(monkeypatch):
     assert set(COMPOSE["services"]["localhost"]["ports"]) == expected
 
 
-def test_docker_reads_the_file():
-    if shutil.which("docker") is None or _compose("version").returncode != 0:
-        pytest.skip("Docker's compose plugin is not installed: the file cannot be read by it here")
-    done = _compose("-f", str(PROJECT / "docker-compose.yaml"), "config", "--quiet")
-    assert done.returncode == 0, done.stderr
+def test_the_file_follows_the_compose_specification():
+    schema = json.loads((Path(__file__).parent / "compose-spec.json").read_text())
+    jsonschema.validate(COMPOSE, schema)
+    if shutil.which("docker") is not None and _compose("version").returncode == 0:  # Docker itself, where it is there
+        done = _compose("-f", str(PROJECT / "docker-compose.yaml"), "config", "--quiet")
+        assert done.returncode == 0, done.stderr
 
 
 def _compose(*arguments: str) -> subprocess.CompletedProcess[str]:
