@@ -107,7 +107,9 @@ class Fold:
         rows = merge(batch)
         size = sum(len(part.position) for part in rows.values())
         first = self._next
-        step = Step([], [], first, np.zeros(size, np.int64), np.zeros(size, np.int64), None, self._stages, self._slices)
+        none = np.zeros(0, dtype=np.int64)
+        mark, at = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        step = Step([], [], first, mark, at, (none, none, none), None, self._stages, self._slices)
         if not size:
             return step
         for part in rows.values():
@@ -118,7 +120,10 @@ class Fold:
 
         if "assignments" in rows:
             fresh = self._assign(rows["assignments"], event, wall, first, step)
-            step = step._replace(first_us=int(rows["assignments"].ts.min()))
+            part = rows["assignments"]
+            seq = part.table["seq"].to_numpy().astype(np.int64)
+            assigned = (part.position + first, seq, codes(part.table["stage"], list(self._stages)))
+            step = step._replace(first_us=int(part.ts.min()), assigned=assigned)
             self._sample_ratio(fresh, step)
         lost_at = self._crossing(wall, self._open["deadline"], first, done=self._open["closed"])
         due_at = self._crossing(event, self._open["due"], first, done=self._open["settled"])

@@ -220,7 +220,8 @@ def _estimate(policy: Policy, metric: Metric | None, whole: Ints) -> _Estimate:
     levels = _levels(rows)
     bounds = _bounds(policy, metric, policy.stages[scope[-1]])
     total, squares = float(rows[:, 5].sum()) / MOMENT, float(rows[:, 6].sum()) / MOMENT
-    mean = total / levels.n if metric is not None and metric.paired else levels.difference
+    direct = metric is None or metric.paired
+    mean = total / levels.n if direct else levels.difference
     if bounds is None:
         return _Estimate(mean, None, None, levels)
     lower, upper = interval(levels.n, total, squares, *bounds, _ALPHA_INTERVAL)

@@ -49,28 +49,30 @@ class LatencyBlocks:
 
     def close(self, wall: Ints, first: int, parts: int) -> list[Posting]:
         """Judges the blocks whose last answer is due by the wall watermark `wall` (by position from `first`)."""
-        postings: list[Posting] = []
         if not len(wall) or not self._names:
-            return postings
+            return []
+        judged: list[list[tuple[int, int, Ints]]] = [[] for _ in self._names]
         for key in sorted(self._open):
             over = (key[0] + 1) * BLOCK_US + self._deadline_us
             if over > int(wall[-1]):
                 break
             at = first + int(np.searchsorted(wall, over, side="left"))
             counts = self._open.pop(key)
-            for column, name in enumerate(self._names):
+            for column, done in enumerate(judged):
                 row = self._judge(column, counts[column])
                 if row is not None:
-                    postings.append(
-                        Posting(
-                            name + SUFFIX,
-                            np.array([at], dtype=np.int64),
-                            np.array([key[1]], dtype=np.int64),
-                            np.full((1, parts), -1, dtype=np.int64),
-                            rows=row[None, :],
-                        )
-                    )
-        return postings
+                    done.append((at, key[1], row))
+        return [
+            Posting(
+                name + SUFFIX,
+                np.array([at for at, _, _ in done], dtype=np.int64),
+                np.array([stage for _, stage, _ in done], dtype=np.int64),
+                np.full((len(done), parts), -1, dtype=np.int64),
+                rows=np.stack([row for _, _, row in done]),
+            )
+            for name, done in zip(self._names, judged, strict=True)
+            if done
+        ]
 
     def _judge(self, column: int, counts: Ints) -> Ints | None:
         n0, e0, n1, e1 = (int(x) for x in counts)

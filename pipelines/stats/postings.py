@@ -37,18 +37,25 @@ class Posting(NamedTuple):
             rows=None if self.rows is None else self.rows[keep],
         )
 
-    def grouped(self, group: Ints, groups: int) -> Ints:
-        """(groups, WIDTH) sums of the increments by `group` (n,), values below 0 left out."""
+    def grouped(self, group: Ints, groups: int, columns: slice = slice(0, WIDTH)) -> Ints:
+        """(groups, columns) sums of the increments by `group` (n,), values below 0 left out."""
         keep = group >= 0
         if self.classes is not None and self.table is not None:
             size = len(self.table)
-            codes = group[keep] * size + self.classes[keep]
+            classes = self.classes if keep.all() else self.classes[keep]
+            codes = (group if keep.all() else group[keep]) * size + classes
             counts = np.bincount(codes, minlength=groups * size).reshape(groups, size)
-            exact: Ints = counts.astype(np.int64) @ self.table
+            used = np.flatnonzero(np.bincount(classes, minlength=size))
+            # By column: int64 matrix products have no fast path, and few classes occur.
+            exact = np.zeros((groups, columns.stop - columns.start), dtype=np.int64)
+            for code in used.tolist():
+                row = self.table[code, columns]
+                if row.any():
+                    exact += counts[:, code, None] * row[None, :]
             return exact
         assert self.rows is not None
-        total = np.zeros((groups, WIDTH), dtype=np.int64)
-        kept, rows = group[keep], self.rows[keep]
+        total = np.zeros((groups, columns.stop - columns.start), dtype=np.int64)
+        kept, rows = group[keep], self.rows[keep][:, columns]
         if len(kept):
             order = np.argsort(kept, kind="stable")
             kept, rows = kept[order], rows[order]
@@ -91,13 +98,17 @@ class Count(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one batch added: increments and counts, and the watermark (event time, us) after each of its positions."""
+    """What one batch added: increments and counts, and the watermark (event time, us) after each of its positions.
+
+    `assigned`: position, sequence number and stage of each assignment, in order of position.
+    """
 
     postings: list[Posting]
     counts: list[Count]
     first: int
     watermark_us: Ints
     row_us: Ints
+    assigned: tuple[Ints, Ints, Ints]
     first_us: int | None
     stages: tuple[str, ...]
     slices: list[str]
