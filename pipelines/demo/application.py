@@ -155,7 +155,7 @@ class Application:
                     if response.status not in (429, 503):
                         self.tally.failed += 1
                         raise TerminalError(f"POST {path}", got=f"{response.status} {text[:300]}", expected=str(good))
-            except (aiohttp.ClientConnectionError, asyncio.TimeoutError):
+            except (TimeoutError, aiohttp.ClientConnectionError):
                 pass
             await asyncio.sleep(0.05 * (attempt + 1))
         self.tally.failed += 1

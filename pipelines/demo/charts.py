@@ -27,7 +27,7 @@ def _ticks(low: float, high: float) -> list[int]:
 
 
 def evidence_chart(title: str, series: Sequence[Series], stages: Sequence[tuple[int, str]]) -> str:
-    """An SVG of log10 e-values against requests; `stages` are (first request, name) marks. Empty text without points."""
+    """An SVG of log10 e-values against requests; `stages` are (first request, name) marks. Empty without points."""
     ten = math.log(10)
     shown = [(s, [(x, max(-4.0, min(12.0, y / ten))) for x, y in s.points]) for s in series if s.points]
     if not shown:
@@ -49,7 +49,8 @@ def evidence_chart(title: str, series: Sequence[Series], stages: Sequence[tuple[
     for tick in _ticks(y_low, y_high):
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(tick):.1f}" y2="{py(tick):.1f}" class="grid"/>')
         parts.append(
-            f'<text x="{LEFT - 6}" y="{py(tick) + 4:.1f}" class="tick" text-anchor="end">10<tspan dy="-4" font-size="8">{tick}</tspan></text>'
+            f'<text x="{LEFT - 6}" y="{py(tick) + 4:.1f}" class="tick" text-anchor="end">'
+            f'10<tspan dy="-4" font-size="8">{tick}</tspan></text>'
         )
     for at, name in stages:
         parts.append(f'<line x1="{px(at):.1f}" x2="{px(at):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="stage"/>')
@@ -62,7 +63,8 @@ def evidence_chart(title: str, series: Sequence[Series], stages: Sequence[tuple[
         if one.bar is not None:
             y = py(one.bar / ten)
             parts.append(
-                f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" stroke-dasharray="4 4" opacity=".7"/>'
+                f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" '
+                'stroke-dasharray="4 4" opacity=".7"/>'
             )
         place = py(points[-1][1]) + 4
         while any(abs(place - other) < 11 for other in label_y):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 from pipelines.contracts.clocks import to_us
 from pipelines.demo.application import Ask
 
-Payload = Callable[[dict[str, Any]], dict[str, Any]]
+END_OF_SAMPLE_US = 1_389_312_000_000_000  # 2014-01-10: the last flight of 2013 has landed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,9 @@ def _plain(value: Any) -> Any:
 
 
 def world(requests: pa.Table, labels: pa.Table, datatypes: dict[str, str]) -> World:
-    """The world of a requests table (request_id, event_timestamp, inputs) and a labels table (request_id, label, label_timestamp)."""
+    """The world of a requests table (request_id, event_timestamp, inputs) and a labels table (request_id, label,
+    label_timestamp).
+    """
     names = [name for name in datatypes if name in requests.column_names]
     ordered = requests.sort_by([("event_timestamp", "ascending"), ("request_id", "ascending")])
     columns = {name: ordered.column(name).to_pylist() for name in names}
@@ -65,3 +66,19 @@ def world(requests: pa.Table, labels: pa.Table, datatypes: dict[str, str]) -> Wo
         if row["label"] is not None
     }
     return World(asks, truths, datatypes)
+
+
+def of_the_year(settings: Settings, model: str) -> World:
+    """The world of a model over the whole sample, taken up in a home of its own that knows everything at once."""
+    from pipelines.spec.loading import load_model
+    from pipelines.wiring import datasets
+
+    all_knowing = settings.model_copy(update={"home": settings.root / "world"})
+    spec = load_model(settings.include_dir, model)
+    for name in spec.datasets():
+        datasets.ingest(all_knowing, name, END_OF_SAMPLE_US)
+    return world(
+        datasets.requests(all_knowing, model, END_OF_SAMPLE_US),
+        datasets.labels(all_knowing, model, END_OF_SAMPLE_US),
+        {name: declared.datatype for name, declared in spec.inputs.items()},
+    )

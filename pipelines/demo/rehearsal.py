@@ -1,0 +1,239 @@
+"""One act after the other: real DAG runs by REST, real traffic through the gateway, until every rollout has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.adapters.control_db import control_db
+from pipelines.contracts.clocks import from_us
+from pipelines.contracts.errors import TerminalError
+from pipelines.demo.application import Application
+from pipelines.demo.dag_runs import DagRuns
+from pipelines.demo.driver import Cost, Payload, Publisher, Replay, moment
+from pipelines.demo.progress import Bar, Show
+from pipelines.demo.story import Act
+from pipelines.demo.world import World
+from pipelines.settings import Settings
+from pipelines.wiring import datasets, features, rollouts
+
+MODEL = "late_arrival"
+ENDED = ("promoted", "rolled_back", "rejected", "replaced")
+GATE_WAIT_S = 10.0
+PATIENCE_S = 2.5
+MORE = 300
+
+
+@dataclass(slots=True)
+class Told:
+    """What an act leaves for the report."""
+
+    act: Act
+    rollout_ids: list[str] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    dag_runs: list[dict[str, Any]] = field(default_factory=list)
+    evidence: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    requests: int = 0
+    seconds: float = 0.0
+    outcome: str = "none"
+
+
+@dataclass(slots=True)
+class Stage:
+    """The running rehearsal's things."""
+
+    settings: Settings
+    runs: DagRuns
+    application: Application
+    publisher: Publisher
+    world: World
+    show: Show
+    cost: Cost
+    size: float
+    seed: int
+    now_us: int = 0
+
+
+@contextlib.contextmanager
+def telling(stage: Stage, act: Act) -> Iterator[Told]:
+    """Time an act and gather its DAG runs and requests."""
+    stage.show.title(act.title)
+    told = Told(act)
+    begun, runs, sent = time.monotonic(), len(stage.runs.done), stage.application.tally.sent
+    with stage.show.part(act.title):
+        yield told
+    told.seconds = time.monotonic() - begun
+    told.dag_runs = stage.runs.done[runs:]
+    told.requests = stage.application.tally.sent - sent
+    for rollout_id in told.rollout_ids:
+        told.outcome = {"promoted": "promote", "rolled_back": "rollback"}.get(
+            rollouts.show(stage.settings, rollout_id)["status"], "none"
+        )
+
+
+def load_lake(stage: Stage, through_us: int, name: str) -> None:
+    """Raw data and features up to an event time, by DAG runs: datasets side by side, features as their assets fire."""
+    specs = stage.settings.include_dir
+    dataset_dags = [f"dataset.{path.stem}" for path in sorted((specs / "datasets").glob("*.yaml"))]
+    feature_dags = [f"features.{path.stem}" for path in sorted((specs / "features").glob("*.yaml"))]
+    before = stage.runs.counts(feature_dags)
+    with stage.show.part(f"datasets through {from_us(through_us):%d %b}: {len(dataset_dags)} DAG runs"):
+        stage.runs.together(dataset_dags, name, through_us)
+    with stage.show.part(f"features, started by their assets: {len(feature_dags)} DAG runs"):
+        stage.runs.started_by_assets(feature_dags, before)
+
+
+def extend_lake(stage: Stage, through_us: int) -> None:
+    """The same publish functions in this warm process, for the days that are about to be replayed."""
+    settings = stage.settings
+    with stage.show.part(f"lake extended through {from_us(through_us):%d %b}, in process"):
+        for path in sorted((settings.include_dir / "datasets").glob("*.yaml")):
+            datasets.ingest(settings, path.stem, through_us)
+        for path in sorted((settings.include_dir / "features").glob("*.yaml")):
+            ref = features.build(settings, path.stem, through_us)
+            features.check(settings, ref)
+            features.publish(settings, ref)
+
+
+def train(stage: Stage, told: Told, as_of_us: int, model: str = MODEL) -> str:
+    """A training DAG run; the digest of the release it registered."""
+    name = f"act-{told.act.key}"
+    with stage.show.part(f"model.{model}.train"):
+        stage.runs.run(f"model.{model}.train", name, as_of_us)
+    newest = control_db(stage.settings).releases(model)[-1]
+    told.facts.append((f"release of {model}", f"{newest.semver}, {newest.digest[:12]}, MLflow run {newest.mlflow_run}"))
+    return newest.digest
+
+
+def first_champion(stage: Stage, told: Told, model: str, digest: str, as_of_us: int) -> None:
+    """Rollout without a champion to beat: a named approver decides."""
+    dag_id = f"model.{model}.rollout"
+    with stage.show.part(f"{dag_id}: approved by a person"):
+        run = stage.runs.start(dag_id, f"act-{told.act.key}", as_of_us, {"challenger": digest, "actor": "rehearsal"})
+        stage.runs.approve(run, "approve", "offline gates passed")
+        stage.runs.finish(run)
+    told.rollout_ids.append(rollouts.list(stage.settings, model)[-1].id)
+
+
+def replay_of(stage: Stage, act: Act, payload: Payload | None) -> Replay:
+    """The act's replay, from where the year stands."""
+    return Replay(
+        MODEL,
+        stage.world,
+        stage.application,
+        stage.publisher,
+        stage.settings.event_clock(),
+        stage.now_us,
+        cost=stage.cost,
+        keep=act.keep,
+        payload=payload,
+    )
+
+
+async def quiet(stage: Stage, act: Act, replay: Replay) -> None:
+    """The champion alone, through the act's quiet days."""
+    start, end = moment(act.quiet_from), moment(act.quiet_until)
+    if replay.now_us < start:
+        await replay.jump(start)
+    if end <= replay.now_us:
+        return
+    total = sum(1 for _ in stage.world.between(replay.now_us, end, replay.keep))
+    with stage.show.bar("champion alone", total) as bar:
+        await replay.hours(
+            lambda: False, end, lambda at, _: bar.update(replay.sent, f"champion alone, {from_us(at):%d %b}")
+        )
+    stage.now_us = replay.now_us
+    stage.show.line(f"{replay.sent:,} requests answered by the champion alone, to {from_us(replay.now_us):%d %b}")
+
+
+async def play(stage: Stage, told: Told, replay: Replay, digest: str) -> str:
+    """A rollout from its start to its end, with traffic as long as its gates ask for it. Returns the rollout's id.
+
+    Raises TerminalError when the act's days are over before the rollout has ended.
+    """
+    act, settings, dag_id = told.act, stage.settings, f"model.{MODEL}.rollout"
+    run = stage.runs.start(dag_id, f"act-{act.key}", replay.now_us, {"challenger": digest, "actor": "rehearsal"})
+    rollout_id = await started(settings, digest)
+    told.rollout_ids.append(rollout_id)
+    replay.keep = 1
+    seen = Seen(settings, rollout_id)
+    with stage.show.bar("backtest", 1) as bar:
+        while not seen.ended:
+            if not seen.live:
+                await asyncio.sleep(0.1)
+                seen.read()
+            elif not await feed(replay, seen, moment(act.limit), bar):
+                raise TerminalError(
+                    f"act {act.key}", got=f"rollout {rollout_id} in {seen.stage}", expected=f"an end by {act.limit}"
+                )
+    told.evidence[rollout_id] = seen.history
+    stage.now_us = replay.now_us
+    await asyncio.to_thread(stage.runs.finish, run)
+    return rollout_id
+
+
+async def feed(replay: Replay, seen: Seen, end_us: int, bar: Bar) -> bool:
+    """Send what the stage still asks for, then wait for its gate. False: the act's days are over.
+
+    A stage that has its requests and whose gate is silent gets some more: proofs wait for labels to mature.
+    """
+    name, full = seen.stage, seen.requests >= seen.wanted
+    before, base = replay.sent, replay.sent - seen.requests
+    burst = MORE if full else seen.wanted - seen.requests
+
+    def hour(at_us: int, _: int) -> None:
+        done = replay.sent - base
+        bar.update(done, f"{name}, {from_us(at_us):%d %b}", max(seen.wanted, done))
+
+    alive = await replay.hours(lambda: replay.sent - before >= burst or seen.changed(name), end_us, hour)
+    waited = time.monotonic() + (PATIENCE_S if full else GATE_WAIT_S)
+    while not seen.changed(name) and time.monotonic() < waited:  # noqa: ASYNC110  another process decides
+        await asyncio.sleep(0.1)
+    return alive or seen.ended
+
+
+async def started(settings: Settings, digest: str) -> str:
+    """The id of the rollout of a release, once its DAG has begun it."""
+    for _ in range(300):
+        for rollout in rollouts.list(settings, MODEL):
+            if rollout.challenger == digest and rollout.status not in ENDED:
+                return rollout.id
+        await asyncio.sleep(0.1)
+    raise TerminalError("rollout DAG", got="no rollout after 30 s", expected=f"one of {digest[:12]}")
+
+
+class Seen:
+    """A rollout as the driver sees it, read anew by `read()`; keeps the verdicts it saw for the report's charts."""
+
+    def __init__(self, settings: Settings, rollout_id: str) -> None:
+        self._settings = settings
+        self._id = rollout_id
+        self.history: list[dict[str, Any]] = []
+        self._total = -1
+        self.read()
+
+    def read(self) -> Seen:
+        """Read the rollout's state and verdicts."""
+        shown = rollouts.show(self._settings, self._id)
+        self.status, self.stage, self.requests = shown["status"], shown["stage"], shown["requests"]
+        stages = {stage["name"]: stage for stage in shown["stages"]}
+        self.wanted = int(stages.get(self.stage, {}).get("requests", 0))
+        self.live = self.stage in stages and stages[self.stage]["kind"] not in ("backtest", "approval")
+        total = int(shown["counts"].get("requests", 0))
+        if total != self._total and shown["verdicts"]:
+            self._total = total
+            self.history.append({"requests": total, "stage": self.stage, "verdicts": shown["verdicts"]})
+        return self
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    def changed(self, stage_name: str) -> bool:
+        """Whether the rollout has left a stage or ended."""
+        self.read()
+        return self.ended or self.stage != stage_name

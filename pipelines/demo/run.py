@@ -1,0 +1,242 @@
+"""`slipway demo`: the stack, the acts of a variant, the report."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.adapters.airflow_rest import AirflowRest
+from pipelines.contracts.clocks import from_us
+from pipelines.demo import rehearsal, summary
+from pipelines.demo.application import Application
+from pipelines.demo.dag_runs import DagRuns
+from pipelines.demo.driver import moment
+from pipelines.demo.kpi import PAYLOADS, cost_of_wrong_call
+from pipelines.demo.progress import Show
+from pipelines.demo.rehearsal import MODEL, Stage, Told
+from pipelines.demo.specs import copy_include, edit_model
+from pipelines.demo.story import Act, acts
+from pipelines.demo.world import World, of_the_year
+from pipelines.settings import Settings
+from pipelines.stack import airflow_password, down, up
+from pipelines.wiring import features, monitoring
+from pipelines.wiring.features import Publisher
+
+DAY_US = 86_400_000_000
+AHEAD_US = 10 * DAY_US
+
+
+def demo_settings(settings: Settings) -> Settings:
+    """The rehearsal's own installation: home `<home>/demo`, replayed clock, its own copy of the specs."""
+    home = settings.root / "demo"
+    return settings.model_copy(update={"home": home, "clock": "replay", "include_dir": home / "include"})
+
+
+def run(settings: Settings, *, variant: str, seed: int, size: float, console: Console) -> tuple[bool, Path]:
+    """Play the story of `variant` with stages of `size` times their requests; the report's path, and whether all is well.
+
+    A rehearsal begins anew: what an earlier one has left in its home is removed.
+    """
+    installation = demo_settings(settings)
+    show = Show(console)
+    begun = time.monotonic()
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    told: list[Told] = []
+    world = _prepare(settings, installation, variant, seed, size, show)
+    answered = asyncio.run(_acts(installation, world, variant, seed, size, show, told))
+    found = [summary.act_summary(installation, each) for each in told]
+    checks = _checks(installation, found, answered)
+    ok = all(line["ok"] for line in checks)
+    report: dict[str, Any] = {
+        "schema": "slipway-rehearsal/1",
+        "variant": variant,
+        "seed": seed,
+        "size": size,
+        "commit": summary.commit(),
+        "machine": summary.machine(),
+        "started": started,
+        "seconds": round(time.monotonic() - begun, 1),
+        "ok": ok,
+        "outcome": "as expected" if ok else "NOT as expected",
+        "links": _links(installation),
+        "acts": found,
+        "checks": checks,
+        "parts": show.parts,
+    }
+    html, _ = summary.write(installation.root, report)
+    _tell(console, report, html)
+    return ok, html
+
+
+def _prepare(settings: Settings, installation: Settings, variant: str, seed: int, size: float, show: Show) -> World:
+    """A clean home with its specs, the stack up, and the year's truth; the last two side by side."""
+    show.title(f"Slipway rehearsal: {variant}, seed {seed}, size {size:g}")
+    with show.part("a clean home"):
+        down(installation)
+        _empty(installation.root)
+        copy_include(settings.include_dir, installation.include_dir)
+        first = acts(variant)[0]
+        edit_model(installation.include_dir, MODEL, first.spec, size=size, seed=seed)
+        installation.event_clock().tick(moment(first.train_at))
+    with show.part("stack up, and the year's flights read"), ThreadPoolExecutor(2) as pool:
+        stack = pool.submit(up, installation, None, lambda part, what: show.line(f"{part}: {what}"))
+        truth = pool.submit(of_the_year, installation, MODEL)
+        features.apply(installation)
+        stack.result()
+        return truth.result()
+
+
+def _empty(home: Path) -> None:
+    import shutil
+
+    if home.exists():
+        shutil.rmtree(home)
+    home.mkdir(parents=True)
+
+
+async def _acts(
+    installation: Settings, world: World, variant: str, seed: int, size: float, show: Show, told: list[Told]
+) -> int:
+    """Play every act; returns the number of answers the application got for the flights model."""
+    admin = AirflowRest(installation.airflow_url, "admin", airflow_password(installation, "admin"))
+    approver = AirflowRest(installation.airflow_url, "approver", airflow_password(installation, "approver"))
+    runs = DagRuns(admin, approver, f"rehearsal-{variant}-{seed}")
+    with show.part("DAGs parsed"):
+        await asyncio.to_thread(admin.wait_for_dags, [f"model.{MODEL}.train", f"model.{MODEL}.rollout"])
+    publisher: Publisher | None = None
+    async with Application(installation.gateway_url, replay=True) as application:
+        for act in acts(variant):
+            edit_model(installation.include_dir, MODEL, act.spec, size=size, seed=seed)
+            if publisher is None:
+                publisher = Publisher(installation, ahead_us=AHEAD_US)
+                stage = Stage(
+                    installation,
+                    runs,
+                    application,
+                    publisher,
+                    world,
+                    show,
+                    cost_of_wrong_call,
+                    size,
+                    seed,
+                    moment(act.train_at),
+                )
+            with rehearsal.telling(stage, act) as one:
+                told.append(one)
+                await _play(stage, one)
+    publisher.close() if publisher else None
+    return application.tally.answered
+
+
+async def _play(stage: Stage, told: Told) -> None:
+    act = told.act
+    train_us = moment(act.train_at)
+    if act.key == "1":
+        rehearsal.load_lake(stage, train_us, "act-1")
+        digest = rehearsal.train(stage, told, train_us)
+        rehearsal.first_champion(stage, told, MODEL, digest, train_us)
+        other = rehearsal.train(stage, told, train_us, "air_time")
+        rehearsal.first_champion(stage, told, "air_time", other, train_us)
+        return
+    replay = rehearsal.replay_of(stage, act, PAYLOADS[act.payload] if act.payload else None)
+    if act.key == "4":
+        await _drift(stage, told, act, replay)
+        return
+    if train_us <= moment(act.quiet_from):
+        digest = rehearsal.train(stage, told, train_us)
+    await rehearsal.quiet(stage, act, replay)
+    await rehearsal.play(stage, told, replay, digest)
+
+
+async def _drift(stage: Stage, told: Told, act: Act, replay: rehearsal.Replay) -> None:
+    """Weeks of the champion alone, then the monitor's DAG; what it asks for is what happens."""
+    await rehearsal.quiet(stage, act, replay)
+    as_of_us = replay.now_us
+    rehearsal.load_lake(stage, as_of_us, "act-4")
+    with stage.show.part(f"model.{MODEL}.monitor"):
+        stage.runs.run(f"model.{MODEL}.monitor", "act-4", as_of_us)
+    report = monitoring.latest(stage.settings, MODEL)
+    for sentence in report.sentences:
+        told.facts.append(("monitor", sentence))
+    if not report.asked:
+        return
+    with stage.show.part(f"model.{MODEL}.train, started by drift://{MODEL}"):
+        stage.runs.started_by_assets([f"model.{MODEL}.train"], {f"model.{MODEL}.train": report.trainings_before})
+    from pipelines.adapters.control_db import control_db
+
+    newest = control_db(stage.settings).releases(MODEL)[-1]
+    told.facts.append(("retrained release", f"{newest.semver}, {newest.digest[:12]}"))
+    await rehearsal.play(stage, told, replay, newest.digest)
+    with stage.show.part(f"model.{MODEL}.score"):
+        stage.runs.run(f"model.{MODEL}.score", "act-4", replay.now_us)
+
+
+def _checks(installation: Settings, found: list[dict[str, Any]], answered: int) -> list[dict[str, Any]]:
+    checks = [summary.check(f"act {act['key']} ends in", act["outcome"], act["expected"], act["ok"]) for act in found]
+    for act in found:
+        for rollout in act["rollouts"]:
+            checks.append(
+                summary.check(
+                    f"exposed by {rollout['rollout_id']}, counted in the log",
+                    rollout["exposed_in_log"],
+                    rollout["exposed"],
+                    rollout["exposed_in_log"] == rollout["exposed"],
+                )
+            )
+    checks.append(summary.lost_answers(installation, MODEL, answered))
+    faults = [fault for lines in summary.rollouts.audit(installation).values() for fault in lines]
+    checks.append(summary.check("faults in the decision record", len(faults), 0, not faults))
+    return checks
+
+
+def _links(installation: Settings) -> list[dict[str, str]]:
+    return [
+        {
+            "name": "Airflow",
+            "url": installation.airflow_url,
+            "note": f"user admin, password {airflow_password(installation, 'admin')}",
+        },
+        {"name": "MLflow", "url": installation.mlflow_url, "note": "experiments, registry, model cards"},
+        {"name": "Gateway", "url": f"{installation.gateway_url}/v1/routes", "note": "routes; /metrics for Prometheus"},
+    ]
+
+
+def _tell(console: Console, report: dict[str, Any], html: Path) -> None:
+    table = Table("act", "outcome", "expected", "exposed", "requests", "seconds", title="The rehearsal")
+    for act in report["acts"]:
+        exposed = sum(rollout["exposed"] for rollout in act["rollouts"])
+        mark = "[green]" if act["ok"] else "[red]"
+        table.add_row(
+            act["title"],
+            f"{mark}{act['outcome']}",
+            act["expected"],
+            f"{exposed:,}",
+            f"{act['requests']:,}",
+            f"{act['seconds']:.0f}",
+        )
+    console.print(table)
+    links = Table("where", "link", "note", title="Links (the stack stays up until `make down`)")
+    for link in report["links"]:
+        links.add_row(link["name"], link["url"], link["note"])
+    links.add_row("Report", html.as_uri(), "evidence, exposures, times")
+    console.print(links)
+    for line in report["checks"]:
+        if not line["ok"]:
+            console.print(
+                f"[red]failed[/red] {line['name']}: got {line['got']}, expected {line['expected']}", highlight=False
+            )
+    console.print(
+        f"{report['outcome']} in {report['seconds'] / 60:.1f} min; as of {from_us(installation_now(report)):%H:%M} UTC"
+    )
+
+
+def installation_now(report: dict[str, Any]) -> int:
+    """The report's time of writing, in microseconds."""
+    return int(datetime.fromisoformat(report["started"]).timestamp() * 1_000_000) + int(report["seconds"] * 1_000_000)

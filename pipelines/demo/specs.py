@@ -1,0 +1,34 @@
+"""The rehearsal's own copy of the specs, and the edits its data scientists make to it between acts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+MIN_REQUESTS = 200
+
+
+def copy_include(source: Path, target: Path) -> None:
+    """A fresh copy of the project's `include` folder."""
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "models_invalid"))
+
+
+def edit_model(include: Path, model: str, file: str, *, size: float, seed: int) -> Path:
+    """Let `include/demo/<file>` become the model's spec, its stages' requests times `size`, trained with `seed`."""
+    yaml = YAML()
+    yaml.width = 200
+    document: Any = yaml.load((include / "demo" / file).read_text())
+    document["name"] = model
+    document["training"]["seed"] = seed
+    for stage in document["rollout"]["stages"]:
+        if stage.get("requests"):
+            stage["requests"] = max(MIN_REQUESTS, int(stage["requests"] * size))
+    target = include / "models" / f"{model}.yaml"
+    with target.open("w") as handle:
+        yaml.dump(document, handle)
+    return target
