@@ -15,7 +15,7 @@ if problem := wrong_environment():  # before the imports that would fail with a 
 
 import typer
 
-from pipelines.cli import stack
+from pipelines.cli import audit, collector, log, rollout, stack
 from pipelines.contracts.errors import SlipwayError
 
 app = typer.Typer(
@@ -29,6 +29,10 @@ app = typer.Typer(
 app.command()(stack.up)
 app.command()(stack.down)
 app.command()(stack.status)
+app.add_typer(rollout.app, name="rollout")
+app.add_typer(log.app, name="log")
+app.add_typer(audit.app, name="audit")
+app.add_typer(collector.app, name="collector")
 
 
 def main() -> int:

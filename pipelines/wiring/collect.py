@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 
 from pipelines.adapters.collector_store import BatchDone, BatchPlan, CollectorStore
@@ -21,6 +22,7 @@ from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.rollout_store import EvidenceRow
 from pipelines.collect import numbering, streams
 from pipelines.collect.case import Case
+from pipelines.collect.completeness import StreamReport, check
 from pipelines.collect.fold import Fold
 from pipelines.collect.tables import to_tables
 from pipelines.contracts.events import KINDS, Override
@@ -220,3 +222,18 @@ def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not stopping():
         time.sleep(min(left, 0.1))
+
+
+def verify_log(settings: Settings) -> list[StreamReport]:
+    """Completeness of the inference log, one report a worker epoch: bus against lake while segments exist."""
+    store, lake = CollectorStore(control_db(settings)), DeltaLake(settings.lake)
+    parts: dict[streams.StreamKey, list[np.ndarray]] = {}
+    for kind in KINDS:
+        if not lake.exists(f"inference/{kind}"):
+            continue
+        table = lake.read(f"inference/{kind}", columns=["gateway", "worker", "epoch", "n"])
+        for row in table.group_by(["gateway", "worker", "epoch"]).aggregate([("n", "list")]).to_pylist():
+            key = streams.StreamKey(row["gateway"], row["worker"], row["epoch"])
+            parts.setdefault(key, []).append(np.array(row["n_list"], dtype=np.int64))
+    stored = {key: np.concatenate(found) for key, found in parts.items()}
+    return check(settings.bus, store.positions(), store.gaps(), stored)

@@ -19,7 +19,7 @@ import msgspec
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore, RolloutView, actions_of, decision_of
 from pipelines.contracts.clocks import from_us, wall_us
-from pipelines.contracts.errors import NotFoundError, StaleDecisionError
+from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TransientError
 from pipelines.contracts.routes import Breaker
 from pipelines.rollout import record
 from pipelines.rollout.actions import Action, EmitAsset, Notify, SetAlias, SetRoute, TagRelease
@@ -82,7 +82,7 @@ def plan_of(spec: ModelSpec) -> Plan:
 
         policy["min_event_time_s"] = parse(minimum).us / 1e6
     policy.setdefault("label_maturity_s", spec.labels.maturity.us / 1e6)
-    policy.setdefault("slices", list(spec.slices))
+    policy.setdefault("slices", [*spec.slices])
     if spec.output.low is not None and spec.output.high is not None:
         policy.setdefault("score_range", [spec.output.low, spec.output.high])
     known = ("name", "share", "requests")
@@ -421,12 +421,17 @@ def mirrors(settings: Settings) -> dict[str, Mirror]:
             return "not in the registry"
         if not registered:
             return "the model is not in the registry"
+        from mlflow.exceptions import MlflowException
+
         from pipelines.adapters import mlflow_registry
 
-        if isinstance(action, TagRelease):
-            mlflow_registry.tag_release(settings, action.model, action.release, action.tags)
-            return f"{len(action.tags)} tags"
-        mlflow_registry.set_alias(settings, action.model, action.alias, action.release)
+        try:
+            if isinstance(action, TagRelease):
+                mlflow_registry.tag_release(settings, action.model, action.release, action.tags)
+                return f"{len(action.tags)} tags"
+            mlflow_registry.set_alias(settings, action.model, action.alias, action.release)
+        except MlflowException as error:
+            raise TransientError("MLflow", got=str(error), hint="The next advance tries again.") from error
         return f"alias {action.alias}"
 
     def assets(action: Action, key: str) -> str:
@@ -479,7 +484,7 @@ def show(settings: Settings, rollout_id: str) -> dict[str, Any]:
     decisions = [_told(line, effects) for line in entries]
     standing = standing_of(view)
     counts: dict[str, Any] = next((row.counts for row in view.evidence if row.part == "live"), {})
-    last = next((each["verdicts"] for each in reversed(decisions) if each.get("verdicts")), [])
+    last: Verdicts = next((each["verdicts"] for each in reversed(decisions) if each.get("verdicts")), [])
     return {
         "id": rollout.id,
         "model": rollout.model,

@@ -1,0 +1,57 @@
+"""`slipway collector run|once`: the process that carries the inference log from the bus to the lake."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Carries the inference log from the bus to the lake, and folds it.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    poll_ms: Annotated[int, typer.Option(min=10, help="How often to look at the bus.")] = 200,
+    commit_ms: Annotated[int, typer.Option(min=0, help="Least time between two batches.")] = 600,
+) -> None:
+    """Collect until SIGTERM or SIGINT; the batch in work is finished first."""
+    from pipelines.settings import Settings
+    from pipelines.wiring import collect
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    stop = False
+
+    def stopping(_number: int, _frame: object) -> None:
+        nonlocal stop
+        stop = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stopping)
+    collect.run(Settings(), lambda: stop, poll_s=poll_ms / 1000, commit_s=commit_ms / 1000)
+
+
+@app.command()
+def once(json: Json = False) -> None:
+    """Collect what is on the bus now and stop; exit 1 when a stream stands still."""
+    import msgspec
+
+    from pipelines.settings import Settings
+    from pipelines.wiring.collect import Collector
+
+    collector = Collector(Settings())
+    batches = events = 0
+    while (report := collector.once()).batch:
+        batches, events = batches + 1, events + report.events
+    problems = collector.problems()
+    if json:
+        print(msgspec.json.encode({"batches": batches, "events": events, "problems": problems}).decode())
+    else:
+        print(f"{events} events in {batches} batches")
+        for stream, problem in problems.items():
+            print(f"{stream} stands still: {problem}")
+    if problems:
+        raise typer.Exit(1)

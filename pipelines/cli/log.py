@@ -1,0 +1,37 @@
+"""`slipway log verify`: is every event in the lake, once?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="The inference log.", no_args_is_help=True)
+
+
+@app.command()
+def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Compare counters, segments and lake per worker epoch; exit 1 when anything is lost, damaged or stored twice."""
+    from pipelines.settings import Settings
+    from pipelines.wiring.collect import verify_log
+
+    reports = verify_log(Settings())
+    if json:
+        import msgspec
+
+        rows = [msgspec.to_builtins(report) | {"whole": report.whole} for report in reports]
+        print(msgspec.json.encode(rows).decode())
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("stream", "on the bus", "in the lake", "lost", "missing", "twice", "waiting", "torn bytes", "")
+        for report in reports:
+            lost = ", ".join(f"{a}..{b}" if a != b else str(a) for a, b in report.lost) or "0"
+            verdict = "[green]whole[/]" if report.whole else f"[red]not whole[/] {'; '.join(report.damaged)}"
+            written = "gone" if report.written is None else str(report.written)
+            cells = (written, report.stored, lost, report.missing, report.twice, report.waiting, report.torn, verdict)
+            table.add_row(report.stream, *(str(cell) for cell in cells))
+        Console().print(table)
+    if not all(report.whole for report in reports):
+        raise typer.Exit(1)

@@ -1,0 +1,217 @@
+"""`slipway rollout`: start rollouts, see what they know, decide about them."""
+
+from __future__ import annotations
+
+import getpass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.rollout.decide import Verb
+
+app = typer.Typer(help="Rollouts: how a release becomes champion.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Id = Annotated[str, typer.Argument(metavar="ROLLOUT", help="The rollout's id.")]
+Actor = Annotated[str, typer.Option("--actor", help="Who decides; the user's name when not given.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is written into the record.")]
+Evidence = Annotated[str, typer.Option("--evidence", help="Digest of the evidence that was looked at.")]
+
+
+@app.command("list")
+def list_(model: Annotated[str | None, typer.Argument(help="Only this model's.")] = None, json: Json = False) -> None:
+    """List rollouts, oldest first."""
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    found = rollouts.list(Settings(), model)
+    if json:
+        names = ("id", "model", "status", "stage", "challenger", "champion", "provisional", "paused")
+        _print_json([{name: getattr(rollout, name) for name in names} for rollout in found])
+        return
+    from rich.table import Table
+
+    table = Table("rollout", "status", "stage", "challenger", "champion")
+    for rollout in found:
+        champion = (rollout.champion or "none")[:12]
+        table.add_row(rollout.id, _coloured(rollout.status), rollout.stage, rollout.challenger[:12], champion)
+    _console().print(table)
+
+
+@app.command()
+def show(rollout: Id, json: Json = False) -> None:
+    """Show a rollout: where it stands, each metric's verdict, every decision."""
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    shown = rollouts.show(Settings(), rollout)
+    if json:
+        _print_json(shown)
+        return
+    _show(shown)
+
+
+@app.command()
+def explain(
+    rollout: Id,
+    verb: Annotated[
+        str, typer.Option("--if", help="approve, reject, rollback, pause, resume or skip: what would follow.")
+    ] = "",
+    actor: Actor = "",
+    json: Json = False,
+) -> None:
+    """Say in words what was decided and done, and what would be now. Does nothing."""
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    lines = rollouts.explain(Settings(), rollout, _verb(verb) if verb else None, actor or getpass.getuser())
+    if json:
+        _print_json([*lines])
+    else:
+        print("\n".join(lines))
+
+
+@app.command()
+def start(
+    model: Annotated[str, typer.Argument(help="The model.")],
+    challenger: Annotated[
+        str, typer.Argument(help="Digest or version of the release; the newest when not given.")
+    ] = "",
+    actor: Actor = "",
+    json: Json = False,
+) -> None:
+    """Start a rollout, or queue it behind the running one."""
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    settings = Settings()
+    started = rollouts.start(settings, model, challenger, actor=actor or getpass.getuser())
+    effects = rollouts.advance(settings, started.id)
+    _report(settings, started.id, effects, json)
+
+
+@app.command()
+def approve(rollout: Id, actor: Actor = "", reason: Reason = "", evidence: Evidence = "", json: Json = False) -> None:
+    """Let a held rollout, or a first champion, go on."""
+    _command(rollout, "approve", actor, reason, evidence, json)
+
+
+@app.command()
+def reject(rollout: Id, actor: Actor = "", reason: Reason = "", evidence: Evidence = "", json: Json = False) -> None:
+    """Refuse a rollout: it is rolled back, or never begins."""
+    _command(rollout, "reject", actor, reason, evidence, json)
+
+
+@app.command()
+def rollback(rollout: Id, actor: Actor = "", reason: Reason = "", json: Json = False) -> None:
+    """Withdraw the challenger, even after its promotion."""
+    _command(rollout, "rollback", actor, reason, "", json)
+
+
+@app.command()
+def pause(rollout: Id, actor: Actor = "", reason: Reason = "", json: Json = False) -> None:
+    """Stop the ramp where it stands; harm is still acted upon."""
+    _command(rollout, "pause", actor, reason, "", json)
+
+
+@app.command()
+def resume(rollout: Id, actor: Actor = "", reason: Reason = "", json: Json = False) -> None:
+    """Go on after a pause or a hold, in the same stage."""
+    _command(rollout, "resume", actor, reason, "", json)
+
+
+@app.command()
+def skip(rollout: Id, reason: Annotated[str, typer.Option(help="Why.")], actor: Actor = "", json: Json = False) -> None:
+    """Leave the current stage without its evidence, on an approver's word."""
+    _command(rollout, "skip", actor, reason, "", json)
+
+
+@app.command()
+def advance(rollout: Id, json: Json = False) -> None:
+    """Judge now, and do what was decided and is not done yet (as the rollout's tasks do)."""
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    settings = Settings()
+    rollouts.look(settings, rollout)
+    _report(settings, rollout, rollouts.advance(settings, rollout), json)
+
+
+def _command(rollout: str, verb: Verb, actor: str, reason: str, evidence: str, json: bool) -> None:
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    settings = Settings()
+    rollouts.command(settings, rollout, verb, actor or getpass.getuser(), reason, evidence_digest=evidence)
+    _report(settings, rollout, rollouts.advance(settings, rollout), json)
+
+
+def _report(settings: Any, rollout: str, effects: Any, json: bool) -> None:
+    import msgspec
+
+    from pipelines.wiring import rollouts
+
+    now = rollouts.load(settings, rollout)
+    if json:
+        _print_json({"id": now.id, "status": now.status, "stage": now.stage, "effects": msgspec.to_builtins(effects)})
+        return
+    print(f"{now.id} is {now.status}" + (f" in {now.stage}" if now.stage else ""))
+    for effect in effects:
+        print(f"  {'done' if effect.done else 'NOT DONE'}  {effect.detail}")
+
+
+def _verb(text: str) -> Verb:
+    known: tuple[Verb, ...] = ("approve", "reject", "rollback", "pause", "resume", "skip")
+    for verb in known:
+        if text == verb:
+            return verb
+    raise typer.BadParameter(f"{text}; expected one of {', '.join(known)}")
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.encode(value).decode())
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+_COLOUR = {"promoted": "green", "running": "cyan", "held": "yellow", "rolled_back": "red", "rejected": "red"}
+_WORDS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+
+def _coloured(word: str) -> str:
+    colour = _COLOUR.get(word) or _WORDS.get(word) or "dim"
+    return f"[{colour}]{word}[/]"
+
+
+def _show(shown: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = _console()
+    where = f" in {shown['stage']}" if shown["stage"] else ""
+    console.print(f"[bold]{shown['id']}[/] is {_coloured(shown['status'])}{where}; {shown['exposed']} requests exposed")
+    console.print(f"challenger {shown['challenger'][:12]} against {(shown['champion'] or 'no champion')[:12]}")
+    if shown["verdicts"]:
+        table = Table("metric", "slice", "verdict", "e-value", "bar", "why")
+        for row in shown["verdicts"]:
+            cells = (f"{row['e_value']:.3g}", f"{row['threshold']:.3g}", escape(row["reason"]))
+            table.add_row(row["metric"], row["slice"] or "", _coloured(row["verdict"]), *cells)
+        console.print(table)
+    table = Table("decision", "at", "kind", "stage", "route after", "why")
+    for each in shown["decisions"]:
+        if each["kind"] == "observed":
+            override = each["override"]
+            table.add_row(each["id"], "", "observed", "", "", escape(f"{override['actor']}: {override['reason']}"))
+            continue
+        step = each["stage"] + (f" -> {each['next_stage']}" if each["next_stage"] else "")
+        routed = "" if each["seconds_to_route"] is None else f"{each['seconds_to_route']:.3f} s"
+        table.add_row(each["id"], each["at"][:19], each["kind"], step, routed, escape(each["reason"]))
+    console.print(table)
