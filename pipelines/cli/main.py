@@ -33,6 +33,10 @@ app.add_typer(rollout.app, name="rollout")
 app.add_typer(log.app, name="log")
 app.add_typer(audit.app, name="audit")
 app.add_typer(collector.app, name="collector")
+app.add_typer(rollout.app, name="rollout")
+app.add_typer(log.app, name="log")
+app.add_typer(audit.app, name="audit")
+app.add_typer(collector.app, name="collector")
 
 
 def main() -> int:
