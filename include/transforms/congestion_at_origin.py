@@ -17,9 +17,8 @@ def build(tables: dict[str, ibis.Table]) -> ibis.Table:
         late=(departed.dep_delay > LATE_MINUTES).cast("int64").sum(),
         delay=departed.dep_delay.cast("int64").sum(),
     )
-    planned = scheduled.group_by(origin=scheduled.origin, available_at=scheduled.sched_dep.truncate("h")).agg(
-        planned=scheduled.count()
-    )
+    hour = scheduled.sched_dep.truncate("h").cast(departed.available_at.type())
+    planned = scheduled.group_by(origin=scheduled.origin, available_at=hour).agg(planned=scheduled.count())
     zero = ibis.literal(0, "int64")
     events = left.mutate(planned=zero).union(
         planned.select("origin", "available_at", departures=zero, late=zero, delay=zero, planned="planned")

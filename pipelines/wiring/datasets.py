@@ -189,10 +189,13 @@ def bind(
     name: str,
     as_of_us: int,
     after_us: int | None = None,
+    *,
+    as_name: str | None = None,
 ) -> None:
-    """Make a dataset readable as the view `name`: rows known by `as_of_us` and, when given, after `after_us`.
+    """Make a dataset readable as a view: rows known by `as_of_us` and, when given, after `after_us`.
 
-    Times are naive UTC, as the transforms see them. Raises NotFoundError for a dataset that was never published.
+    as_name: the view's name; the dataset's when it is not given. Times are naive UTC, as the transforms see them.
+    Raises NotFoundError for a dataset that was never published.
     """
     lake = DeltaLake(settings.lake)
     lake.bind(connection, f"lake {name}", table_of(name))
@@ -203,7 +206,7 @@ def bind(
     times = ["known_at", *(column for column, declared in spec.columns.items() if declared.type == "timestamp")]
     naive = ", ".join(f'CAST("{time}" AS TIMESTAMP) AS "{time}"' for time in times)
     connection.execute(
-        f'CREATE OR REPLACE VIEW "{name}" AS SELECT * REPLACE ({naive}) FROM "lake {name}" WHERE {where}'
+        f'CREATE OR REPLACE VIEW "{as_name or name}" AS SELECT * REPLACE ({naive}) FROM "lake {name}" WHERE {where}'
     )
 
 

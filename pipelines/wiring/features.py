@@ -1,0 +1,303 @@
+"""Jobs of a feature view: build its rows, check them, publish them to the lake, make them readable online.
+
+Every job may be repeated and interrupted anywhere: a build covers the stamps after the last published one, and enters
+the lake by a Delta transaction numbered with its last stamp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.adapters.delta_lake import DeltaLake, connect
+from pipelines.adapters.feast_online import FeastOnline
+from pipelines.contracts.canonical import file_digest
+from pipelines.contracts.clocks import from_us
+from pipelines.contracts.errors import DataError, NotFoundError
+from pipelines.contracts.release import ViewPin
+from pipelines.datasets.suite import view_suite
+from pipelines.features import asof, engine
+from pipelines.features.engine import Span
+from pipelines.features.publishing import Pending
+from pipelines.settings import Settings
+from pipelines.spec.loading import load_model, load_view, names
+from pipelines.spec.view import ViewSpec
+from pipelines.wiring import datasets
+
+BUILD = "build"
+
+
+class BuildRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows of one view by reference: `version` is its Feast name; the span of stamps is (after_us, until_us]."""
+
+    view: str
+    version: str
+    as_of_us: int
+    after_us: int | None
+    until_us: int
+    rows: int
+    path: str
+    digest: str
+    empty: bool = False
+
+
+class PublishedView(msgspec.Struct, frozen=True, kw_only=True):
+    """What a publication did; `delta_version` is the lake table's."""
+
+    view: str
+    version: str
+    through_us: int
+    rows: int
+    delta_version: int
+    digest: str
+
+
+class Materialised(msgspec.Struct, frozen=True, kw_only=True):
+    """What a materialisation did: values written, and up to which event time the view can now be read."""
+
+    view: str
+    version: str
+    through_us: int
+    values: int
+
+
+def table_of(version: str) -> str:
+    """The lake table of a view's Feast name."""
+    return f"features/{version}"
+
+
+def built_through(settings: Settings, version: str) -> int | None:
+    """The stamp up to which a view is complete in the lake; None before its first publication."""
+    return DeltaLake(settings.lake).applied(table_of(version), BUILD)
+
+
+def pins(settings: Settings, model: str) -> list[ViewPin]:
+    """The views a model's spec uses, pinned to their versions of now."""
+    spec = load_model(settings.include_dir, model)
+    made = []
+    for use in spec.views:
+        view = load_view(settings.include_dir, use.view)
+        made.append(
+            ViewPin(
+                view=view.feast_name(settings.include_dir),
+                entity=dict(use.entity),
+                join_key_types=dict(view.entity.keys),
+                features=list(use.features),
+                ttl_us=view.ttl.us if view.ttl else None,
+            )
+        )
+    return made
+
+
+def build(settings: Settings, view: str, as_of_us: int) -> BuildRef:
+    """Compute the rows whose stamps lie after the last published one, up to `as_of_us` or as far as the data reach.
+
+    Raises NotFoundError when a dataset was never published.
+    """
+    spec = load_view(settings.include_dir, view)
+    version = spec.feast_name(settings.include_dir)
+    complete = []
+    for name in spec.datasets:
+        through = datasets.published_through(settings, name)
+        if through is None:
+            raise NotFoundError(
+                f"view {view}: dataset {name}", got="never published", hint=f"Run dataset.{name} first."
+            )
+        complete.append(through)
+    until_us = engine.horizon_us(spec, as_of_us, complete)
+    span = Span(built_through(settings, version), until_us)
+    folder = settings.root / "stage" / version
+    path = folder / f"{until_us}.parquet"
+    if span.empty:
+        return _ref(spec, version, as_of_us, span, path)
+    rows = compute(settings, spec, span, created_us=as_of_us)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, path, compression="zstd")
+    return _ref(spec, version, as_of_us, span, path, rows.num_rows)
+
+
+def compute(settings: Settings, spec: ViewSpec, span: Span, created_us: int) -> pa.Table:
+    """The view's rows with stamps in a span, from the lake's datasets. Writes nothing."""
+    with connect() as connection:
+        for name in spec.datasets:
+            after_us, known_us = engine.known_span_us(spec, name, span)
+            datasets.bind(settings, connection, name, known_us, after_us, as_name=f"known {name}")
+            engine.bind_available(connection, spec, f"known {name}", name, span)
+        return engine.rows(connection, settings.include_dir, spec, span, created_us)
+
+
+def check(settings: Settings, ref: BuildRef) -> int:
+    """Hold the rows against the view's expectations. Returns how many were checked.
+
+    Raises DataError when any row fails: nothing is published then, and what is online stays.
+    """
+    from pipelines.adapters import gx_checks
+
+    if ref.empty:
+        return 0
+    spec = load_view(settings.include_dir, ref.view)
+    rows = pq.read_table(ref.path)
+    findings = gx_checks.check(rows.drop_columns(["day", "created_timestamp"]), view_suite(spec))
+    if findings.rows or findings.table:
+        shown = [f"row {number}: {'; '.join(reasons)}" for number, reasons in sorted(findings.rows.items())[:3]]
+        raise DataError(
+            f"view {ref.view}: {len(findings.rows)} of {rows.num_rows} rows fail their checks",
+            got=" | ".join([*findings.table, *shown]),
+            hint=f"Nothing was published; the rows are in {ref.path}.",
+        )
+    return int(rows.num_rows)
+
+
+def publish(settings: Settings, ref: BuildRef) -> PublishedView:
+    """Append the rows to the lake as one commit that also says how far the view is now complete. Repeating is a no-op."""
+    lake = DeltaLake(settings.lake)
+    table = table_of(ref.version)
+    applied = lake.applied(table, BUILD)
+    rows = 0
+    if not ref.empty and (applied is None or applied < ref.until_us):
+        made = pq.read_table(ref.path)
+        rows = made.num_rows
+        lake.append(table, made, partition_by=["day"], txn=(BUILD, ref.until_us))
+    Path(ref.path).unlink(missing_ok=True)
+    return PublishedView(
+        view=ref.view,
+        version=ref.version,
+        through_us=max(ref.until_us, applied or ref.until_us),
+        rows=rows,
+        delta_version=lake.version(table) or 0,
+        digest=ref.digest,
+    )
+
+
+def materialise(settings: Settings, view: str, as_of_us: int) -> Materialised:
+    """Make readable online what the lake has of the view up to `as_of_us`. Repeating is a no-op."""
+    with Publisher(settings, [view]) as publisher:
+        return publisher.materialise(view, as_of_us)
+
+
+def refresh(settings: Settings, view: str, as_of_us: int) -> Materialised:
+    """Build, check, publish and materialise."""
+    ref = build(settings, view, as_of_us)
+    check(settings, ref)
+    publish(settings, ref)
+    return materialise(settings, view, as_of_us)
+
+
+class Publisher:
+    """Makes views readable online, tick by tick. The DAG's task makes one for one tick; a replay keeps one for weeks.
+
+    views: names; None for all of the project. ahead_us: how far a tick beyond what the lake has may take up data and
+    build features in advance (they stay invisible until their stamps are due); None: it never does.
+    """
+
+    def __init__(self, settings: Settings, views: Iterable[str] | None = None, *, ahead_us: int | None = None) -> None:
+        self.settings = settings
+        chosen = names(settings.include_dir, "features") if views is None else list(views)
+        self._specs = {name: load_view(settings.include_dir, name) for name in chosen}
+        self._versions = {name: spec.feast_name(settings.include_dir) for name, spec in self._specs.items()}
+        self._pending: dict[str, tuple[Pending, int]] = {}
+        self._ahead_us = ahead_us
+        self._online = FeastOnline(settings.feast_dir / "online_store.db")
+        for version in self._versions.values():
+            self._online.create(version)
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the online store."""
+        self._online.close()
+
+    def tick(self, as_of_us: int) -> int:
+        """Every view becomes readable up to `as_of_us`. Returns the number of values written."""
+        return sum(self.materialise(name, as_of_us).values for name in self._specs)
+
+    def materialise(self, view: str, as_of_us: int) -> Materialised:
+        """One view becomes readable up to `as_of_us`. Raises NotFoundError when it was never built."""
+        version = self._versions[view]
+        held = self._pending.get(view)
+        if held is None or held[1] < as_of_us:
+            held = self._pending[view] = self._load(view, as_of_us, held)
+        pending, complete_us = held
+        through_us = min(as_of_us, complete_us)
+        rows = pending.take(through_us)
+        if rows:
+            self._online.write(version, rows, through_us)
+        return Materialised(view=view, version=version, through_us=through_us, values=len(rows))
+
+    def _load(self, view: str, as_of_us: int, held: tuple[Pending, int] | None) -> tuple[Pending, int]:
+        """The rows of a view that are in the lake and not yet online, and up to which stamp the lake has it."""
+        spec, version = self._specs[view], self._versions[view]
+        through_us = built_through(self.settings, version)
+        if self._ahead_us is not None and (through_us is None or through_us < as_of_us):
+            self._prepare(spec, as_of_us + self._ahead_us)
+            through_us = built_through(self.settings, version)
+        if through_us is None:
+            raise NotFoundError(f"view {view} ({version})", got="never built", hint=f"Run features.{view} first.")
+        if held is not None and held[1] == through_us:
+            return held
+        online_us = self._online.through_us(version)
+        newer = None
+        if online_us is not None:
+            newer = f"day >= DATE '{from_us(online_us).date()}' AND event_timestamp > make_timestamptz({online_us})"
+        rows = DeltaLake(self.settings.lake).read(table_of(version), where=newer)
+        return Pending(spec, rows.sort_by("event_timestamp")), through_us
+
+    def _prepare(self, spec: ViewSpec, until_us: int) -> None:
+        for name in spec.datasets:
+            datasets.ingest(self.settings, name, until_us)
+        ref = build(self.settings, spec.name, until_us)
+        check(self.settings, ref)
+        publish(self.settings, ref)
+
+
+def historical(
+    settings: Settings,
+    entity: pa.Table,
+    views: Sequence[ViewPin],
+    *,
+    timestamp: str = "event_timestamp",
+    stamps: bool = False,
+) -> pa.Table:
+    """The entity frame with the views' features as they could be read online at each row's time.
+
+    entity: has `timestamp` and the columns that the pins' `entity` maps join keys to; comes back unchanged, in order.
+    Features come under their own names. stamps: also `<view>__event_timestamp`, when the value became readable.
+    """
+    lake = DeltaLake(settings.lake)
+    joins = []
+    with connect() as connection:
+        for pin in views:
+            lake.bind(connection, pin.view, table_of(pin.view))
+            joins.append(
+                asof.ViewJoin(
+                    relation=pin.view,
+                    keys=dict(pin.entity),
+                    features={name: name for name in pin.features},
+                    ttl_us=pin.ttl_us,
+                    stamp_name=f"{pin.view}{asof.STAMP_SUFFIX}" if stamps else None,
+                    unique=True,  # a view's check refuses rows that share keys and time
+                )
+            )
+        return asof.join(connection, entity, timestamp, joins)
+
+
+def _ref(spec: ViewSpec, version: str, as_of_us: int, span: Span, path: Path, rows: int | None = None) -> BuildRef:
+    return BuildRef(
+        view=spec.name,
+        version=version,
+        as_of_us=as_of_us,
+        after_us=span.after_us,
+        until_us=span.until_us,
+        rows=rows or 0,
+        path=str(path),
+        digest="" if rows is None else file_digest(path),
+        empty=rows is None,
+    )
