@@ -31,7 +31,12 @@ def run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopping)
-    collect.run(Settings(), lambda: stop, poll_s=poll_ms / 1000, commit_s=commit_ms / 1000)
+    settings = Settings()
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    beat = settings.run_dir / "collector.beat"  # touched after every pass: what `slipway status` looks at
+    collect.run(
+        settings, lambda: stop, poll_s=poll_ms / 1000, commit_s=commit_ms / 1000, on_report=lambda _: beat.touch()
+    )
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pipelines.settings import Settings
 from pipelines.stack.environment import orchestration_bin, serving_python
 from pipelines.stack.ports import listeners
 from pipelines.stack.processes import Record, members
-from pipelines.stack.readiness import airflow_job_beats, answers
+from pipelines.stack.readiness import airflow_job_beats, answers, beats
 
 Database = Literal["airflow", "mlflow", "control"]
 
@@ -136,7 +136,7 @@ PARTS: tuple[Part, ...] = (
     Part(
         "collector",
         _collector,
-        lambda settings, record: True,  # noqa: ARG005 - ready once it lives
+        lambda settings, record: beats(settings.run_dir / "collector.beat", record.created),
         "slipway",
         database="control",
     ),

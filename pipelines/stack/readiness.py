@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -38,3 +39,12 @@ def airflow_job_beats(database: Path, job_type: str, since: float) -> bool:
     except sqlite3.Error:
         return False
     return bool(row[0])
+
+
+def beats(file: Path, since: float, within_s: float = 30.0) -> bool:
+    """Whether a file was touched after `since` (Unix seconds) and not long ago."""
+    try:
+        touched = file.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return touched >= since and time.time() - touched <= within_s

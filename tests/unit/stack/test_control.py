@@ -17,6 +17,7 @@ from pipelines.contracts.errors import NotFoundError, TerminalError, TransientEr
 from pipelines.settings import Settings
 from pipelines.stack import control, down, parts, status, up
 from pipelines.stack.processes import read_record
+from pipelines.stack.readiness import beats
 
 SERVER = """
 import http.server, sys
@@ -133,3 +134,14 @@ def test_status_of_a_home_where_nothing_was_started(settings):
     assert [part.part for part in statuses] == list(parts.PART_NAMES)
     assert {part.state for part in statuses} == {"stopped"}
     assert all(part.version for part in statuses)
+
+
+def test_a_beat_of_before_the_start_or_of_long_ago_is_none(tmp_path):
+    beat = tmp_path / "collector.beat"
+    now = time.time()
+    assert not beats(beat, since=now - 60)
+    beat.touch()
+    assert beats(beat, since=now - 60)
+    assert not beats(beat, since=now + 60)
+    os.utime(beat, (now - 50, now - 50))
+    assert not beats(beat, since=now - 60)
