@@ -127,7 +127,10 @@ class RouteTable:
         plan = effective(route, self._overrides.of(route.model))
         champion = self._models[plan.champion]
         challenger = self._models[plan.challenger] if plan.challenger else None
-        fields = dict(challenger.fields) if challenger else {}
+        # An application that sends a challenger's new input goes on doing so after a rollback: once known, it is taken.
+        before = self.plans.get(route.model)
+        fields = dict(before.fields) if before is not None else {}
+        fields.update(challenger.fields if challenger else {})
         fields.update(champion.fields)
         self.plans = {**self.plans, route.model: Plan(route, plan, champion, challenger, fields)}
 

@@ -142,6 +142,13 @@ class Application:
             await self._post(f"/v1/models/{model}/kpis", {"kpis": rows}, (202,))
         self.tally.kpis += len(facts)
 
+    async def stage_of(self, model: str) -> str:
+        """The stage of the route that the gateway follows for a model; empty when it has none."""
+        assert self._session is not None
+        async with self._session.get("/v1/routes") as response:
+            routes = (await response.json())["routes"]
+        return next((str(route["stage"]) for route in routes if route["model"] == model), "")
+
     async def _post(self, path: str, body: dict[str, Any], good: tuple[int, ...]) -> Any:
         assert self._session is not None
         for attempt in range(20):

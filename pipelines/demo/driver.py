@@ -22,7 +22,7 @@ HOUR_US = 3_600_000_000
 FACTS_EVERY = 6
 
 Cost = Callable[[dict[str, Any], float], float]
-Payload = Callable[[dict[str, Any]], dict[str, Any]]
+Payload = Callable[[Ask], dict[str, Any]]
 
 
 class Publisher(Protocol):
@@ -35,7 +35,7 @@ class Publisher(Protocol):
 class Replay:
     """One model's replay. `now_us` is event now: the clock's tick.
 
-    `cost` makes the KPI of a served answer and its truth; `payload` is what the application really sends for an input.
+    `cost` makes the KPI of a served answer and its truth; `payload` makes what the application really sends.
     """
 
     model: str
@@ -79,7 +79,7 @@ class Replay:
         self.publisher.tick(self.now_us)
         asks = self.world.between(self.now_us, end, self.keep)
         if self.payload is not None:
-            asks = [Ask(ask.request_id, ask.event_us, self.payload(ask.inputs)) for ask in asks]
+            asks = [Ask(ask.request_id, ask.event_us, self.payload(ask)) for ask in asks]
         if asks:
             await self.application.ask(self.model, asks, self.world.datatypes, self._remember)
         self.sent += len(asks)

@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.adapters.control_db import control_db
-from pipelines.contracts.clocks import from_us
+from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.contracts.clocks import from_us, to_us
 from pipelines.contracts.errors import TerminalError
 from pipelines.demo.application import Application
 from pipelines.demo.dag_runs import DagRuns
-from pipelines.demo.driver import Cost, Payload, Publisher, Replay, moment
+from pipelines.demo.driver import Cost, Publisher, Replay, moment
+from pipelines.demo.kpi import payload
 from pipelines.demo.progress import Bar, Show
 from pipelines.demo.story import Act
 from pipelines.demo.world import World
+from pipelines.monitoring.report import from_json
 from pipelines.settings import Settings
-from pipelines.wiring import datasets, features, rollouts
+from pipelines.spec.loading import load_model
+from pipelines.wiring import monitoring, rollouts
 
 MODEL = "late_arrival"
 ENDED = ("promoted", "rolled_back", "rejected", "replaced")
@@ -87,16 +91,11 @@ def load_lake(stage: Stage, through_us: int, name: str) -> None:
         stage.runs.started_by_assets(feature_dags, before)
 
 
-def extend_lake(stage: Stage, through_us: int) -> None:
-    """The same publish functions in this warm process, for the days that are about to be replayed."""
-    settings = stage.settings
-    with stage.show.part(f"lake extended through {from_us(through_us):%d %b}, in process"):
-        for path in sorted((settings.include_dir / "datasets").glob("*.yaml")):
-            datasets.ingest(settings, path.stem, through_us)
-        for path in sorted((settings.include_dir / "features").glob("*.yaml")):
-            ref = features.build(settings, path.stem, through_us)
-            features.check(settings, ref)
-            features.publish(settings, ref)
+def monitored(settings: Settings, as_of_us: int) -> list[tuple[str, str]]:
+    """Name and sentence of each verdict of the monitor's report of that event time that asks or could ask."""
+    table = DeltaLake(settings.lake).read(monitoring.table_of(MODEL), ["as_of", "document"])
+    documents = [row["document"] for row in table.to_pylist() if to_us(row["as_of"]) == as_of_us]
+    return [(verdict.name, verdict.sentence) for document in documents for verdict in from_json(document).verdicts]
 
 
 def train(stage: Stage, told: Told, as_of_us: int, model: str = MODEL) -> str:
@@ -119,8 +118,9 @@ def first_champion(stage: Stage, told: Told, model: str, digest: str, as_of_us: 
     told.rollout_ids.append(rollouts.list(stage.settings, model)[-1].id)
 
 
-def replay_of(stage: Stage, act: Act, payload: Payload | None) -> Replay:
-    """The act's replay, from where the year stands."""
+def replay_of(stage: Stage, act: Act, mistake: str | None) -> Replay:
+    """The act's replay, from where the year stands: the application sends the inputs that the act's spec asks for."""
+    names = frozenset(load_model(stage.settings.include_dir, MODEL).inputs)
     return Replay(
         MODEL,
         stage.world,
@@ -130,7 +130,7 @@ def replay_of(stage: Stage, act: Act, payload: Payload | None) -> Replay:
         stage.now_us,
         cost=stage.cost,
         keep=act.keep,
-        payload=payload,
+        payload=lambda ask: payload(ask, names, mistake),
     )
 
 
@@ -166,7 +166,7 @@ async def play(stage: Stage, told: Told, replay: Replay, digest: str) -> str:
             if not seen.live:
                 await asyncio.sleep(0.1)
                 seen.read()
-            elif not await feed(replay, seen, moment(act.limit), bar):
+            elif await application_sees(stage, seen) and not await feed(replay, seen, moment(act.limit), bar):
                 raise TerminalError(
                     f"act {act.key}", got=f"rollout {rollout_id} in {seen.stage}", expected=f"an end by {act.limit}"
                 )
@@ -174,6 +174,16 @@ async def play(stage: Stage, told: Told, replay: Replay, digest: str) -> str:
     stage.now_us = replay.now_us
     await asyncio.to_thread(stage.runs.finish, run)
     return rollout_id
+
+
+async def application_sees(stage: Stage, seen: Seen) -> bool:
+    """Wait until the gateway follows the stage's route; False when the stage is over before."""
+    name = seen.stage
+    while await stage.application.stage_of(MODEL) != name:
+        if seen.changed(name):
+            return False
+        await asyncio.sleep(0.05)
+    return True
 
 
 async def feed(replay: Replay, seen: Seen, end_us: int, bar: Bar) -> bool:

@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.adapters.airflow_rest import AirflowRest
-from pipelines.contracts.clocks import from_us
+from pipelines.adapters.control_db import control_db
 from pipelines.demo import rehearsal, summary
 from pipelines.demo.application import Application
 from pipelines.demo.dag_runs import DagRuns
-from pipelines.demo.driver import moment
-from pipelines.demo.kpi import PAYLOADS, cost_of_wrong_call
+from pipelines.demo.driver import Replay, moment
 from pipelines.demo.progress import Show
 from pipelines.demo.rehearsal import MODEL, Stage, Told
 from pipelines.demo.specs import copy_include, edit_model
@@ -26,11 +25,12 @@ from pipelines.demo.story import Act, acts
 from pipelines.demo.world import World, of_the_year
 from pipelines.settings import Settings
 from pipelines.stack import airflow_password, down, up
-from pipelines.wiring import features, monitoring
+from pipelines.wiring import features, monitoring, rollouts
 from pipelines.wiring.features import Publisher
 
 DAY_US = 86_400_000_000
 AHEAD_US = 10 * DAY_US
+WIDEST_SPEC = "late_arrival.v3.yaml"  # asks for every input that any act sends
 
 
 def demo_settings(settings: Settings) -> Settings:
@@ -40,7 +40,7 @@ def demo_settings(settings: Settings) -> Settings:
 
 
 def run(settings: Settings, *, variant: str, seed: int, size: float, console: Console) -> tuple[bool, Path]:
-    """Play the story of `variant` with stages of `size` times their requests; the report's path, and whether all is well.
+    """Play the story of `variant`, stages `size` times as long; whether all went as expected, and the report's path.
 
     A rehearsal begins anew: what an earlier one has left in its home is removed.
     """
@@ -87,7 +87,7 @@ def _prepare(settings: Settings, installation: Settings, variant: str, seed: int
         installation.event_clock().tick(moment(first.train_at))
     with show.part("stack up, and the year's flights read"), ThreadPoolExecutor(2) as pool:
         stack = pool.submit(up, installation, None, lambda part, what: show.line(f"{part}: {what}"))
-        truth = pool.submit(of_the_year, installation, MODEL)
+        truth = pool.submit(of_the_year, settings, installation, MODEL, WIDEST_SPEC)
         features.apply(installation)
         stack.result()
         return truth.result()
@@ -123,7 +123,7 @@ async def _acts(
                     publisher,
                     world,
                     show,
-                    cost_of_wrong_call,
+                    cost_function(installation.include_dir),
                     size,
                     seed,
                     moment(act.train_at),
@@ -145,7 +145,7 @@ async def _play(stage: Stage, told: Told) -> None:
         other = rehearsal.train(stage, told, train_us, "air_time")
         rehearsal.first_champion(stage, told, "air_time", other, train_us)
         return
-    replay = rehearsal.replay_of(stage, act, PAYLOADS[act.payload] if act.payload else None)
+    replay = rehearsal.replay_of(stage, act, act.payload)
     if act.key == "4":
         await _drift(stage, told, act, replay)
         return
@@ -155,23 +155,25 @@ async def _play(stage: Stage, told: Told) -> None:
     await rehearsal.play(stage, told, replay, digest)
 
 
-async def _drift(stage: Stage, told: Told, act: Act, replay: rehearsal.Replay) -> None:
+async def _drift(stage: Stage, told: Told, act: Act, replay: Replay) -> None:
     """Weeks of the champion alone, then the monitor's DAG; what it asks for is what happens."""
     await rehearsal.quiet(stage, act, replay)
     as_of_us = replay.now_us
     rehearsal.load_lake(stage, as_of_us, "act-4")
+    trainings = stage.runs.counts([f"model.{MODEL}.train"])
     with stage.show.part(f"model.{MODEL}.monitor"):
         stage.runs.run(f"model.{MODEL}.monitor", "act-4", as_of_us)
-    report = monitoring.latest(stage.settings, MODEL)
-    for sentence in report.sentences:
-        told.facts.append(("monitor", sentence))
-    if not report.asked:
+    for name, sentence in rehearsal.monitored(stage.settings, as_of_us):
+        told.facts.append((f"monitor: {name}", sentence))
+    database = control_db(stage.settings)
+    asked = [row for row in database.retrains(MODEL) if row.status == monitoring.ASKED]
+    if not asked:
+        told.facts.append(("retraining", "not asked for"))
         return
+    told.facts.append(("retraining asked for", asked[-1].reason))
     with stage.show.part(f"model.{MODEL}.train, started by drift://{MODEL}"):
-        stage.runs.started_by_assets([f"model.{MODEL}.train"], {f"model.{MODEL}.train": report.trainings_before})
-    from pipelines.adapters.control_db import control_db
-
-    newest = control_db(stage.settings).releases(MODEL)[-1]
+        stage.runs.started_by_assets([f"model.{MODEL}.train"], trainings)
+    newest = database.releases(MODEL)[-1]
     told.facts.append(("retrained release", f"{newest.semver}, {newest.digest[:12]}"))
     await rehearsal.play(stage, told, replay, newest.digest)
     with stage.show.part(f"model.{MODEL}.score"):
@@ -180,18 +182,18 @@ async def _drift(stage: Stage, told: Told, act: Act, replay: rehearsal.Replay) -
 
 def _checks(installation: Settings, found: list[dict[str, Any]], answered: int) -> list[dict[str, Any]]:
     checks = [summary.check(f"act {act['key']} ends in", act["outcome"], act["expected"], act["ok"]) for act in found]
-    for act in found:
-        for rollout in act["rollouts"]:
-            checks.append(
-                summary.check(
-                    f"exposed by {rollout['rollout_id']}, counted in the log",
-                    rollout["exposed_in_log"],
-                    rollout["exposed"],
-                    rollout["exposed_in_log"] == rollout["exposed"],
-                )
-            )
+    checks += [
+        summary.check(
+            f"exposed by {rollout['rollout_id']}, counted in the log",
+            rollout["exposed_in_log"],
+            rollout["exposed"],
+            rollout["exposed_in_log"] == rollout["exposed"],
+        )
+        for act in found
+        for rollout in act["rollouts"]
+    ]
     checks.append(summary.lost_answers(installation, MODEL, answered))
-    faults = [fault for lines in summary.rollouts.audit(installation).values() for fault in lines]
+    faults = [fault for lines in rollouts.audit(installation).values() for fault in lines]
     checks.append(summary.check("faults in the decision record", len(faults), 0, not faults))
     return checks
 
@@ -232,11 +234,4 @@ def _tell(console: Console, report: dict[str, Any], html: Path) -> None:
             console.print(
                 f"[red]failed[/red] {line['name']}: got {line['got']}, expected {line['expected']}", highlight=False
             )
-    console.print(
-        f"{report['outcome']} in {report['seconds'] / 60:.1f} min; as of {from_us(installation_now(report)):%H:%M} UTC"
-    )
-
-
-def installation_now(report: dict[str, Any]) -> int:
-    """The report's time of writing, in microseconds."""
-    return int(datetime.fromisoformat(report["started"]).timestamp() * 1_000_000) + int(report["seconds"] * 1_000_000)
+    console.print(f"{report['outcome']}, {report['seconds'] / 60:.1f} min", highlight=False)

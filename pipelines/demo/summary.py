@@ -97,7 +97,7 @@ def rollout_summary(settings: Settings, rollout_id: str, history: Sequence[dict[
 
 
 def _name(verdict: dict[str, Any]) -> str:
-    return verdict["metric"] + (f"/{verdict['slice']}" if verdict.get("slice") else "")
+    return str(verdict["metric"]) + (f"/{verdict['slice']}" if verdict.get("slice") else "")
 
 
 def _verdict(verdict: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -181,9 +181,8 @@ def write(folder: Path, report: dict[str, Any]) -> tuple[Path, Path]:
     """`report.json` and `report.html`; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=False, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["e"] = environment.filters["escape"]
     requests = sum(act["requests"] for act in report["acts"])
     decisions = [d for act in report["acts"] for rollout in act["rollouts"] for d in rollout["decisions"]]
     routed = sorted(d["route_seconds"] for d in decisions if d["route_seconds"] is not None)

@@ -15,6 +15,10 @@ import pyarrow as pa
 
 from pipelines.contracts.clocks import to_us
 from pipelines.demo.application import Ask
+from pipelines.demo.specs import copy_include, edit_model
+from pipelines.settings import Settings
+from pipelines.spec.loading import load_model
+from pipelines.wiring import datasets
 
 END_OF_SAMPLE_US = 1_389_312_000_000_000  # 2014-01-10: the last flight of 2013 has landed
 
@@ -68,13 +72,16 @@ def world(requests: pa.Table, labels: pa.Table, datatypes: dict[str, str]) -> Wo
     return World(asks, truths, datatypes)
 
 
-def of_the_year(settings: Settings, model: str) -> World:
-    """The world of a model over the whole sample, taken up in a home of its own that knows everything at once."""
-    from pipelines.spec.loading import load_model
-    from pipelines.wiring import datasets
+def of_the_year(settings: Settings, installation: Settings, model: str, spec_file: str) -> World:
+    """The world of a model over the whole sample, taken up in a home of its own that knows everything at once.
 
-    all_knowing = settings.model_copy(update={"home": settings.root / "world"})
-    spec = load_model(settings.include_dir, model)
+    `spec_file` of `include/demo` says which inputs there are.
+    """
+    home = installation.root / "world"
+    all_knowing = installation.model_copy(update={"home": home, "include_dir": home / "include"})
+    copy_include(settings.include_dir, all_knowing.include_dir)
+    edit_model(all_knowing.include_dir, model, spec_file, size=1.0, seed=0)
+    spec = load_model(all_knowing.include_dir, model)
     for name in spec.datasets():
         datasets.ingest(all_knowing, name, END_OF_SAMPLE_US)
     return world(
