@@ -1,0 +1,95 @@
+"""`slipway gate`: judge files of `slipway-gate/1`, and plan what a policy needs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+app = typer.Typer(help="Judge recorded rollouts and plan new ones.", no_args_is_help=True)
+
+_NEEDED = ("assignments", "responses")
+_OPTIONAL = ("labels", "kpi")
+
+
+def _mapping(path: Path, what: str) -> dict[str, Any]:
+    import yaml
+
+    from pipelines.contracts.errors import ContractError, NotFoundError
+
+    if not path.is_file():
+        raise NotFoundError(what, got=str(path), expected="a YAML or JSON file")
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ContractError(what, got=str(error), expected="YAML or JSON") from error
+    if not isinstance(value, dict):
+        raise ContractError(what, got=type(value).__name__, expected="a mapping")
+    return value
+
+
+def _tables(case: Path) -> dict[str, pa.Table]:
+    import pyarrow.parquet as pq
+
+    from pipelines.contracts.errors import NotFoundError
+
+    tables = {}
+    for kind in (*_NEEDED, *_OPTIONAL):
+        path = case / f"{kind}.parquet"
+        if path.exists():
+            tables[kind] = pq.read_table(path)
+        elif kind in _NEEDED:
+            raise NotFoundError(
+                f"case {case}", got=f"no {path.name}", expected="assignments.parquet and responses.parquet"
+            )
+    return tables
+
+
+def _write(out: Path | None, text: str) -> None:
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
+
+
+@app.command()
+def judge(
+    case: Annotated[Path, typer.Option(help="Folder with policy.yaml and the four Parquet files of slipway-gate/1.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the verdicts go (JSON lines); default: standard output.")
+    ] = None,
+) -> None:
+    """Judge every rollout of a case and write its verdicts, one JSON object a line."""
+    from pipelines.rollout.offline import judge as replay
+
+    lines = replay(_mapping(case / "policy.yaml", "policy of the case"), _tables(case))
+    _write(out, "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines))
+
+
+@app.command()
+def plan(
+    policy: Annotated[Path, typer.Option(help="Policy in the format of slipway-gate/1 (YAML).")],
+    rates: Annotated[
+        Path, typer.Option(help="Base rates: requests_per_hour, labelled, metrics.<name>.rate|mean|sd|paired_sd|sigma.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where the plan goes (JSON); default: standard output.")] = None,
+) -> None:
+    """Say what every question of a policy needs; exit 1 when a required proof does not fit into the stages."""
+    from pipelines.rollout.planner import Rates
+    from pipelines.rollout.planner import plan as planned
+    from pipelines.rollout.policy import Policy
+
+    result = planned(Policy.parse(_mapping(policy, "policy")), Rates.parse(_mapping(rates, "base rates")))
+    _write(out, json.dumps(result.to_mapping(), indent=2, allow_nan=False) + "\n")
+    for need in result.needs:
+        if not need.feasible:
+            print(need.sentence, file=sys.stderr)
+    if not result.feasible:
+        raise typer.Exit(1)
