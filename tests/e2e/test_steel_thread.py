@@ -1,0 +1,275 @@
+"""The whole loop without Airflow: a real gateway, a real collector process, constant releases, and the gate.
+
+Nothing is simulated: requests go over HTTP to `bentoml serve`, its segments are read by `slipway collector run`, the
+evidence is judged by `look`, and what `advance` writes is what the gateway follows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from pipelines.adapters.control_db import control_db
+from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.rollout.policy import Policy
+from pipelines.rollout.stages import from_spec
+from pipelines.rollout.state import Plan
+from pipelines.settings import PROJECT, Settings
+from pipelines.wiring import rollouts
+from pipelines.wiring.collect import verify_log
+from tests.builders import constant_release
+
+SERVING = PROJECT / "serving" / ".venv" / "bin" / "python"
+STAGES: list[dict[str, Any]] = [
+    {"name": "shadow", "requests": 400},
+    {"name": "canary_20", "share": 0.2, "requests": 400},
+    {"name": "canary_50", "share": 0.5, "requests": 600},
+    {"name": "bake", "requests": 100},
+]
+POLICY: dict[str, Any] = {
+    "stages": STAGES,
+    "warmup_requests": 20,
+    "response_deadline_s": 20,
+    "score_range": [0.0, 1.0],
+    "metrics": [
+        {"name": "error_rate", "kind": "event", "harm_ratio": 1.5, "promote_margin_abs": 0.02, "weight": 0.4},
+        {"name": "invalid_score", "kind": "event", "weight": 0.3},
+    ],
+}
+PLAN = Plan(
+    stages=from_spec(STAGES),
+    policy=Policy.parse(POLICY).to_mapping(),
+    approvers=("anna",),
+    slice_inputs=("origin",),
+)
+
+
+class Installation:
+    """A home with a gateway and a collector at work on it."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.settings = Settings(home=home, gateway_port=port, route_poll_ms=50)
+        self.environment = os.environ | {
+            "SLIPWAY_HOME": str(home),
+            "SLIPWAY_ROUTE_POLL_MS": "50",
+            "SLIPWAY_TOKEN": "sesame",
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        """Start a part in its own process group, its output in a file of the home."""
+        with (self.settings.root / f"{name}.out").open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=PROJECT,
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def start_collector(self) -> subprocess.Popen[bytes]:
+        """`slipway collector run`, at its usual pace."""
+        return self.start("collector", sys.executable, "-m", "pipelines.cli.main", "collector", "run")
+
+    def stop(self) -> None:
+        """End every process group that was started."""
+        for process in self.processes:
+            for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+                try:
+                    os.killpg(process.pid, number)
+                    process.wait(patience)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    if not SERVING.exists():
+        assert os.environ.get("CI") != "true", f"{SERVING} is missing: run `make setup`"
+        pytest.skip("no serving environment: run `make setup`")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    made = Installation(tmp_path_factory.mktemp("steel"), port)
+    control_db(made.settings)
+    bentoml = ("-m", "bentoml", "serve", "serving.service:Gateway", "--host", "127.0.0.1", "--port", str(port))
+    gateway = made.start("gateway", str(SERVING), *bentoml)
+    made.start_collector()
+    try:
+        _wait(lambda: _alive(made.settings.gateway_url, gateway), 60, "the gateway answers")
+        yield made
+    finally:
+        made.stop()
+
+
+def _alive(url: str, gateway: subprocess.Popen[bytes]) -> bool:
+    assert gateway.poll() is None, "the gateway has ended"
+    try:
+        return httpx.get(f"{url}/v2/health/live", timeout=1).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _wait(condition: Any, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+class Client:
+    """Sends requests over a few connections until told to stop; remembers every acknowledged id and the arm it got."""
+
+    def __init__(self, url: str, model: str, seed: int) -> None:
+        self.url, self.model, self.seed = url, model, seed
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.refused: Counter[int] = Counter()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(n,)) for n in range(2)]
+
+    def __enter__(self) -> Client:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self, number: int) -> None:
+        rng = random.Random(f"{self.seed}/{number}")
+        with httpx.Client(base_url=self.url, timeout=5) as client:
+            for count in itertools.count():
+                if self._stop.is_set():
+                    return
+                request = f"{self.model}-{number}-{count}"
+                tensors = [
+                    {"name": "x", "shape": [1], "datatype": "FP64", "data": [rng.random()]},
+                    {"name": "origin", "shape": [1], "datatype": "BYTES", "data": [rng.choice(["JFK", "EWR"])]},
+                ]
+                answer = client.post(f"/v2/models/{self.model}/infer", json={"id": request, "inputs": tensors})
+                if answer.status_code == 200:
+                    self.answers[request] = answer.json()["parameters"]
+                else:
+                    self.refused[answer.status_code] += 1
+                time.sleep(0.002)
+
+
+def first_champion(settings: Settings, model: str, score: float) -> str:
+    """A first champion, approved by name; returns when the gateway serves it."""
+    release = constant_release(settings.releases, model, score, semver="1.0.0")
+    rollout = rollouts.start(settings, model, release, actor="test", plan=PLAN)
+    assert (rollout.status, rollout.stage) == ("running", "approval")
+    assert control_db(settings).route(model) is None, "nothing is routed before the approval"
+    rollouts.approve(settings, rollout.id, "anna", "offline gates passed")
+    rollouts.advance(settings, rollout.id)
+    url = f"{settings.gateway_url}/v2/models/{model}/ready"
+    _wait(lambda: httpx.get(url).status_code == 200, 20, f"{model} is served")
+    return release
+
+
+def until_ended(settings: Settings, rollout_id: str, seconds: float) -> dict[str, Any]:
+    """Look and advance as the gates do, until the rollout has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if rollouts.look(settings, rollout_id).decision is not None:
+            rollouts.advance(settings, rollout_id)
+        if rollouts.load(settings, rollout_id).slot == "ended":
+            return rollouts.show(settings, rollout_id)
+        time.sleep(0.1)
+    shown = rollouts.show(settings, rollout_id)
+    raise AssertionError(f"still {shown['status']} in {shown['stage']}: {shown['counts']} {shown['missing']}")
+
+
+def collected(settings: Settings, model: str, ids: set[str]) -> dict[str, Any]:
+    """The model's assignments in the lake once every id is there."""
+    lake = DeltaLake(settings.lake)
+
+    def found() -> list[dict[str, Any]]:
+        return lake.read("inference/assignment", where=f"model = '{model}'").to_pylist()
+
+    _wait(lambda: ids <= {row["request_id"] for row in found()}, 15, "every acknowledged request is in the lake")
+    rows = [row for row in found() if row["request_id"] in ids]
+    assert len(rows) == len(ids), "each exactly once"
+    return {row["request_id"]: row for row in rows}
+
+
+def assert_whole(settings: Settings, model: str) -> None:
+    """Nothing of the log is lost or stored twice, and the model's record holds."""
+    _wait(lambda: sum(report.waiting for report in verify_log(settings)) == 0, 15, "everything is collected")
+    reports = verify_log(settings)
+    assert reports
+    assert all(report.whole for report in reports), reports
+    assert rollouts.audit(settings)[model] == []
+
+
+def test_a_good_challenger_goes_from_shadow_to_champion(installation: Installation) -> None:
+    settings = installation.settings
+    champion = first_champion(settings, "good", 0.3)
+    challenger = constant_release(settings.releases, "good", 0.31, semver="1.1.0")
+
+    with Client(settings.gateway_url, "good", seed=11) as client:
+        rollout = rollouts.start(settings, "good", challenger, actor="test", plan=PLAN)
+        rollouts.advance(settings, rollout.id)
+        shown = until_ended(settings, rollout.id, 90)
+        route = control_db(settings).route("good")
+        assert route is not None
+        _wait(lambda: _served(client) == challenger, 10, "the new champion answers")
+
+    assert shown["status"] == "promoted"
+    assert [each["kind"] for each in shown["decisions"]] == ["continue", "continue", "continue", "promote", "promote"]
+    assert (route.mode, route.champion, route.fallback) == ("single", challenger, champion)
+    assert control_db(settings).champion("good") == challenger
+    assert all(0 <= each["seconds_to_route"] < 2 for each in shown["decisions"])
+    assert not client.refused
+    rows = collected(settings, "good", set(client.answers))
+    assert {name: row["arm"] for name, row in rows.items()} == {n: a["arm"] for n, a in client.answers.items()}
+    drawn = [row for row in rows.values() if row["mode"] == "split" and row["rollout_id"] == rollout.id]
+    assert shown["exposed"] <= sum(row["arm"] == "challenger" for row in drawn)
+    assert shown["counts"]["challenger"]["canary_20"] <= 0.3 * shown["counts"]["assignments"]["canary_20"]
+    assert_whole(settings, "good")
+
+
+def _served(client: Client) -> str:
+    newest = list(client.answers.values())[-1]
+    return str(newest["release"])
+
+
+def test_a_failing_challenger_is_rolled_back_before_it_answers_anybody(installation: Installation) -> None:
+    settings = installation.settings
+    champion = first_champion(settings, "bad", 0.3)
+    challenger = constant_release(settings.releases, "bad", 0.3, semver="1.1.0", error_share=0.05)
+
+    with Client(settings.gateway_url, "bad", seed=12) as client:
+        rollout = rollouts.start(settings, "bad", challenger, actor="test", plan=PLAN)
+        rollouts.advance(settings, rollout.id)
+        shown = until_ended(settings, rollout.id, 60)
+
+    assert shown["status"] == "rolled_back"
+    assert shown["decisions"][-1]["metrics"] == ["error_rate"]
+    assert shown["exposed"] == 0
+    route = control_db(settings).route("bad")
+    assert route is not None
+    assert (route.mode, route.champion) == ("single", champion)
+    assert control_db(settings).champion("bad") == champion
+    assert {answer["release"] for answer in client.answers.values()} == {champion}
+    assert_whole(settings, "bad")
