@@ -58,7 +58,7 @@ class OnlineStore:
         found: dict[bytes, tuple[int, dict[str, Value]]] = {}
         try:
             found = self._fetch(view, sorted({k for k in keys if k is not None}))
-        except (sqlite3.Error, OSError, ContractError, ValueError, IndexError) as error:
+        except (sqlite3.Error, OSError, ContractError, ValueError, IndexError, TypeError) as error:
             trouble.add(f"unreadable ({error})")
         held: list[int | None] = []
         per_row: list[dict[str, Value]] = []
@@ -98,7 +98,7 @@ class OnlineStore:
                 if name in wanted:
                     held = found.get(key)
                     if held is None:
-                        held = found[key] = (to_us(datetime.fromisoformat(stamp)), {})
+                        held = found[key] = (_stamp_us(stamp), {})
                     held[1][name] = feast_values.decode(value)
         return found
 
@@ -110,6 +110,17 @@ class OnlineStore:
             connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=0.05, check_same_thread=False)
             self._local.connection, self._local.inode = connection, inode
         return connection
+
+
+def _stamp_us(stamp: int | float | str) -> int:
+    """The event time of a row in microseconds.
+
+    Feast 0.67 stores whole seconds: it takes the naive UTC moment for local time, so it is read back the same way
+    (writer and reader run on one host). Other versions write ISO text in UTC.
+    """
+    if isinstance(stamp, str):
+        return to_us(datetime.fromisoformat(stamp))
+    return to_us(datetime.fromtimestamp(stamp))  # noqa: DTZ006 - local on purpose, see above
 
 
 def _column(values: list[Value]) -> np.ndarray:

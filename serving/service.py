@@ -17,6 +17,7 @@ import bentoml
 from pipelines.settings import Settings
 
 _settings = Settings()
+_CHECK_WORKERS_S = 0.5
 
 
 @bentoml.service(
@@ -75,3 +76,20 @@ def _to_asgi(self: Any, is_main: bool = True) -> Any:
 
 
 _Service.to_asgi = _to_asgi
+
+
+def _replace_dead_workers_soon() -> None:
+    """BentoML's supervisor looks for dead workers every 10 s; a gateway's absence should be shorter than that."""
+    from bentoml._internal.utils import circus
+
+    arbiter: Any = circus.Arbiter
+    bentoml_init = arbiter.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs["check_delay"] = _CHECK_WORKERS_S
+        bentoml_init(self, *args, **kwargs)
+
+    arbiter.__init__ = init
+
+
+_replace_dead_workers_soon()

@@ -1,0 +1,124 @@
+"""An in-process gateway with its real parts (log, routes in SQLite, ONNX releases), and the events it wrote."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("bentoml") is None:
+    # The other environment: these tests run with serving/.venv.
+    collect_ignore_glob = ["test_*.py"]
+else:
+    import httpx
+
+    from pipelines.contracts import events, segments
+    from pipelines.contracts.routes import Route
+    from pipelines.settings import Settings
+    from serving.app import GatewayApp
+    from serving.gateway import Gateway
+    from serving.limits import Limits
+    from tests.builders import constant_release, publish_route
+
+TOKEN = "sesame"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Installation:
+    """A home with two releases of model `m` (champion 0.3, challenger 0.7) and a control database."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.version = 0
+        self.champion = self.release(0.3)
+        self.challenger = self.release(0.7, semver="1.1.0")
+
+    def release(self, score: float, **options: Any) -> str:
+        return constant_release(self.home / "releases", options.pop("model", "m"), score, **options)
+
+    def settings(self, **values: Any) -> Settings:
+        return Settings(home=self.home, token=values.pop("token", TOKEN), route_poll_ms=20, **values)
+
+    def publish(self, mode: str = "single", **fields: Any) -> Route:
+        """Publish the next route of `m`."""
+        self.version += 1
+        fields.setdefault("champion", self.champion)
+        if mode != "single":
+            fields.setdefault("challenger", self.challenger)
+            fields.setdefault("rollout_id", "r1")
+            fields.setdefault("salt", "salt")
+            fields.setdefault("shadow", True)
+        route = Route(model=fields.pop("model", "m"), version=self.version, mode=mode, **fields)  # type: ignore[arg-type]
+        publish_route(self.home / "control.db", route)
+        return route
+
+    def events(self, kind: type | None = None) -> list[Any]:
+        """Everything in the inference log, in order, of one kind or all."""
+        found = []
+        for path in sorted((self.home / "bus").rglob("*.seg")):
+            found += [events.decode(one.payload) for one in segments.read_frames(path.read_bytes())]
+        return [event for event in found if kind is None or isinstance(event, kind)]
+
+
+class Running:
+    """A started gateway and a client that talks to its application in process."""
+
+    def __init__(self, gateway: Gateway, client: httpx.AsyncClient) -> None:
+        self.gateway = gateway
+        self.client = client
+
+    async def infer(self, request_id: str | None = None, x: Any = 1.0, **more: Any) -> httpx.Response:
+        data = x if isinstance(x, list) else [x]
+        body: dict[str, Any] = {
+            "inputs": [{"name": "x", "datatype": "FP64", "shape": [len(data)], "data": data}],
+            **more,
+        }
+        if request_id is not None:
+            body["id"] = request_id
+        return await self.client.post("/v2/models/m/infer", json=body)
+
+    async def in_force(self, version: int) -> None:
+        """Wait until the route of `m` with this version is followed."""
+        await self.until(lambda: self.gateway.table.plans["m"].route.version == version)
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+        import anyio
+
+        with anyio.fail_after(timeout_s):
+            while not condition():  # noqa: ASYNC110 - the conditions are state of other threads
+                await anyio.sleep(0.005)
+
+    async def shadows_done(self) -> None:
+        await self.until(lambda: self.gateway.shadow.taken == 0)
+
+
+Start = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Installation:
+    return Installation(tmp_path / "home")
+
+
+@pytest.fixture
+def start(home: Installation) -> Start:
+    @asynccontextmanager
+    async def starting(limits: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Running]:
+        gateway = Gateway(home.settings(**settings), Limits(fsync_ms=5, **(limits or {})))
+        await gateway.start()
+        transport = httpx.ASGITransport(app=GatewayApp(gateway))
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            try:
+                yield Running(gateway, client)
+            finally:
+                await gateway.stop()
+
+    return starting

@@ -1,0 +1,82 @@
+"""A gateway as it runs in production: `bentoml serve` with its supervisor and workers, on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class GatewayProcess:
+    """The supervisor's process and its address."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, output: Path) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+        self.output = output
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes, without helpers of Python's own."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [one for one in children if "_bentoml_impl.worker.service" in " ".join(one.cmdline())]
+
+    def wait_ready(self, timeout_s: float = 40.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                break
+            try:
+                if httpx.get(f"{self.url}/v2/health/ready", timeout=1.0).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"the gateway is not ready:\n{self.output.read_text()}")
+
+    def stop(self) -> None:
+        """SIGTERM, and wait for the end."""
+        self.process.terminate()
+        self.process.wait(20)
+
+
+@contextmanager
+def bentoml_serve(home: Path, **environment: str) -> Iterator[GatewayProcess]:
+    """A ready gateway over `home`; ended with its whole process group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = home / "gateway.out"
+    command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", "--host", "127.0.0.1", "--port"]
+    variables = {"SLIPWAY_HOME": str(home), "SLIPWAY_TOKEN": "sesame", "BENTOML_DO_NOT_TRACK": "True", **environment}
+    with output.open("wb") as handle:
+        process = subprocess.Popen(
+            [*command, str(port)],
+            cwd=PROJECT,
+            env=os.environ | variables,
+            stdout=handle,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    gateway = GatewayProcess(process, port, output)
+    try:
+        gateway.wait_ready()
+        yield gateway
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

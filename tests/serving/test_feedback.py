@@ -1,0 +1,127 @@
+"""Labels and KPI values: durable before 202, kept as they came, refused when malformed."""
+
+from __future__ import annotations
+
+import os
+
+import anyio
+import pytest
+
+from pipelines.contracts.events import Kpi, Label
+from tests.serving.conftest import Installation, Start
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_labels_are_on_the_disk_before_they_are_acknowledged(
+    home: Installation, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.publish()
+    order: list[str] = []
+    fdatasync = os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        import time
+
+        time.sleep(0.05)
+        fdatasync(descriptor)
+        order.append("fsync")
+
+    async with start() as running:
+        monkeypatch.setattr(os, "fdatasync", slow)
+        body = {
+            "labels": [{"id": "q1", "value": 1}, {"id": "q1", "row": 1, "value": 0.25, "at": "2013-01-02T00:00:00Z"}]
+        }
+        answer = await running.client.post("/v1/models/m/labels", json=body)
+        order.append("answer")
+        assert (answer.status_code, answer.json()) == (202, {"accepted": 2})
+        assert order[0] == "fsync"
+        assert order[-1] == "answer"
+        monkeypatch.undo()
+    first, second = home.events(Label)
+    assert (first.request_id, first.row, first.value) == ("q1", 0, 1.0)
+    assert (second.row, second.value, second.event_us) == (1, 0.25, 1_357_084_800_000_000)
+
+
+async def test_repeated_early_and_contradicting_labels_are_all_kept(home: Installation, start: Start) -> None:
+    home.publish()
+    async with start() as running:
+        for value in (1, 1, 0):
+            answer = await running.client.post(
+                "/v1/models/m/labels", json={"labels": [{"id": "never", "value": value}]}
+            )
+            assert answer.status_code == 202
+    assert [event.value for event in home.events(Label)] == [1.0, 1.0, 0.0]
+
+
+async def test_kpi_values_carry_their_name(home: Installation, start: Start) -> None:
+    home.publish()
+    async with start() as running:
+        body = {"kpis": [{"id": "q1", "value": 3.5}, {"id": "q1", "name": "cost", "value": True}]}
+        assert (await running.client.post("/v1/models/m/kpis", json=body)).status_code == 202
+    assert [(event.name, event.value) for event in home.events(Kpi)] == [("kpi", 3.5), ("cost", 1.0)]
+
+
+async def test_ten_thousand_labels_go_in_one_call_and_many_calls_share_an_fsync(
+    home: Installation, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.publish()
+    calls: list[int] = []
+    fdatasync = os.fdatasync
+
+    def counted(descriptor: int) -> None:
+        import time
+
+        calls.append(descriptor)
+        time.sleep(0.02)
+        fdatasync(descriptor)
+
+    async with start() as running:
+        many = {"labels": [{"id": f"q{k}", "value": 1} for k in range(10_000)]}
+        assert (await running.client.post("/v1/models/m/labels", json=many)).status_code == 202
+        too_many = {"labels": [*many["labels"], {"id": "one more", "value": 1}]}
+        assert (await running.client.post("/v1/models/m/labels", json=too_many)).status_code == 413
+        monkeypatch.setattr(os, "fdatasync", counted)
+        async with anyio.create_task_group() as group:
+            for k in range(20):
+                body = {"labels": [{"id": f"c{k}", "value": 1}]}
+                group.start_soon(lambda b: running.client.post("/v1/models/m/labels", json=b), body)
+        monkeypatch.undo()
+    assert len(home.events(Label)) == 10_020
+    assert 1 <= len(calls) < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"{", "no JSON"),
+        (b"{}", "missing required field `labels`"),
+        (b'{"labels":[]}', "empty list"),
+        (b'{"labels":[{"id":"q","value":NaN}]}', "no JSON"),
+        (b'{"labels":[{"id":"q","value":null}]}', "Expected `bool | float`"),
+        (b'{"labels":[{"id":"q","value":"1"}]}', "Expected `bool | float`"),
+        (b'{"labels":[{"id":"","value":1}]}', "id"),
+        (b'{"labels":[{"id":"q","value":1,"row":-1}]}', "row"),
+        (b'{"labels":[{"id":"q","value":1},{"id":"q","value":1,"at":"noon"}]}', "labels[1].at"),
+    ],
+)
+async def test_malformed_labels_are_refused_and_nothing_of_the_call_is_written(
+    home: Installation, start: Start, body: bytes, text: str
+) -> None:
+    home.publish()
+    async with start() as running:
+        answer = await running.client.post("/v1/models/m/labels", content=body)
+    assert answer.status_code == 400
+    assert text in answer.json()["error"]
+    assert home.events() == []
+
+
+async def test_under_replay_a_label_holds_at_the_drivers_tick(home: Installation, start: Start) -> None:
+    home.publish()
+    async with start(clock="replay") as running:
+        body = {"labels": [{"id": "q", "value": 1}]}
+        refused = await running.client.post("/v1/models/m/labels", json=body)
+        assert refused.status_code == 400
+        running.gateway.clock.tick(1_357_017_300_000_000)
+        assert (await running.client.post("/v1/models/m/labels", json=body)).status_code == 202
+    assert home.events(Label)[0].event_us == 1_357_017_300_000_000

@@ -1,0 +1,184 @@
+"""Online features out of Feast's SQLite layout: TTL, missing parts, several keys, what the log and the answer say."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.contracts.clocks import to_us
+from pipelines.contracts.events import Response
+from pipelines.contracts.release import InputField, ModelFeature, ViewPin
+from serving.entity_keys import EntityKey
+from serving.online_features import OnlineStore
+from tests.serving.conftest import Installation, Start
+
+NOON = to_us(datetime(2013, 1, 1, 12))
+HOUR = 3_600_000_000
+DAY = 24 * HOUR
+
+
+def view(**changes: object) -> ViewPin:
+    fields: dict[str, object] = {
+        "view": "weather__3f2a",
+        "entity": {"origin": "from"},
+        "join_key_types": {"origin": "string"},
+        "features": ["temp", "wind"],
+        "ttl_us": DAY,
+    }
+    return ViewPin(**(fields | changes))  # type: ignore[arg-type]
+
+
+def put(path: Path, pin: ViewPin, key: dict[str, object], stamp: str | int, features: dict[str, float | None]) -> None:
+    """Write in Feast's layout: one row a feature; `event_ts` as ISO text in UTC or, as Feast 0.67, in seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    serializer = EntityKey(pin.join_key_types)
+    entity_key = serializer.serialize([key[name] for name in serializer.names])
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(
+            f'CREATE TABLE IF NOT EXISTS "slipway_{pin.view}" (entity_key BLOB, feature_name TEXT, value BLOB, value_text'
+            " TEXT, vector_value BLOB, event_ts timestamp, created_ts timestamp, PRIMARY KEY(entity_key, feature_name))"
+        )
+        for name, value in features.items():
+            message = b"" if value is None else bytes([5 << 3 | 1]) + struct.pack("<d", value)
+            connection.execute(
+                f'INSERT OR REPLACE INTO "slipway_{pin.view}" VALUES (?, ?, ?, NULL, NULL, ?, NULL)',
+                (entity_key, name, message, stamp),
+            )
+    connection.close()
+
+
+def origins(*values: object) -> dict[str, np.ndarray]:
+    return {"from": np.array(values, dtype=object)}
+
+
+def test_a_row_is_read_with_its_event_time(tmp_path: Path) -> None:
+    path = tmp_path / "feast" / "online_store.db"
+    put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5, "wind": None, "other": 1.0})
+    read = OnlineStore(path).read(view(), origins("EWR", "EWR"), 2, NOON)
+    assert read.logged.names == ["temp", "wind"]
+    assert read.logged.event_us == [NOON - HOUR] * 2
+    assert read.logged.values == [[39.5, 39.5], [None, None]]
+    assert read.columns["temp"].tolist() == [39.5, 39.5]
+    assert np.isnan(read.columns["wind"]).all()
+    assert read.degraded == ""
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"])
+def test_seconds_are_read_as_feast_wrote_them_in_any_time_zone(
+    tmp_path: Path, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        feasts = int(datetime(2013, 1, 1, 11).timestamp())
+        path = tmp_path / "online_store.db"
+        put(path, view(), {"origin": "EWR"}, feasts, {"temp": 39.5})
+        read = OnlineStore(path).read(view(), origins("EWR"), 1, NOON)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert read.logged.event_us == [NOON - HOUR]
+
+
+@pytest.mark.parametrize(
+    ("stamp", "ttl_us", "value", "said"),
+    [
+        ("2012-12-31 12:00:00", DAY, 39.5, ""),
+        ("2012-12-31 11:59:59.999999", DAY, None, "expired"),
+        ("1999-12-31 12:00:00", None, 39.5, ""),
+        ("1999-12-31 12:00:00", 0, 39.5, ""),
+        ("2013-01-01 12:00:00", DAY, 39.5, ""),
+        ("2013-01-01 12:00:00.000001", DAY, None, "from after the request"),
+    ],
+)
+def test_time_to_live_is_held_against_the_requests_event_time(
+    tmp_path: Path, stamp: str, ttl_us: int | None, value: float | None, said: str
+) -> None:
+    path = tmp_path / "online_store.db"
+    put(path, view(), {"origin": "EWR"}, stamp, {"temp": 39.5})
+    read = OnlineStore(path).read(view(ttl_us=ttl_us), origins("EWR"), 1, NOON)
+    assert read.logged.values[0] == [value]
+    assert said in read.degraded
+    assert bool(read.degraded) == bool(said)
+
+
+def test_keys_of_several_columns_are_told_apart(tmp_path: Path) -> None:
+    pin = view(entity={"b": "dest", "a": "from"}, join_key_types={"b": "int64", "a": "string"}, features=["temp"])
+    path = tmp_path / "online_store.db"
+    put(path, pin, {"a": "EWR", "b": 7}, "2013-01-01 11:00:00", {"temp": 1.0})
+    put(path, pin, {"a": "EWR", "b": 8}, "2013-01-01 10:00:00", {"temp": 2.0})
+    inputs = {"from": np.array(["EWR", "EWR", "JFK"], dtype=object), "dest": np.array([8, 7, 7])}
+    read = OnlineStore(path).read(pin, inputs, 3, NOON)
+    assert read.logged.values == [[2.0, 1.0, None]]
+    assert read.degraded == "weather__3f2a: missing"
+
+
+def test_a_null_key_gives_nulls_and_is_no_fault_of_the_store(tmp_path: Path) -> None:
+    path = tmp_path / "online_store.db"
+    put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 1.0})
+    read = OnlineStore(path).read(view(), origins(None), 1, NOON)
+    assert read.logged.values == [[None], [None]]
+    assert read.degraded == ""
+
+
+def test_more_keys_than_one_query_may_bind_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "online_store.db"
+    for name in ("K3", "K1999"):
+        put(path, view(), {"origin": name}, "2013-01-01 11:00:00", {"temp": 1.0})
+    read = OnlineStore(path).read(view(), origins(*(f"K{k}" for k in range(2000))), 2000, NOON)
+    assert [k for k, value in enumerate(read.logged.values[0]) if value is not None] == [3, 1999]
+
+
+def test_a_missing_store_table_or_broken_file_degrades_and_heals(tmp_path: Path) -> None:
+    path = tmp_path / "online_store.db"
+    store = OnlineStore(path)
+    assert "unreadable" in store.read(view(), origins("EWR"), 1, NOON).degraded
+    put(path, view(view="other"), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 1.0})
+    assert "no such table" in store.read(view(), origins("EWR"), 1, NOON).degraded
+    put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 1.0})
+    assert store.read(view(), origins("EWR"), 1, NOON).degraded == ""
+    # The store is rebuilt under the same name, as a materialisation from scratch does.
+    put(tmp_path / "new.db", view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 2.0})
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    (tmp_path / "new.db").replace(path)
+    assert store.read(view(), origins("EWR"), 1, NOON).logged.values[0] == [2.0]
+
+
+@pytest.mark.anyio
+async def test_features_reach_the_model_the_log_and_the_answer_says_when_they_are_missing(
+    home: Installation, start: Start
+) -> None:
+    pin = view(entity={"origin": "origin"}, features=["temp"])
+    fields = [
+        InputField(name="x", datatype="FP64", required=False),
+        InputField(name="origin", datatype="BYTES", required=False),
+    ]
+    features = [ModelFeature(name="temp", source="view", view=pin.view, default=-1.0)]
+    one = home.release(0.4, semver="2.0.0", inputs=fields, views=[pin], features=features)
+    two = home.release(0.5, semver="2.1.0", inputs=fields, views=[pin], features=features)
+    home.publish("shadow", champion=one, challenger=two)
+    path = home.home / "feast" / "online_store.db"
+    put(path, pin, {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5})
+    parameters = {"event_time": "2013-01-01T12:00:00Z"}
+    async with start(clock="replay") as running:
+        for origin, degraded in (("EWR", ""), ("JFK", "weather__3f2a: missing")):
+            tensor = {"name": "origin", "datatype": "BYTES", "shape": [1], "data": [origin]}
+            body = {"id": origin, "inputs": [tensor], "parameters": parameters}
+            answer = await running.client.post("/v2/models/m/infer", json=body)
+            assert answer.status_code == 200
+            assert answer.json()["parameters"]["degraded"] == degraded
+            await running.shadows_done()
+    by_id = {(one.request_id, one.arm): one for one in home.events(Response)}
+    for arm in ("champion", "challenger"):
+        (read,) = by_id["EWR", arm].features
+        assert (read.view, read.names, read.event_us, read.values) == (pin.view, ["temp"], [NOON - HOUR], [[39.5]])
+        assert by_id["JFK", arm].degraded == ["weather__3f2a: missing"]
+    assert by_id["EWR", "challenger"].features_us > 0

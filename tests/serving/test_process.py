@@ -1,0 +1,152 @@
+"""The gateway as a process under BentoML: health, graceful end, kill -9 under load."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from pipelines.contracts import segments
+from pipelines.contracts.events import Assignment, Label, Response
+from tests.serving.conftest import Installation
+from tests.serving.processes import bentoml_serve
+
+
+def body(request_id: str | None = None) -> dict[str, object]:
+    made: dict[str, object] = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}
+    return made if request_id is None else made | {"id": request_id}
+
+
+def test_bentoml_supervises_and_answers_its_health_while_the_gateway_answers_the_rest(home: Installation) -> None:
+    home.publish("shadow", stage="shadow")
+    with bentoml_serve(home.home, SLIPWAY_GATEWAY_WORKERS="2") as gateway, httpx.Client(base_url=gateway.url) as client:
+        for path in ("/livez", "/readyz", "/v2/health/live", "/v2"):
+            assert client.get(path).status_code == 200, path
+        for k in range(20):
+            # A connection each, so that both workers get some.
+            answer = httpx.post(f"{gateway.url}/v2/models/m/infer", json=body(f"q{k}"))
+            assert answer.json()["parameters"]["logged"] is True
+        assert client.post("/v1/models/m/labels", json={"labels": [{"id": "q0", "value": 1}]}).status_code == 202
+        assert len(home.events(Label)) == 1
+        assert client.get("/v2/models/n").json()["error"].startswith("model")
+        metrics = client.get("/metrics").text
+        assert 'slipway_request_seconds_count{model="m"} 20.0' in metrics
+        assert len(gateway.workers()) == 2
+        done = client.post("/v1/models/m/rollback", headers={"authorization": "Bearer sesame"})
+        assert done.status_code == 200
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            routes = [httpx.get(f"{gateway.url}/v1/routes").json()["routes"][0]["effective"] for _ in range(4)]
+            if all(one["override"] == done.json()["override"] for one in routes):
+                break
+        else:
+            raise AssertionError(f"not every worker obeys within a second: {routes}")
+        gateway.stop()
+    assert len(home.events(Assignment)) == 20
+    # Promised pairs were scored before the end, and each worker closed its epoch.
+    assert sum(event.shadow for event in home.events(Response)) == 20
+    epochs = list((home.home / "bus" / "gw0").iterdir())
+    assert {path.name.split("-")[0] for path in epochs} == {"0", "1"}
+    assert all((path / "closed").exists() for path in epochs)
+
+
+class Load:
+    """Client threads; what was acknowledged is fsynced in a file, one line an answer, before the next request."""
+
+    def __init__(self, url: str, acknowledged: Path, threads: int) -> None:
+        self._url = url
+        self._file = acknowledged.open("a")
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self.inflight = 0
+        self.failed = 0
+        self._threads = [threading.Thread(target=self._run, args=(k,)) for k in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, number: int) -> None:
+        client = httpx.Client(base_url=self._url, timeout=10.0)
+        k = 0
+        while not self._stop.is_set():
+            k += 1
+            request_id = f"{number}-{k}"
+            kind = "label" if k % 10 == 0 else "infer"
+            with self._lock:
+                self.inflight += 1
+            try:
+                if kind == "infer":
+                    answer = client.post("/v2/models/m/infer", json=body(request_id))
+                else:
+                    answer = client.post("/v1/models/m/labels", json={"labels": [{"id": request_id, "value": 1}]})
+                taken = answer.status_code in (200, 202)
+            except httpx.TransportError:
+                taken = False
+                client.close()
+                client = httpx.Client(base_url=self._url, timeout=10.0)
+                time.sleep(0.02)
+            with self._lock:
+                self.inflight -= 1
+                if taken:
+                    self._file.write(f"{kind} {request_id}\n")
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                else:
+                    self.failed += 1
+        client.close()
+
+    def end(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._file.close()
+
+
+@pytest.mark.parametrize("seed", [20260])
+def test_a_killed_worker_loses_nothing_that_was_acknowledged(home: Installation, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    home.publish("split", share_ppm=500_000)
+    acknowledged = tmp_path / "acknowledged"
+    with bentoml_serve(home.home) as gateway:
+        load = Load(gateway.url, acknowledged, threads=6)
+        try:
+            for _ in range(2):
+                time.sleep(rng.uniform(0.3, 0.9))
+                (worker,) = gateway.workers()
+                failed_before = load.failed
+                inflight = load.inflight
+                worker.kill()
+                worker.wait(5)
+                gateway.wait_ready()
+                time.sleep(0.2)
+                assert inflight > 0, "the kill met no request in flight: it proves nothing"
+                assert load.failed > failed_before, "no request was lost on its way: the kill proves nothing"
+        finally:
+            load.end()
+        gateway.stop()
+    lines = [line.split() for line in acknowledged.read_text().splitlines()]
+    infers = {request_id for kind, request_id in lines if kind == "infer"}
+    labels = {request_id for kind, request_id in lines if kind == "label"}
+    assignments = [event.request_id for event in home.events(Assignment)]
+    served = [event.request_id for event in home.events(Response) if event.served]
+    labelled = [event.request_id for event in home.events(Label)]
+    print(f"seed {seed}: acknowledged {len(infers)} + {len(labels)} labels, failed {load.failed}, found {len(served)}")
+    assert len(infers) > 50
+    assert len(assignments) == len(set(assignments))
+    assert infers <= set(assignments)
+    assert infers <= set(served)
+    assert len(served) == len(set(served))
+    assert labels <= set(labelled)
+    assert len(labelled) == len(set(labelled))
+    # Three epochs, gapless each, and no bytes behind the last whole frame but a torn tail.
+    epochs = sorted((home.home / "bus" / "gw0").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    assert len(epochs) == 3
+    for epoch in epochs:
+        data = b"".join(path.read_bytes() for path in sorted(epoch.glob("*.seg")))
+        numbers = [one.n for one in segments.read_frames(data)]
+        assert numbers == list(range(len(numbers)))
+    assert [(path / "closed").exists() for path in epochs] == [False, False, True]
