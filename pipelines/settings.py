@@ -6,7 +6,6 @@ Importable in both environments.
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +55,7 @@ class Settings(BaseSettings):
                     values[name] = file.read_text().strip()
         return values
 
-    @cached_property
+    @property
     def root(self) -> Path:
         """`home` as an absolute path."""
         return self.home.resolve()

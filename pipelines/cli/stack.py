@@ -34,8 +34,12 @@ def down(parts: Parts = None, json: Json = False) -> None:
     from pipelines.settings import Settings
     from pipelines.stack import down as stack_down
 
+    settings = Settings()
+    rehearsal = settings.root / "demo"
     with PartProgress("Stopping") as progress:
-        statuses = stack_down(Settings(), parts, progress)
+        statuses = stack_down(settings, parts, progress)
+        if (rehearsal / "run").exists():  # `slipway demo` leaves its stack up, in a home inside this one
+            stack_down(Settings(home=rehearsal), parts, progress)
     if json:
         _print(statuses, json)
 

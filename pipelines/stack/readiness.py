@@ -23,18 +23,20 @@ def answers(url: str) -> bool:
         return False
 
 
-def airflow_job_beats(database: Path, job_type: str, since: float) -> bool:
-    """Whether an Airflow job that began after `since` (Unix seconds) has a heartbeat.
+def airflow_job_beats(database: Path, job_type: str, since: float, within_s: float = 60.0) -> bool:
+    """Whether an Airflow job that began after `since` (Unix seconds) had a heartbeat not long ago.
 
     The health page is not asked, because it believes the heartbeats of processes that were killed a moment ago.
     """
-    after = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    after, lately = (
+        datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M:%S") for moment in (since, time.time() - within_s)
+    )
     try:
         with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=1.0)) as connection:
             row = connection.execute(
                 "select count(*) from job where job_type = ? and state = 'running' and start_date >= ?"
                 " and latest_heartbeat >= ?",
-                (job_type, after, after),
+                (job_type, after, max(after, lately)),
             ).fetchone()
     except sqlite3.Error:
         return False
