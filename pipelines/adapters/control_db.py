@@ -6,11 +6,14 @@ it has read cannot change before it commits; transactions are short and do no I/
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import msgspec
 import sqlalchemy as sa
@@ -57,7 +60,7 @@ class ControlDb:
         self.engine = sa.create_engine(url, pool_size=4, max_overflow=8)
         if self.engine.dialect.name == "sqlite":
             if database := sa.make_url(url).database:
-                os.makedirs(os.path.dirname(os.path.abspath(database)), exist_ok=True)  # noqa: PTH103, PTH120, PTH100
+                Path(database).parent.mkdir(parents=True, exist_ok=True)
             _sqlite_transactions(self.engine, "FULL" if durable else "NORMAL")
         with self.write() as connection:
             schema.metadata.create_all(connection)
@@ -77,6 +80,34 @@ class ControlDb:
             connection.begin(),
         ):
             yield connection
+
+    @contextmanager
+    def turn(self, name: str, *, patience_s: float = 10.0) -> Iterator[bool]:
+        """A lock by name among the processes of the installation, released when its holder dies.
+
+        Yields False when it was not to be had within `patience_s`. Holds no database lock.
+        """
+        deadline = time.monotonic() + patience_s
+        with self._try_lock(name) as try_lock:
+            is_mine = try_lock()
+            while not is_mine and time.monotonic() < deadline:
+                time.sleep(0.05)
+                is_mine = try_lock()
+            yield is_mine
+
+    @contextmanager
+    def _try_lock(self, name: str) -> Iterator[Callable[[], bool]]:
+        if self.engine.dialect.name == "sqlite":
+            path = Path(str(sa.make_url(self.url).database)).with_name(f".{name}.lock")
+            with path.open("a") as handle:
+                yield lambda: _flock(handle)
+            return
+        with self.engine.connect() as connection:
+            key = sa.func.hashtext(name)
+            try:
+                yield lambda: bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar())
+            finally:
+                connection.execute(sa.select(sa.func.pg_advisory_unlock_all()))
 
     # --- routes -------------------------------------------------------------------------------------------------
     def route(self, model: str) -> routes.Route | None:
@@ -183,7 +214,7 @@ class ControlDb:
         return True
 
     def asset_events(self, uri: str, consumer: str | None = None) -> list[dict[str, Any]]:
-        """Events of an asset as `{key, uri, extra, wall_us}`, oldest first; with `consumer`, those it has not claimed."""
+        """Events of an asset as `{key, uri, extra, wall_us}`, oldest first; for a `consumer`, those not claimed yet."""
         table, taken = schema.asset_event, schema.handled
         query = sa.select(table).where(table.c.uri == uri).order_by(table.c.wall_us, table.c.key)
         if consumer is not None:
@@ -226,6 +257,14 @@ def control_db(settings: Settings) -> ControlDb:
 @cache
 def _opened(url: str, durable: bool, _pid: int) -> ControlDb:
     return ControlDb(url, durable=durable)
+
+
+def _flock(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

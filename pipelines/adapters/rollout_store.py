@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -268,6 +269,12 @@ class RolloutStore:
                 case _:
                     raise TerminalError(f"action {kind(what)}", got="a mirror", expected="a control action")
             return _confirm(connection, model, n, action, what, detail)
+
+    @contextmanager
+    def mirror_turn(self, model: str) -> Iterator[bool]:
+        """Gives one process at a time the turn to reflect a model's decisions; False when it is not to be had soon."""
+        with self.db.turn(f"mirrors-{model}") as is_mine:
+            yield is_mine
 
     def confirm(self, model: str, n: int, action: int, what: acts.Action, detail: str) -> Effect:
         """Write down that a mirror's action is done."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -59,6 +60,10 @@ class EffectStore(Protocol):
         """Do and confirm one control action in one transaction; the confirmed effect when it was done before."""
         ...
 
+    def mirror_turn(self, model: str) -> AbstractContextManager[bool]:
+        """Gives one process at a time the turn to reflect a model's decisions; False when it is not to be had soon."""
+        ...
+
     def confirm(self, model: str, n: int, action: int, what: Action, detail: str) -> Effect:
         """Write down that a mirror's action is done."""
         ...
@@ -71,13 +76,21 @@ def execute(store: EffectStore, mirrors: Mapping[str, Mirror], model: str) -> li
     Raises only for the control database itself. A failed mirror stays unconfirmed, and later actions on the same
     target wait for it, so that a mirror never goes back in time.
     """
-    pending = store.pending(model)
     effects = [
         store.do_control(line.model, line.n, index, line.actions[index])
-        for line in pending
+        for line in store.pending(model)
         for index in line.open
         if target(line.actions[index]) == "control"
     ]
+    if not mirrors:
+        return effects
+    with store.mirror_turn(model) as is_mine:
+        # Somebody else is at them: what they leave over, the next run does.
+        return effects + _reflect(store, mirrors, store.pending(model)) if is_mine else effects
+
+
+def _reflect(store: EffectStore, mirrors: Mapping[str, Mirror], pending: Sequence[Pending]) -> list[Effect]:
+    effects = []
     failed: set[str] = set()
     for line in pending:
         for index in line.open:
