@@ -96,7 +96,7 @@ class GatewayApp:
         body = await self._body(scope, receive)
         traceparent = _header(scope, b"traceparent")
         answer = await infer(
-            self.gateway, plan, oip_request.decode(body), traceparent.decode("latin-1") if traceparent else None
+            self.gateway, plan, oip_request.decode(body), traceparent[:128].decode("latin-1") if traceparent else None
         )
         try:
             await _reply(send, answer.status, answer.body)

@@ -24,12 +24,13 @@ class ArmThreads:
     async def score(self, arm: Arm, scorer: Scorer, model: LoadedModel, timeout_s: float | None = None) -> Outcome:
         """The outcome, or an `error` outcome once `timeout_s` (wall) has passed; the late result is dropped."""
         future = asyncio.get_running_loop().run_in_executor(self._pools[arm], scorer.score, model)
-        if timeout_s is None:
-            return await future
         done, _ = await asyncio.wait((future,), timeout=timeout_s)
+        if future.cancelled():
+            return Outcome("error", 0, error="switched off while it waited for its turn")
         if done:
             return future.result()
         future.cancel()
+        assert timeout_s is not None
         return Outcome("error", int(timeout_s * 1e6), error=f"timeout after {timeout_s * 1000:.0f} ms")
 
     def replace(self, arm: Arm) -> None:

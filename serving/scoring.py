@@ -17,6 +17,7 @@ from serving.oip.request import Scalar
 from serving.online_features import OnlineStore, ViewRead
 
 _ERROR_CHARS = 300
+_SCALARS = (float, int, str, bool)
 
 
 class Outcome(msgspec.Struct):
@@ -58,7 +59,7 @@ class Scorer:
             after_features = perf_counter_ns()
             outcome = self._evaluate(model, reads)
         except Exception as error:  # noqa: BLE001 - whatever a release's own code raises is that release's failure
-            outcome = Outcome("error", 0, error=f"{type(error).__name__}: {error}"[:_ERROR_CHARS])
+            outcome = Outcome("error", 0, error=_text_of(error))
             after_features = started
         ended = perf_counter_ns()
         # A read that the other arm paid for counts here too: the arms' latencies stay comparable.
@@ -92,6 +93,11 @@ class Scorer:
         return Outcome(status, 0, raw=raw.tolist(), score=score.tolist(), outputs=outputs, model_us=model_us)
 
 
+def _text_of(error: Exception) -> str:
+    """One line for the log, short and valid UTF-8 whatever the release's code put into it."""
+    return f"{type(error).__name__}: {error}"[:_ERROR_CHARS].encode(errors="replace").decode()
+
+
 def _plain(name: str, made: dict[str, np.ndarray], rows: int) -> list[Scalar]:
     values = made.get(name)
     if values is None:
@@ -100,4 +106,7 @@ def _plain(name: str, made: dict[str, np.ndarray], rows: int) -> list[Scalar]:
     if flat.shape != (rows,):
         raise ContractError(f"post-processing: {name}", got=flat.shape, expected=f"({rows},)")
     plain: list[Scalar] = flat.tolist()
+    # Everything the log and the answer can carry; a release that makes anything else has failed.
+    if flat.dtype.kind not in "biufU" and not all(value is None or type(value) in _SCALARS for value in plain):
+        raise ContractError(f"post-processing: {name}", got=flat.dtype, expected="numbers, booleans or text")
     return plain

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
+
+_log = logging.getLogger("slipway.shadow")
 
 Job = Callable[[], Awaitable[None]]
 
@@ -59,6 +62,8 @@ class ShadowQueue:
             job = await self._queue.get()
             try:
                 await job()
+            except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones
+                _log.exception("shadow scoring failed")
             finally:
                 self._taken -= 1
                 self._queue.task_done()

@@ -58,6 +58,31 @@ async def test_a_challenger_past_its_bound_goes_off_and_stays_off_over_a_restart
     assert len(home.events(Override)) == 1
 
 
+async def test_a_hanging_challenger_costs_nobody_an_answer_and_is_switched_off(
+    home: Installation, start: Start
+) -> None:
+    import anyio
+
+    hanging = home.release(0.7, semver="2.0.0", sleep_s=1.0)
+    home.publish(
+        "split", challenger=hanging, share_ppm=1_000_000, breaker=Breaker(window=10, failures=3, timeout_ms=80)
+    )
+    answers: list[dict[str, object]] = []
+    async with start() as running:
+
+        async def one(k: int) -> None:
+            answers.append((await running.infer(f"q{k}")).json()["parameters"])
+
+        async with anyio.create_task_group() as group:
+            for k in range(12):
+                group.start_soon(one, k)
+        assert [one["arm"] for one in answers] == ["champion"] * 12
+        assert running.gateway.table.plans["m"].effective.override is not None
+    served = [event for event in home.events(Response) if event.served]
+    assert len(served) == 12
+    assert len(home.events(Override)) == 1
+
+
 async def test_an_override_outranks_every_route_of_its_rollout_until_a_route_names_it(
     home: Installation, start: Start
 ) -> None:

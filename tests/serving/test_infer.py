@@ -156,6 +156,25 @@ async def test_a_failing_challenger_is_answered_for_by_the_champion_in_the_same_
     assert (served.arm, served.status, served.served, served.fallback) == ("champion", "ok", True, True)
 
 
+async def test_outputs_that_no_log_can_carry_are_the_releases_failure(home: Installation, start: Start) -> None:
+    import numpy as np
+
+    home.publish("split", share_ppm=1_000_000)
+    async with start() as running:
+        challenger = running.gateway.table.plans["m"].challenger
+        assert challenger is not None
+        challenger.release._apply = lambda raw, inputs, params: {"score": raw + 0.5, "decision": np.array([{}])}
+        assert (await running.infer()).json()["parameters"]["arm"] == "champion"
+        challenger.release._apply = lambda raw, inputs, params: {
+            "score": raw + 0.5,
+            "decision": np.array([True, False]),
+        }
+        assert (await running.infer()).json()["parameters"]["arm"] == "champion"
+    errors = [one.error for one in home.events(Response) if one.arm == "challenger"]
+    assert "decision; got object; expected numbers" in errors[0]
+    assert "decision; got (2,); expected (1,)" in errors[1]
+
+
 async def test_a_failing_champion_is_a_500_with_its_events_written(home: Installation, start: Start) -> None:
     bad = home.release(0.3, semver="3.0.0", error=True)
     home.publish("shadow", champion=bad, challenger=home.champion)

@@ -35,15 +35,15 @@ def view(**changes: object) -> ViewPin:
 
 
 def put(path: Path, pin: ViewPin, key: dict[str, object], stamp: str | int, features: dict[str, float | None]) -> None:
-    """Write in Feast's layout: one row a feature; `event_ts` as ISO text in UTC or, as Feast 0.67, in seconds."""
+    """Write in Feast's layout: a row a feature; `event_ts` is ISO text in UTC or, as of Feast 0.67, seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     serializer = EntityKey(pin.join_key_types)
     entity_key = serializer.serialize([key[name] for name in serializer.names])
     with sqlite3.connect(path) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(
-            f'CREATE TABLE IF NOT EXISTS "slipway_{pin.view}" (entity_key BLOB, feature_name TEXT, value BLOB, value_text'
-            " TEXT, vector_value BLOB, event_ts timestamp, created_ts timestamp, PRIMARY KEY(entity_key, feature_name))"
+            f'CREATE TABLE IF NOT EXISTS "slipway_{pin.view}" (entity_key BLOB, feature_name TEXT, value BLOB,'
+            " value_text TEXT, vector_value BLOB, event_ts timestamp, created_ts timestamp, PRIMARY KEY(entity_key, feature_name))"
         )
         for name, value in features.items():
             message = b"" if value is None else bytes([5 << 3 | 1]) + struct.pack("<d", value)
