@@ -78,3 +78,9 @@ def test_modules_of_the_checkout_come_first_on_the_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     path = part_environment(Settings(home=tmp_path))["PYTHONPATH"].split(":")
     assert path == [str(PROJECT), str(PROJECT / "config"), "/elsewhere"]
+
+
+def test_a_copy_of_the_settings_with_another_home_writes_there(tmp_path):
+    settings = Settings(home=tmp_path / "one")
+    assert settings.root == tmp_path / "one"
+    assert settings.model_copy(update={"home": tmp_path / "other"}).lake == tmp_path / "other" / "lake"
