@@ -59,7 +59,7 @@ def log_release(settings: Settings, entry: Entry) -> str:
 
     client = _client(settings)
     manifest = entry.release.manifest
-    if (known := _version(client, entry.release.digest)) is not None:
+    if (known := _version(client, manifest.model, entry.release.digest)) is not None:
         return str(known.run_id)
     experiment = _experiment(client, manifest.model)
     made = entry.candidate
@@ -101,15 +101,15 @@ def set_alias(settings: Settings, model: str, alias: str, digest: str | None) ->
         if alias in _aliases(client, model):
             client.delete_registered_model_alias(model, alias)
         return
-    client.set_registered_model_alias(model, alias, _known_version(client, digest).version)
+    client.set_registered_model_alias(model, alias, _known_version(client, model, digest).version)
 
 
-def tag_release(settings: Settings, digest: str, tags: dict[str, str]) -> None:
-    """Set tags of the release's model version. Raises NotFoundError when it was never registered."""
+def tag_release(settings: Settings, model: str, digest: str, tags: dict[str, str]) -> None:
+    """Set tags of the release's version of `model`. Raises NotFoundError when it was never registered."""
     client = _client(settings)
-    version = _known_version(client, digest)
+    version = _known_version(client, model, digest)
     for name, value in tags.items():
-        client.set_model_version_tag(version.name, version.version, name, value)
+        client.set_model_version_tag(model, version.version, name, value)
 
 
 def log_report(settings: Settings, model: str, name: str, files: dict[str, Path], metrics: dict[str, float]) -> str:
@@ -190,13 +190,13 @@ def _ensure_model(client: MlflowClient, model: str, description: str) -> None:
             raise
 
 
-def _version(client: MlflowClient, digest: str) -> Any:
-    found = client.search_model_versions(f"tags.release = '{digest}'")
+def _version(client: MlflowClient, model: str, digest: str) -> Any:
+    found = client.search_model_versions(f"name = '{model}' and tags.release = '{digest}'")
     return found[0] if found else None
 
 
-def _known_version(client: MlflowClient, digest: str) -> Any:
-    version = _version(client, digest)
+def _known_version(client: MlflowClient, model: str, digest: str) -> Any:
+    version = _version(client, model, digest)
     if version is None:
         raise NotFoundError("model version in MLflow", got=digest[:12], expected="a registered release")
     return version
@@ -224,7 +224,7 @@ def _tags(entry: Entry) -> dict[str, str]:
         "slipway.as_of": from_us(made.as_of_us).isoformat(),
         "slipway.views": ",".join(pin.view for pin in manifest.views),
         "slipway.change": str(manifest.training.get("change", "")),
-        "slipway.compared_with": str(entry.metrics.get("champion_note", "")),
+        "slipway.compared_with": str(entry.metrics["champion_note"]),
         **{f"slipway.code.{name}": value for name, value in made.code.items()},
         "mlflow.note.content": entry.card,
     }
@@ -232,7 +232,8 @@ def _tags(entry: Entry) -> dict[str, str]:
 
 def _numbers(entry: Entry) -> dict[str, float]:
     found = {f"test_{name}": value for name, value in entry.metrics["test"].items()}
-    found |= {f"champion_test_{name}": value for name, value in (entry.metrics.get("champion") or {}).items()}
+    found |= {f"compared_{name}": value for name, value in (entry.metrics["same_rows"] or {}).items()}
+    found |= {f"compared_champion_{name}": value for name, value in (entry.metrics.get("champion") or {}).items()}
     objective = entry.metrics["objective"]
     for name, values in entry.metrics["slices"].items():
         found |= {

@@ -66,13 +66,13 @@ def model_card(
 
 
 def _metrics_table(metrics: Mapping[str, Any]) -> list[str]:
-    test, champion = metrics["test"], metrics.get("champion") or {}
-    lines = ["| metric (test part) | this release | champion, same rows |", "|---|---|---|"]
+    test, ours, champion = metrics["test"], metrics["same_rows"] or {}, metrics["champion"] or {}
+    lines = ["| metric | test part | rows also new to the champion | champion there |", "|---|---|---|---|"]
     for name in _SHOWN:
         if name in test:
-            theirs = f"{champion[name]:.4f}" if name in champion else "-"
-            lines.append(f"| {name} | {test[name]:.4f} | {theirs} |")
-    return lines
+            both = " | ".join(f"{side[name]:.4f}" if name in side else "-" for side in (ours, champion))
+            lines.append(f"| {name} | {test[name]:.4f} | {both} |")
+    return [*lines, "", f"Compared with: {metrics['champion_note']}."]
 
 
 def _importance(importance: Mapping[str, float]) -> list[str]:

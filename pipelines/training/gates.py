@@ -24,11 +24,19 @@ class GateVerdict(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
 
 
-def judge(
-    gates: Sequence[OfflineGate], metrics: Mapping[str, float], champion: Mapping[str, float] | None
-) -> list[GateVerdict]:
-    """The verdict of each gate. `champion` holds the champion's metrics on the same rows, None without a champion."""
-    return [_judge(gate, metrics.get(gate.metric), champion) for gate in gates]
+class Comparison(msgspec.Struct, frozen=True):
+    """Both sides' metrics on the same rows, None where there is nothing to compare; `note` says who, or why not."""
+
+    ours: dict[str, float] | None
+    champion: dict[str, float] | None
+    note: str
+
+
+def judge(gates: Sequence[OfflineGate], metrics: Mapping[str, float], comparison: Comparison) -> list[GateVerdict]:
+    """The verdict of each gate: bars against the test part's `metrics`, margins against the champion."""
+    return [
+        _against_bars(gate, metrics) if gate.against is None else _against_champion(gate, comparison) for gate in gates
+    ]
 
 
 def refused(verdicts: Sequence[GateVerdict]) -> bool:
@@ -36,16 +44,12 @@ def refused(verdicts: Sequence[GateVerdict]) -> bool:
     return any(verdict.verdict == "fail" for verdict in verdicts)
 
 
-def _judge(gate: OfflineGate, value: float | None, champion: Mapping[str, float] | None) -> GateVerdict:
+def _against_champion(gate: OfflineGate, comparison: Comparison) -> GateVerdict:
     name = gate.metric
-    if value is None:
-        return GateVerdict(metric=name, verdict="no_data", value=None, bar=None, sentence=f"{name} was not measured")
-    if gate.against is None:
-        return _against_bars(gate, value)
-    theirs = None if champion is None else champion.get(name)
-    if theirs is None:
-        reason = "there is no champion yet" if champion is None else f"the champion's {name} was not measured"
-        sentence = f"{name} {value:.4f}: {reason}, nothing to compare with"
+    value = (comparison.ours or {}).get(name)
+    theirs = (comparison.champion or {}).get(name)
+    if value is None or theirs is None:
+        sentence = f"{name} against the champion: {comparison.note}"
         return GateVerdict(metric=name, verdict="no_data", value=value, bar=None, sentence=sentence)
     room = (gate.max_worse_abs or 0.0) + (gate.max_worse_rel or 0.0) * abs(theirs)
     higher = name in HIGHER_IS_BETTER
@@ -58,11 +62,15 @@ def _judge(gate: OfflineGate, value: float | None, champion: Mapping[str, float]
         value=value,
         bar=bar,
         champion=theirs,
-        sentence=f"{name} {value:.4f} {sign} {bar:.4f} (champion {theirs:.4f}, margin {room:.4f}, same rows)",
+        sentence=f"{name} {value:.4f} {sign} {bar:.4f} ({comparison.note}: {theirs:.4f}, margin {room:.4f})",
     )
 
 
-def _against_bars(gate: OfflineGate, value: float) -> GateVerdict:
+def _against_bars(gate: OfflineGate, metrics: Mapping[str, float]) -> GateVerdict:
+    value = metrics.get(gate.metric)
+    if value is None:
+        sentence = f"{gate.metric} was not measured"
+        return GateVerdict(metric=gate.metric, verdict="no_data", value=None, bar=None, sentence=sentence)
     parts, good, bar = [], True, None
     for limit, over in ((gate.min, False), (gate.max, True)):
         if limit is None:

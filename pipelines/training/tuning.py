@@ -10,8 +10,8 @@ from pipelines.contracts.errors import DataError
 from pipelines.training.metrics import HIGHER_IS_BETTER, OBJECTIVE, measure
 from pipelines.training.trainer import Params, Rows, Trainer
 
-SAMPLE_ROWS = 40_000
-VALIDATION_ROWS = 15_000
+SAMPLE_ROWS = 25_000
+VALIDATION_ROWS = 10_000
 
 
 class Trial(NamedTuple):

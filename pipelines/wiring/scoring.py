@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -56,30 +55,13 @@ def point_in_time(settings: Settings, requests: pa.Table, pins: list[ViewPin]) -
     if not pins:
         return {}
     joined = join_views(settings, requests, pins)
-    return {
-        (pin.view, name): column(joined.column(f"{pin.view}__{name}"), "FP64") for pin in pins for name in pin.features
-    }
+    return {(pin.view, name): column(joined.column(name), "FP64") for pin in pins for name in pin.features}
 
 
 def join_views(settings: Settings, requests: pa.Table, pins: list[ViewPin]) -> pa.Table:
-    """A table in the order of `requests` with one column `<view version>__<feature>` a feature."""
+    """The views' features, one row a row of `requests`, each under its own name."""
     from pipelines.wiring import features
 
     keys = sorted({name for pin in pins for name in pin.entity.values()})
-    entity = requests.select(["event_timestamp", *keys])
-    entity = entity.append_column("slipway_row", pa.array(np.arange(requests.num_rows, dtype=np.int64)))
-    joined = features.historical(settings, entity, [(pin.view, dict(pin.entity), list(pin.features)) for pin in pins])
-    joined = joined.sort_by("slipway_row")
-    wanted = [(pin.view, name) for pin in pins for name in pin.features]
-    return pa.table({f"{view}__{name}": _feature(joined, view, name) for view, name in wanted})
-
-
-def _feature(joined: pa.Table, view: str, name: str) -> pa.ChunkedArray:
-    """A feature's column, whichever of Feast's two ways of naming was used."""
-    full = f"{view}__{name}"
-    return joined.column(full if full in joined.column_names else name)
-
-
-def finite(scores: Mapping[str, Vector]) -> bool:
-    """Whether no arm has a score that is not a number."""
-    return all(bool(np.isfinite(values).all()) for values in scores.values())
+    joined = features.historical(settings, requests.select(["event_timestamp", *keys]), pins)
+    return joined.select([name for pin in pins for name in pin.features])

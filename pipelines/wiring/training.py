@@ -39,10 +39,25 @@ from pipelines.training.profile import profile
 from pipelines.training.split import split
 from pipelines.training.trainer import Matrix, Rows
 from pipelines.wiring import datasets
+from pipelines.wiring.backtest import backtest
 from pipelines.wiring.scoring import join_views, load_release, score, score_of, score_table
+
+__all__ = [
+    "Trained",
+    "backtest",
+    "candidates",
+    "evaluate",
+    "export",
+    "fit",
+    "make_training_set",
+    "offline_gates",
+    "register",
+    "train",
+]
 
 PARITY_ROWS = 2_000
 PARITY = {"binary": 1e-5, "regression": 1e-3}
+COMPARED_ROWS = 500
 PROFILE_DAYS_US = 30 * 86_400_000_000
 
 
@@ -110,7 +125,7 @@ def make_training_set(settings: Settings, model: str, as_of_us: int) -> str:
         features = join_views(settings, table, pins)
         for pin in pins:
             for name in pin.features:
-                table = table.append_column(column_name(pin.view, name), features.column(f"{pin.view}__{name}"))
+                table = table.append_column(column_name(pin.view, name), features.column(name))
     table = _truth_last(table)
     censored = table.column("label").null_count
     events = microseconds(table.column("event_timestamp"))
@@ -209,7 +224,7 @@ def evaluate(settings: Settings, candidate: str) -> dict[str, Any]:
     draft = _draft(settings, spec, made.calibration)
     inputs = inputs_of(rows, draft.manifest.inputs)
     scored = np.asarray(draft.outputs(evaluation["raw"], inputs)[spec.output.score], dtype=np.float64)
-    champion, why = _champion_metrics(settings, spec, rows, label)
+    compared = _compare(settings, spec, rows, label, scored)
     metrics: dict[str, Any] = {
         "objective": OBJECTIVE[spec.task],
         "test": measure(spec.task, label, scored),
@@ -217,8 +232,7 @@ def evaluate(settings: Settings, candidate: str) -> dict[str, Any]:
         "test_from_us": made.split["test"].from_us,
         "test_to_us": made.split["test"].to_us,
         "slices": measure_slices(spec.task, label, scored, slices_of(inputs, spec.slices)),
-        "champion": champion,
-        "champion_note": why,
+        **compared,
     }
     store.put_metrics(candidate, metrics)
     return metrics
@@ -269,9 +283,8 @@ def offline_gates(settings: Settings, release: str) -> list[GateVerdict]:
     store = candidates(settings)
     spec = ModelSpec.model_validate_json(msgspec.json.encode(store.load(candidate).spec))
     metrics = store.metrics(candidate)
-    has_champion = control_db(settings).champion(spec.name) is not None
-    theirs = metrics["champion"] or ({} if has_champion else None)
-    verdicts = offline.judge(spec.offline_gates, metrics["test"], theirs)
+    comparison = offline.Comparison(metrics["same_rows"], metrics["champion"], metrics["champion_note"])
+    verdicts = offline.judge(spec.offline_gates, metrics["test"], comparison)
     store.put_gates(candidate, verdicts)
     return verdicts
 
@@ -379,19 +392,33 @@ def _truth_last(table: pa.Table) -> pa.Table:
     return table.select([*training_set.KEYS, *middle, *training_set.TRUTH])
 
 
-def _champion_metrics(
-    settings: Settings, spec: ModelSpec, rows: pa.Table, label: Vector
-) -> tuple[dict[str, float] | None, str]:
-    """The champion's metrics on these rows, or None and why not."""
+def _compare(settings: Settings, spec: ModelSpec, rows: pa.Table, label: Vector, scored: Vector) -> dict[str, Any]:
+    """The champion and the candidate on the same rows: those of the test part that the champion was not fitted on.
+
+    `champion` and `same_rows` hold the two sides' metrics, None where there is nothing to compare; `champion_note` says
+    who was compared over how many rows, or why nobody.
+    """
+    nothing: dict[str, Any] = {"champion": None, "same_rows": None}
     champion = control_db(settings).champion(spec.name)
     if champion is None:
-        return None, "there is no champion yet"
+        return {**nothing, "champion_note": "there is no champion yet"}
     release = load_release(settings, champion)
+    name = f"champion {release.manifest.semver}"
+    seen_us = int(release.manifest.training.get("last_label_us", 0))
+    fresh = microseconds(rows.column("event_timestamp")) > seen_us
+    if int(fresh.sum()) < COMPARED_ROWS:
+        note = f"the {name} was fitted on all but {int(fresh.sum())} of these rows; at least {COMPARED_ROWS} are needed"
+        return {**nothing, "champion_note": note}
+    unseen = rows.filter(pa.array(fresh))
     try:
-        scored = score_table(settings, release, _with_inputs(settings, spec, release, rows))
+        theirs = score_table(settings, release, _with_inputs(settings, spec, release, unseen))
     except DataError as error:
-        return None, f"the champion {release.manifest.semver} cannot run on these rows: {error}"
-    return measure(spec.task, label, score_of(release, scored)), f"champion {release.manifest.semver}"
+        return {**nothing, "champion_note": f"the {name} cannot run on these rows: {error}"}
+    return {
+        "champion": measure(spec.task, label[fresh], score_of(release, theirs)),
+        "same_rows": measure(spec.task, label[fresh], scored[fresh]),
+        "champion_note": f"{name} over {int(fresh.sum())} rows that neither was fitted on",
+    }
 
 
 def _with_inputs(settings: Settings, spec: ModelSpec, release: Release, rows: pa.Table) -> pa.Table:
