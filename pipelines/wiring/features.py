@@ -93,6 +93,19 @@ def pins(settings: Settings, model: str) -> list[ViewPin]:
     return made
 
 
+def apply(settings: Settings) -> list[str]:
+    """Enter the project's views into the Feast registry and fix where the sample lies. Returns their Feast names."""
+    from pipelines.adapters import feast_registry
+
+    datasets.sample_shift(settings)
+    views = [load_view(settings.include_dir, name) for name in names(settings.include_dir, "features")]
+    made = feast_registry.apply(settings.feast_dir, settings.lake, settings.include_dir, views)
+    with FeastOnline(settings.feast_dir / "online_store.db") as online:
+        for version in made:
+            online.create(version)
+    return made
+
+
 def build(settings: Settings, view: str, as_of_us: int) -> BuildRef:
     """Compute the rows whose stamps lie after the last published one, up to `as_of_us` or as far as the data reach.
 
@@ -153,7 +166,7 @@ def check(settings: Settings, ref: BuildRef) -> int:
 
 
 def publish(settings: Settings, ref: BuildRef) -> PublishedView:
-    """Append the rows to the lake as one commit that also says how far the view is now complete. Repeating is a no-op."""
+    """Append the rows to the lake as one commit that also says how far the view is now complete; once."""
     lake = DeltaLake(settings.lake)
     table = table_of(ref.version)
     applied = lake.applied(table, BUILD)

@@ -1,0 +1,114 @@
+"""The project's Feast registry, made from its specs: entities, versioned views over the lake, our offline store.
+
+Feast is imported when a function is called: it is slow to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import yaml
+
+from pipelines.spec.view import ViewSpec
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+PROJECT = "slipway"
+OFFLINE_STORE = "pipelines.adapters.feast_asof.AsofOfflineStore"
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """One view as Feast knows it. `live` says whether a spec has this version now."""
+
+    version: str
+    entity: str
+    features: list[str]
+    ttl_s: float
+    tags: dict[str, str]
+
+
+def store_config(feast_dir: Path) -> dict[str, Any]:
+    """The content of `feature_store.yaml`: registry and online store in files, the lake through our offline store."""
+    return {
+        "project": PROJECT,
+        "provider": "local",
+        "registry": str(feast_dir / "registry.db"),
+        "online_store": {"type": "sqlite", "path": str(feast_dir / "online_store.db")},
+        "offline_store": {"type": OFFLINE_STORE},
+        "entity_key_serialization_version": 3,
+    }
+
+
+def open_store(feast_dir: Path) -> FeatureStore:
+    """The project's Feast store; `feature_store.yaml` is written beside the registry, for Feast's own tools."""
+    from feast import FeatureStore, RepoConfig
+
+    feast_dir.mkdir(parents=True, exist_ok=True)
+    content = store_config(feast_dir)
+    (feast_dir / "feature_store.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return FeatureStore(config=RepoConfig(**content, repo_path=feast_dir))
+
+
+def apply(feast_dir: Path, lake: Path, include: Path, views: Sequence[ViewSpec]) -> list[str]:
+    """Enter entities and the views' versions of now; older versions stay, for the releases that read them.
+
+    Returns the views' Feast names. Applying again changes nothing.
+    """
+    from feast import Entity, FeatureView, Field, FileSource, ValueType
+    from feast.data_format import DeltaFormat
+    from feast.types import Bool, Float32, Float64, Int32, Int64, String
+
+    types = {"float64": Float64, "float32": Float32, "int64": Int64, "int32": Int32, "bool": Bool, "string": String}
+    key_types = {"string": ValueType.STRING, "int64": ValueType.INT64, "int32": ValueType.INT32}
+    entities: dict[str, Any] = {}
+    made: list[Any] = []
+    for spec in views:
+        for key, kind in spec.entity.keys.items():
+            entities.setdefault(key, Entity(name=key, join_keys=[key], value_type=key_types[kind], owner=spec.owner))
+        version = spec.feast_name(include)
+        keys = [Field(name=key, dtype=types[kind]) for key, kind in spec.entity.keys.items()]
+        features = [
+            Field(name=name, dtype=types[feature.type], description=feature.description)
+            for name, feature in spec.features.items()
+        ]
+        made.append(
+            FeatureView(
+                name=version,
+                entities=[entities[key] for key in spec.entity.keys],
+                schema=[*keys, *features],
+                source=FileSource(
+                    name=version,
+                    path=str(lake / "features" / version),
+                    file_format=DeltaFormat(),
+                    timestamp_field="event_timestamp",
+                    created_timestamp_column="created_timestamp",
+                ),
+                ttl=timedelta(microseconds=spec.ttl.us) if spec.ttl else timedelta(0),
+                description=spec.description,
+                owner=spec.owner,
+                tags={"view": spec.name, "entity": spec.entity.name, "publish_every": str(spec.publish_every)},
+            )
+        )
+    store = open_store(feast_dir)
+    store.apply([*entities.values(), *made])
+    return [view.name for view in made]
+
+
+def registered(feast_dir: Path) -> list[Registered]:
+    """Every view version in the registry, by name."""
+    store = open_store(feast_dir)
+    return [
+        Registered(
+            version=view.name,
+            entity=",".join(column.name for column in view.entity_columns),
+            features=[field.name for field in view.features],
+            ttl_s=view.ttl.total_seconds() if view.ttl else 0.0,
+            tags=dict(view.tags),
+        )
+        for view in sorted(store.list_feature_views(), key=lambda view: str(view.name))
+    ]
