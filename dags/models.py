@@ -96,7 +96,9 @@ def rollout(spec: ModelSpec) -> None:
             by="way",
             branches={"first": ["approve"], "stages": ["backtest"]},
         )
-        this = {"rollout_id": start.output["id"]}
+        this = {"rollout_id": _pulled("start", "id")}
+        # A task behind a failure: the failure may be that of the start itself, and then there is no rollout.
+        begun = {"rollout_id": "{{ (ti.xcom_pull(task_ids='start') or {}).get('id', '') }}"}
 
         def advance(task_id: str) -> JobOperator:
             return JobOperator(task_id=task_id, job=f"{ROLLOUTS}:advance", arguments=this)
@@ -119,8 +121,9 @@ def rollout(spec: ModelSpec) -> None:
 
         stopped = BranchJobOperator(
             task_id="stopped",
-            job=f"{ROLLOUTS}:settle",
-            arguments=this,
+            job=f"{ROLLOUTS}:advance",
+            arguments=begun,
+            needs="rollout_id",
             by="status",
             branches={"held": ["decide"]},
             trigger_rule=TriggerRule.ONE_FAILED,
@@ -140,7 +143,10 @@ def rollout(spec: ModelSpec) -> None:
             skip_when_already_exists=True,
         )
         withdrawn = JobOperator(
-            task_id="withdrawn", job=f"{ROLLOUTS}:settle", arguments=this, trigger_rule=TriggerRule.ONE_FAILED
+            task_id="withdrawn",
+            job=f"{ROLLOUTS}:advance",
+            arguments=this,
+            trigger_rule=TriggerRule.ONE_FAILED,
         )
         [*gates, approve] >> stopped
         chain(stopped, decide, advance("advance_decided"), go_on)
@@ -165,7 +171,7 @@ def monitor(spec: ModelSpec) -> None:
             as_of="run",
             skip_unless="measured",
         )
-        this = {"report": measure.output["digest"], "model": spec.name}
+        this = {"report": _pulled("measure", "digest"), "model": spec.name}
         as_of = measure.output[AS_OF]
         report = JobOperator(task_id="report", job=f"{MONITORING}:report", arguments=this, as_of=as_of)
         retrain = JobOperator(

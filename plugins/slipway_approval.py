@@ -22,8 +22,8 @@ REASON = {"reason": Param("", type="string", title="Why")}
 class RolloutApproval(HITLOperator):
     """Ask the approvers whether a rollout may go on; record the answer with its author.
 
-    Approval ends the task as a success, rejection as a failure. Evidence that has changed between the asking and the
-    answer fails the task unrecorded: clear it, and the person is asked again about what is true now.
+    Approval ends the task as a success, rejection as a failure. An answer to evidence that has changed since the
+    question is not recorded and fails the task: clear it, and the person is asked again about what is true now.
     """
 
     template_fields = ("subject", "body", "rollout_id")
@@ -47,26 +47,25 @@ class RolloutApproval(HITLOperator):
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         answer = super().execute_complete(context, event)
-        asked = context["ti"].xcom_pull(task_ids=self.task_id, key="evidence_digest", map_indexes=-1)
-        shown = _show(self.rollout_id)
-        if shown["evidence_digest"] != asked:
-            raise AirflowFailException(
-                "The evidence has changed since the question. Clear this task to be asked again."
-            )
-        return record(self.rollout_id, answer)
+        shown = context["ti"].xcom_pull(task_ids=self.task_id, key="evidence_digest", map_indexes=-1)
+        return record(self.rollout_id, answer, str(shown or ""))
 
 
-def record(rollout_id: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the answer into the rollout. Raises AirflowFailException when it is a rejection, after recording it."""
+def record(rollout_id: str, answer: Mapping[str, Any], evidence_digest: str) -> dict[str, Any]:
+    """Write the answer into the rollout. Raises AirflowFailException when it is refused there, or is a rejection."""
+    from pipelines.contracts.errors import SlipwayError
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
     user = answer["responded_by_user"] or {}
-    actor = str(user.get("name") or user.get("id") or "unknown")
+    actor = str(user.get("id") or user.get("name") or "unknown")
     approved = answer["chosen_options"] == [APPROVE]
     reason = str((answer["params_input"] or {}).get("reason") or "answered in Airflow")
     verb = rollouts.approve if approved else rollouts.reject
-    verb(Settings(), rollout_id, actor=actor, reason=reason)
+    try:
+        verb(Settings(), rollout_id, actor, reason, evidence_digest=evidence_digest)
+    except SlipwayError as error:
+        raise AirflowFailException(f"Not recorded: {error} Clear this task to be asked again.") from error
     if not approved:
         raise AirflowFailException(f"{actor} rejected rollout {rollout_id}: {reason}")
     return {"rollout_id": rollout_id, "actor": actor, "reason": reason}

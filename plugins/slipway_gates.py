@@ -87,12 +87,12 @@ class GateTrigger(BaseTrigger):
             except Exception as error:  # noqa: BLE001  # a trigger that dies without an event is started again for ever
                 yield self._end(Outcome(False, "error", f"{type(error).__name__}: {error}"))
                 return
-            if text != said:
-                self.log.info("%s", text)
-                said = text
             if ended is not None:
                 yield self._end(ended)
                 return
+            if text != said:
+                self.log.info("%s", text)
+                said = text
             await asyncio.sleep(pause)
 
     def _end(self, ended: Outcome) -> TriggerEvent:

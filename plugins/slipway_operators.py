@@ -40,6 +40,7 @@ class JobOperator(BaseOperator):
     now), in the others an XComArg of that task. asset: told of the result, with `as_of_us` and `digest`.
     skip_unless: name of a field of the result; when it is false the task is skipped, and the asset not told.
     fail_when: a field of the result and the value with which the task fails, its result written all the same.
+    needs: name of an argument without which there is nothing to do, and the task is skipped.
     """
 
     template_fields = ("arguments", "as_of")
@@ -54,6 +55,7 @@ class JobOperator(BaseOperator):
         asset: Asset | None = None,
         skip_unless: str | None = None,
         fail_when: tuple[str, str] | None = None,
+        needs: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**{**RETRIES, **kwargs}, outlets=[asset] if asset is not None else [])
@@ -63,6 +65,7 @@ class JobOperator(BaseOperator):
         self.asset = asset
         self.skip_unless = skip_unless
         self.fail_when = fail_when
+        self.needs = needs
 
     def execute(self, context: Context) -> Any:
         result = self.run_job(context)
@@ -78,6 +81,8 @@ class JobOperator(BaseOperator):
         """The job's result as JSON-ready values. Raises AirflowFailException for what a retry cannot cure."""
         from pipelines.settings import Settings
 
+        if self.needs is not None and not self.arguments[self.needs]:
+            raise AirflowSkipException(f"no {self.needs}: a task before has failed")
         settings = Settings()
         as_of_us = self.as_of
         if as_of_us == "run":
@@ -102,6 +107,8 @@ class BranchJobOperator(JobOperator, BranchMixIn, SkipMixin):
 
     def execute(self, context: Context) -> Any:
         result = self.run_job(context)
+        # Branching ends the task by an exception where something is to be skipped: the result has to be out before.
+        context["ti"].xcom_push("return_value", result)
         self.do_branch(context, self.branches.get(str(result[self.by]), []))
         return result
 

@@ -40,7 +40,7 @@ class BatchScored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def table_of(model: str) -> str:
-    """The lake table of a model's batch scores, partitioned by `day` (date of the event time they were made at, UTC)."""
+    """The lake table of a model's batch scores, partitioned by `day` (UTC date of their `as_of`)."""
     return f"scores/{model}"
 
 
