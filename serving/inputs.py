@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -47,7 +48,7 @@ def bind(request: InferRequest, fields: Mapping[str, InputField], required: froz
             raise Malformed(f"input {name}: rows", got=len(tensor.data), expected=f"{rows}, as input {tensors[0].name}")
         columns[name] = column(name, field.datatype, tensor.data, nullable=name not in required)
         # MessagePack has no integers past 64 bits; such a number in a float input is logged as the float it became.
-        logged[name] = columns[name].tolist() if _beyond_int64(columns[name]) else tensor.data
+        logged[name] = columns[name].tolist() if _beyond_64_bits(tensor.data) else tensor.data
     if missing := sorted(required - columns.keys()):
         raise Malformed("inputs", got=f"no {', '.join(missing)}", expected=f"all of {sorted(required)}")
     for name, field in fields.items():
@@ -79,8 +80,8 @@ def complete(inputs: list[InputField], columns: Columns) -> str:
     return ""
 
 
-def _beyond_int64(values: np.ndarray) -> bool:
-    return values.dtype == np.float64 and bool((np.abs(values) >= 2.0**63).any())
+def _beyond_64_bits(data: list[Any]) -> bool:
+    return any(type(value) is int and not -(1 << 63) <= value < 1 << 64 for value in data)
 
 
 def _has_null(values: np.ndarray) -> bool:

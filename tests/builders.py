@@ -36,6 +36,8 @@ import numpy as np
 
 def _hit(inputs, share):
     """Whether a fault of this share strikes: a fixed pseudo-random function of the input `x`."""
+    if share <= 0:
+        return False
     x = np.asarray(inputs.get("x", np.zeros(1)), dtype=np.float64)
     x = np.nan_to_num(x[:1], nan=0.0)[0]
     return (np.sin(x * 12.9898 + 78.233) * 43758.5453) % 1.0 < share
@@ -48,7 +50,9 @@ def apply(raw, inputs, params):
         os._exit(70)
     if _hit(inputs, params["error_share"]):
         raise RuntimeError("this release was built to fail")
-    score = raw + params["score"] + params["slope"] * np.nan_to_num(np.asarray(inputs["x"], dtype=np.float64))
+    score = raw + params["score"]
+    if params["slope"]:
+        score = score + params["slope"] * np.nan_to_num(np.asarray(inputs["x"], dtype=np.float64))
     if _hit(inputs, params["invalid_share"]):
         score = score * np.nan
     return {"score": score, "decision": score >= params["threshold"]}

@@ -43,7 +43,8 @@ def put(path: Path, pin: ViewPin, key: dict[str, object], stamp: str | int, feat
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(
             f'CREATE TABLE IF NOT EXISTS "slipway_{pin.view}" (entity_key BLOB, feature_name TEXT, value BLOB,'
-            " value_text TEXT, vector_value BLOB, event_ts timestamp, created_ts timestamp, PRIMARY KEY(entity_key, feature_name))"
+            " value_text TEXT, vector_value BLOB, event_ts timestamp, created_ts timestamp,"
+            " PRIMARY KEY(entity_key, feature_name))"
         )
         for name, value in features.items():
             message = b"" if value is None else bytes([5 << 3 | 1]) + struct.pack("<d", value)

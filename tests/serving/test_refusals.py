@@ -220,3 +220,13 @@ def test_no_body_whatever_gives_a_5xx(tmp_path: Path) -> None:
         assert set(anyio.run(send_all, contents)) <= {200, 400}
 
     try_them()
+
+
+async def test_an_integer_past_64_bits_in_a_float_input_is_logged_as_the_float_it_is(
+    home: Installation, start: Start
+) -> None:
+    home.publish()
+    async with start() as running:
+        assert (await running.infer("q", x=[10**30, -(2**63), 2**64 - 1])).status_code == 200
+        assert (await running.infer("r", x=10**400)).status_code == 400
+    assert home.events()[0].inputs == {"x": [1e30, -(2.0**63), float(2**64 - 1)]}
