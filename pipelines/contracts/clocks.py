@@ -64,7 +64,10 @@ class Clock:
             return int(json.loads(self.path.read_text())["event_us"])
         except FileNotFoundError:
             raise ContractError(
-                "replay clock", got=f"no {self.path}", expected="a tick", hint="Start the driver, or use SLIPWAY_CLOCK=wall."
+                "replay clock",
+                got=f"no {self.path}",
+                expected="a tick",
+                hint="Start the driver, or use SLIPWAY_CLOCK=wall.",
             ) from None
 
     def tick(self, event_us: int) -> None:

@@ -111,7 +111,9 @@ def verify(folder: Path, release: str) -> Manifest:
     if not path.is_file():
         raise NotFoundError("release", got=release[:12], expected=f"a bundle in {folder}")
     if (got := file_digest(path)) != release:
-        raise ContractError(f"{path}", got=got[:12], expected=release[:12], hint="The bundle was changed after its making.")
+        raise ContractError(
+            f"{path}", got=got[:12], expected=release[:12], hint="The bundle was changed after its making."
+        )
     try:
         manifest = _decoder.decode(path.read_bytes())
     except msgspec.MsgspecError as error:
@@ -120,7 +122,9 @@ def verify(folder: Path, release: str) -> Manifest:
         raise ContractError(f"{path}: schema", got=manifest.schema, expected=SCHEMA)
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"release.json"}
     if extra := sorted(there ^ set(manifest.files)):
-        raise ContractError(f"{folder}: files", got=sorted(there), expected=sorted(manifest.files), hint=f"Differs: {extra}")
+        raise ContractError(
+            f"{folder}: files", got=sorted(there), expected=sorted(manifest.files), hint=f"Differs: {extra}"
+        )
     for name, promised in manifest.files.items():
         if (got := file_digest(folder / name)) != promised:
             raise ContractError(f"{folder / name}", got=got[:12], expected=promised[:12])
@@ -136,7 +140,8 @@ def load_function(path: Path, digest: str, name: str) -> Callable[..., Columns]:
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         writing, sys.dont_write_bytecode = sys.dont_write_bytecode, True
         try:

@@ -1,6 +1,7 @@
 """The route: the one document the gateway follows for a model.
 
-Orchestration writes `route(model, version, document)`; the gateway only reads it. `version` grows by one for each change.
+Orchestration writes `route(model, version, document)`; the gateway only reads it.
+`version` grows by one for each change.
 The share is the challenger's probability of answering; `shadow` says that both releases score every request, the one
 that does not answer after the answer has left.
 """
@@ -62,11 +63,17 @@ def check(route: Route) -> Route:
     if not 0 <= route.share_ppm <= PPM:
         raise ContractError("route share_ppm", got=route.share_ppm, expected="0..1000000")
     if route.mode == "single" and (route.share_ppm or route.challenger):
-        raise ContractError("route mode single", got=f"challenger={route.challenger}", expected="no challenger, share 0")
+        raise ContractError(
+            "route mode single", got=f"challenger={route.challenger}", expected="no challenger, share 0"
+        )
     if route.mode == "shadow" and (route.share_ppm or not route.challenger or not route.shadow):
-        raise ContractError("route mode shadow", got=f"share_ppm={route.share_ppm}", expected="a challenger, shadow on, share 0")
+        raise ContractError(
+            "route mode shadow", got=f"share_ppm={route.share_ppm}", expected="a challenger, shadow on, share 0"
+        )
     if route.mode == "split" and not (route.challenger and route.rollout_id and route.salt):
-        raise ContractError("route mode split", got=f"challenger={route.challenger}", expected="challenger, rollout_id and salt")
+        raise ContractError(
+            "route mode split", got=f"challenger={route.challenger}", expected="challenger, rollout_id and salt"
+        )
     return route
 
 
