@@ -113,7 +113,7 @@ class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw
 
 
 class Label(msgspec.Struct, frozen=True, tag="label", tag_field="kind", kw_only=True, omit_defaults=True):
-    """A truth for one row of one request, as it arrived. All are kept; the collector counts repeats and contradictions."""
+    """A truth for one row of one request, as it arrived. All are kept; the collector counts repeats."""
 
     id: EventId
     schema: int = SCHEMA
