@@ -1,7 +1,8 @@
 """Rows in the collector's order -> Evidence.
 
-Every increment is fixed by rows at or before its position in the order, and by nothing else: not by how the rows were cut
-into batches, not by a clock. What a bet needs from the past (latency cuts, the KPI's centre) is frozen per block of 500.
+Every increment is fixed by rows at or before its position in the order, and by nothing else: not by how the rows were
+cut into batches, not by a clock. What a bet needs from the past (latency cuts, the KPI's centre) is frozen per block
+of 500.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
 class Fold:
     """Incremental fold of one rollout's rows.
 
-    `add` takes one batch of rows in the collector's order, `evidence()` gives the sum so far. Cutting the same ordered rows
-    into other batches gives the same evidence, byte for byte.
+    `add` takes one batch of rows in the collector's order, `evidence()` gives the sum so far. Cutting the same
+    ordered rows into other batches gives the same evidence, byte for byte.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -88,11 +89,12 @@ class Fold:
     ) -> None:
         """Adds one batch: pyarrow tables (or None) with the columns of slipway-gate/1; `rollout_id` is not looked at.
 
-        Optional columns: `order` (int64, on all four: the collector's total order over all rows; absent: `ts`); `wall_ts`
-        on assignments and responses (response deadlines are judged on it); `served` on responses (bool; a champion's
-        served answer to a request of the challenger is the challenger's error); `process` on assignments (warm-up is
-        counted per process start); every column named in `policy.slices` on assignments; `unit_id` when the policy
-        randomises units. `request_id` is int64 or string. Raises ContractError for a missing column, an unknown stage.
+        Optional columns: `order` (int64, on all four: the collector's total order over all rows; absent: `ts`);
+        `wall_ts` on assignments and responses (response deadlines are judged on it); `served` on responses (bool; a
+        champion's served answer to a request of the challenger is the challenger's error); `process` on assignments
+        (warm-up is counted per process start); every column named in `policy.slices` on assignments; `unit_id` when
+        the policy randomises units. `request_id` is int64 or string. Raises ContractError for a missing column, an
+        unknown stage.
         """
         self.step({"assignments": assignments, "responses": responses, "labels": labels, "kpi": kpi}).into(
             self._evidence
@@ -426,7 +428,7 @@ class Fold:
                 self._paired_scores(metric, _take(held, pairs), both[pairs], step)
 
     def _pair_class(self, rows: Open, outcome: Bools) -> Ints:
-        """Class of (n, 2) outcomes by arm: `2 * challenger + event` where the arm was drawn, `2 * e1 + e0` for pairs."""
+        """Class of (n, 2) outcomes by arm: `2 * challenger + event` for a drawn arm, `2 * e1 + e0` for pairs."""
         drawn = self._drawn(rows)
         arm = np.where(drawn, rows["arm"], 0)
         mine = outcome[np.arange(len(arm)), arm]
@@ -485,7 +487,9 @@ class Fold:
             self._blocks.take(column, part["wall"][mine], part["stage"][mine], arm, seen)
 
     def _paired_scores(self, metric: Metric, rows: Open, at: Ints, step: Step) -> None:
-        """Shift (signed) or disagreement (absolute) of the scores of one request, with a bet where a tolerance is given."""
+        """Shift (signed) or disagreement (absolute) of the scores of one request, with a bet where a tolerance is
+        given.
+        """
         one, zero = rows["score"][:, 1], rows["score"][:, 0]
         effect = np.abs(one - zero) if metric.kind == "paired_abs" else one - zero
         posting = _moments(metric.name, rows, at, one, zero, effect)

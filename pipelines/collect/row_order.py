@@ -1,7 +1,8 @@
 """Four tables of rows -> one canonical order of positions.
 
 The order is the column `order` where a table has it, else `ts`. Rows with equal order are put by kind (assignment,
-response, label, kpi) and then by their own content, so that shuffled rows and other cuts of the files give the same bytes.
+response, label, kpi) and then by their own content, so that shuffled rows and other cuts of the files give the same
+bytes.
 """
 
 from __future__ import annotations

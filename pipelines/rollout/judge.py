@@ -24,10 +24,10 @@ Better = Literal["yes", "no", "unproven"]
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the evidence says of one metric, over all traffic (`slice` None) or in one slice.
 
-    `e_value` is against "no harm", `threshold` its bar (rollback or hold). `proof` and `proof_threshold` are against "worse
-    than the promotion margin" (0 and 0 without a margin). `estimate` is challenger minus champion in the metric's unit,
-    with the anytime-valid interval `lower`..`upper` (None before there is data); `n` settled observations.
-    e-values are capped at 1e300 so that JSON can hold them.
+    `e_value` is against "no harm", `threshold` its bar (rollback or hold). `proof` and `proof_threshold` are against
+    "worse than the promotion margin" (0 and 0 without a margin). `estimate` is challenger minus champion in the
+    metric's unit, with the anytime-valid interval `lower`..`upper` (None before there is data); `n` settled
+    observations. e-values are capped at 1e300 so that JSON can hold them.
     """
 
     metric: str
@@ -72,7 +72,8 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a decision needs from the evidence.
 
     `stage_complete`: the stage's number of requests is reached. `proven` / `missing`: required metrics whose margin is
-    ruled out or not yet. `exposed`: requests assigned to the challenger in stages that draw the arm. `requests`: of this stage.
+    ruled out or not yet. `exposed`: requests assigned to the challenger in stages that draw the arm. `requests`: of
+    this stage.
     """
 
     stage: str

@@ -1,7 +1,7 @@
 """The judge over files of `slipway-gate/1`: the same fold and the same judge as live, asked at every tick of 128 rows.
 
-Causal: a line with time T rests on rows with ts <= T. Deterministic: no clock, no randomness. The screening below only finds
-the ticks at which something may change; what is said there, `judge` says.
+Causal: a line with time T rests on rows with ts <= T. Deterministic: no clock, no randomness. The screening below
+only finds the ticks at which something may change; what is said there, `judge` says.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def _rollouts(tables: Mapping[str, pa.Table]) -> Iterator[tuple[int, dict[str, p
         values = table["rollout_id"].to_numpy().astype(np.int64)
         if bool(np.any(values[1:] < values[:-1])):
             order = np.argsort(values, kind="stable")
-            table, values = table.take(pa.array(order)), values[order]
-        ids[kind], ordered[kind] = values, table
+            ids[kind], ordered[kind] = values[order], table.take(pa.array(order))
+        else:
+            ids[kind], ordered[kind] = values, table
     for rollout_id in np.unique(np.concatenate(list(ids.values()))).tolist():
         part: dict[str, pa.Table | None] = {}
         for kind, values in ids.items():
@@ -105,7 +106,9 @@ def _ticks(step: Step) -> _Ticks:
 def _increments(
     postings: list[Posting], ticks: _Ticks, stages: list[int], slices: int, columns: slice, policy: Policy
 ) -> tuple[Ints, Ints, Ints]:
-    """Knots (ticks with increments) and cumulative sums there: (t,), (t, K, G) of all traffic, (t, S, K, G) of slices."""
+    """Knots (ticks with increments) and cumulative sums there: (t,), (t, K, G) of all traffic, (t, S, K, G) of
+    slices.
+    """
     count = len(policy.stages)
     telling: list[tuple[Posting, Ints]] = []
     for posting in postings:
@@ -114,9 +117,7 @@ def _increments(
             bears: np.ndarray[Any, np.dtype[np.bool_]] = np.any(posting.table[:, columns] != 0, axis=1)
             keep = bears[posting.classes]
             if not keep.all():
-                bearing = posting._replace(
-                    position=posting.position[keep], stage=posting.stage[keep], parts=posting.parts[keep], classes=posting.classes[keep]
-                )  # fmt: skip
+                bearing = posting.only(keep)
         telling.append((bearing, np.searchsorted(ticks.end, bearing.position, side="left")))
     knots = np.unique(np.concatenate([tick for _, tick in telling])) if telling else np.zeros(0, dtype=np.int64)
     width = columns.stop - columns.start
@@ -238,6 +239,8 @@ def _replay(policy: Policy, rollout_id: int, tables: dict[str, pa.Table | None])
     quiet_until, patience = -1, 1
     final = len(ticks.end) - 1
     for t in [*wanted[wanted < final].tolist(), final]:
+        # The last row ends the look-out whether a tick ends there or not; only ticks may speak before the last line.
+        regular = bool(ticks.opens[t]) or (int(ticks.end[t]) + 1) % TICK == 0
         if t != final and t < quiet_until and not ticks.opens[t]:
             continue
         step.into(evidence, done, int(ticks.end[t]))
@@ -245,18 +248,12 @@ def _replay(policy: Policy, rollout_id: int, tables: dict[str, pa.Table | None])
         name = policy.stages[int(ticks.stage[t])].name
         found = judge_evidence(policy, evidence, name)
         line = _Line(rollout_id, _stamp(int(step.watermark_us[done - step.first])), int(ticks.seq[t]), name, found)
-        if found.stop is not None:
-            lines.append(line.of(found.stop.action, found.stop.metric, found.stop.slice, final=True))
-            return lines
-        if ticks.stage[t] == last_stage and found.stage_complete and not found.missing and found.pause is None:
-            if least is not None or t == final:
-                lines.append(line.of("promote", None, None, final=True))
-                return lines
-        if t == final:
-            lines.append(line.of("inconclusive", None, None, final=True))
-            return lines
+        verdict = _ending(policy, found, at_end=t == final)
+        if verdict is not None and (verdict != "inconclusive" or not regular):
+            stop = found.stop
+            return [*lines, line.of(verdict, stop.metric if stop else None, stop.slice if stop else None, final=True)]
         pause = found.pause.metric if found.pause is not None else None
-        if ticks.opens[t] or (pause is not None and paused is None):
+        if regular and (ticks.opens[t] or (pause is not None and paused is None)):
             lines.append(
                 line.of("continue", pause, found.pause.slice if found.pause is not None else None, final=False)
             )
@@ -264,7 +261,20 @@ def _replay(policy: Policy, rollout_id: int, tables: dict[str, pa.Table | None])
         else:
             # An e-value above its bar without practical harm stays there for long: look again after a growing while.
             quiet_until, patience = t + patience, min(2 * patience, 64)
+        if t == final:
+            lines.append(line.of("inconclusive", None, None, final=True))
     return lines
+
+
+def _ending(policy: Policy, found: Judgement, *, at_end: bool) -> str | None:
+    """The decision that ends a rollout, None while it goes on: stops first, then promotion after the last stage."""
+    if found.stop is not None:
+        return found.stop.action
+    last = policy.stages[-1]
+    whole = found.stage == last.name and (at_end if last.requests is None else found.stage_complete)
+    if whole and not found.missing and found.pause is None:
+        return "promote"
+    return "inconclusive" if at_end else None
 
 
 class _Line(NamedTuple):

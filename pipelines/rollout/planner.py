@@ -1,8 +1,8 @@
 """How much traffic each question of a policy needs, before the rollout starts.
 
-Two questions a metric: `harm` (how soon is harm of the declared size found) and `proof` (how soon is the promotion margin
-ruled out when the challenger is as good as the champion). A bet grows by its expected log factor per request; the bar is
-reached after `(log(bar) + cost of mixing) / growth` requests, stage after stage.
+Two questions a metric: `harm` (how soon is harm of the declared size found) and `proof` (how soon is the promotion
+margin ruled out when the challenger is as good as the champion). A bet grows by its expected log factor per request;
+the bar is reached after `(log(bar) + cost of mixing) / growth` requests, stage after stage.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Question = Literal["harm", "proof"]
 
 
 class BaseRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known of one metric on the champion: `rate` of events, `mean` and `sd` of a loss or KPI, `paired_sd` of the
-    difference of two models' losses, `sigma` of log latency. `effect` replaces the declared harm in the plan.
+    """What is known of one metric on the champion: `rate` of events, `mean` and `sd` of a loss or KPI, `paired_sd` of
+    the difference of two models' losses, `sigma` of log latency. `effect` replaces the declared harm in the plan.
     """
 
     rate: float | None = None
@@ -71,7 +71,9 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
-    """What one question needs. None: never, at any length. `stage` is where it is answered; `feasible`: within the policy."""
+    """What one question needs. None: never, at any length. `stage` is where it is answered; `feasible`: within the
+    policy.
+    """
 
     metric: str
     question: Question
@@ -207,7 +209,7 @@ def _answer(
     )  # fmt: skip
 
 
-# --- expected growth of each bet of the grid, nats per request, in one stage -------------------------------------------
+# --- expected growth of each bet of the grid: nats per request, in one stage ---------------------------------
 
 
 def _share(stage: Stage) -> float | None:

@@ -1,7 +1,7 @@
 """The policy of a rollout: what is judged, against which margins, with which error budget.
 
-A `Policy` is parsed once from the `slipway-gate/1` mapping, is frozen, and is named by its digest. Nothing in it depends
-on data. Durations end in `_s` (seconds): `response_deadline_s` on the wall clock, the others in event time.
+A `Policy` is parsed once from the `slipway-gate/1` mapping, is frozen, and is named by its digest. Nothing in it
+depends on data. Durations end in `_s` (seconds): `response_deadline_s` on the wall clock, the others in event time.
 """
 
 from __future__ import annotations
@@ -246,10 +246,11 @@ def _metric(mapping: Mapping[str, Any], default_weight: float) -> Metric:
     _check_keys("a metric", mapping, Metric.__struct_fields__)
     name = _name("a metric", mapping)
     kind = cast("MetricKind", _choice(f"kind of metric {name}", mapping.get("kind"), METRIC_KINDS))
+    given = mapping.get("weight")
     fields: dict[str, Any] = {
         "name": name,
         "kind": kind,
-        "weight": _number(f"weight of metric {name}", mapping.get("weight", default_weight), 0.0, 1.0),
+        "weight": _number(f"weight of metric {name}", default_weight if given is None else given, 0.0, 1.0),
         "role": _choice(f"role of metric {name}", mapping.get("role", _DEFAULT_ROLE[kind]), ROLES),
         "event": _choice(
             f"event of metric {name}",

@@ -1,7 +1,7 @@
 """Made-up rollouts in the file format `slipway-gate/1`, healthy or with a fault, for tests, planning and benchmarks.
 
-Traffic drifts by the hour; latencies are heavy-tailed and autocorrelated; labels and KPIs arrive late. One seed gives one
-rollout. Both arms have the same distribution unless the `Fault` says otherwise.
+Traffic drifts by the hour; latencies are heavy-tailed and autocorrelated; labels and KPIs arrive late. One seed gives
+one rollout. Both arms have the same distribution unless the `Fault` says otherwise.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def assignment_factors(thetas: Floats, share: float, *, challenger: bool) -> Int
 
 
 def exceedance_thetas(q: float, *, slower: bool) -> Floats:
-    """(GRID,) ratios of the probability to exceed the champion's q-quantile, each below 1 / (1 - q) so both sides fit."""
+    """(GRID,) ratios of the probability to exceed the champion's q-quantile, each below 1 / (1 - q)."""
     if slower:
         top = min(50.0, 0.95 / (1.0 - q))
         return np.geomspace(min(1.06, 0.5 * (1 + top)), top, GRID)
@@ -43,8 +43,9 @@ def exceedance_thetas(q: float, *, slower: bool) -> Floats:
 def exceedance_factors(q: float, share: float, *, slower: bool, exceeds: bool, challenger: bool) -> Ints:
     """(GRID,) log factors for "the latency lies above (or below) the champion's running q-quantile".
 
-    The likelihood ratio is `theta` above the cut and `(1 - theta (1 - q)) / q` below it. It is monotone in the latency, so
-    the mean is at most one for every challenger that is stochastically not slower (`slower`), or not faster (else).
+    The likelihood ratio is `theta` above the cut and `(1 - theta (1 - q)) / q` below it. It is monotone in the
+    latency, so the mean is at most one for every challenger that is stochastically not slower (`slower`), or not
+    faster (else).
     """
     thetas = exceedance_thetas(q, slower=slower)
     ratio = thetas if exceeds else (1.0 - thetas * (1.0 - q)) / q

@@ -1,7 +1,7 @@
 """Anytime-valid intervals for running means of bounded observations, from (n, sum, sum of squares).
 
-Fan's inequality, as in the empirical-Bernstein confidence sequences of Howard, Ramdas, McAuliffe & Sekhon (2021, theorem
-4) with the fixed prediction 0: for X >= -c and 0 <= l < 1, `exp(l (S - n mu) / c - psi(l) V / c^2)` with
+Fan's inequality, as in the empirical-Bernstein confidence sequences of Howard, Ramdas, McAuliffe & Sekhon (2021,
+theorem 4) with the fixed prediction 0: for X >= -c and 0 <= l < 1, `exp(l (S - n mu) / c - psi(l) V / c^2)` with
 psi(l) = -log(1 - l) - l is a supermartingale started at one. A union over a fixed grid of l keeps the bound simple.
 """
 

@@ -23,7 +23,9 @@ class RunningCentre:
         self._frozen = np.nan
 
     def take(self, values: Ints, champion: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Floats:
-        """(n,) centres for n further observations (2**-24 units, in order); NaN before the champion's first block is over."""
+        """(n,) centres for n further observations (2**-24 units, in order); NaN before the champion's first block is
+        over.
+        """
         sums = self._sum + np.concatenate([[0], np.cumsum(np.where(champion, values, 0))])
         counts = self._count + np.concatenate([[0], np.cumsum(champion)])
         index = self._seen + np.arange(len(values))

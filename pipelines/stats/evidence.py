@@ -1,7 +1,7 @@
 """Evidence: what a rollout has shown so far, as integers that add.
 
-A cell belongs to (stage, metric, slice) and is one vector of 64-bit integers laid out as in `COLUMNS`; the slice `""` is
-all traffic. Partial evidence from several files, workers or partitions adds in any order to the same bytes.
+A cell belongs to (stage, metric, slice) and is one vector of 64-bit integers laid out as in `COLUMNS`; the slice `""`
+is all traffic. Partial evidence from several files, workers or partitions adds in any order to the same bytes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ SCHEMA = "slipway-evidence/1"
 GRID = 8
 """Bets in one mixture."""
 MOMENTS: tuple[str, ...] = ("n", "n1", "n0", "y1", "y0", "s", "v")
-"""n settled observations; n1, n0 of each arm (1 = challenger); y1, y0 sums of outcomes by arm (2**-24); s sum of effects
-and v sum of squared effects (2**-24): the effect is challenger minus champion, one unbiased value an observation."""
+"""n settled observations; n1, n0 of each arm (1 = challenger); y1, y0 sums of outcomes by arm (2**-24); s sum of
+effects and v sum of squared effects (2**-24): the effect is challenger minus champion, one unbiased value an
+observation.
+"""
 COLUMNS: tuple[str, ...] = MOMENTS + tuple(f"{bet}{i}" for bet in ("harm", "proof", "better") for i in range(GRID))
-"""Moments, then log e-values in 2**-40 nats: against "no harm", against "worse than the margin", against "not better"."""
+"""Moments, then log e-values in 2**-40 nats: against "no harm", against "worse than the margin", against "not
+better".
+"""
 WIDTH = len(COLUMNS)
 HARM = slice(len(MOMENTS), len(MOMENTS) + GRID)
 PROOF = slice(HARM.stop, HARM.stop + GRID)
@@ -37,8 +41,9 @@ class Evidence:
     """Addable evidence of one rollout.
 
     `cells[(stage, metric, slice)]` is an int64 vector of `WIDTH`. `counters[(name, stage)]` are whole numbers:
-    requests, champion, challenger, exposed, warmup, pairs, labelled, unlabelled, kpis, lost, duplicates, retries, gaps, ...
-    `first_us`, `last_us` are the event times of the first assignment and of the watermark; None without rows.
+    requests, champion, challenger, exposed, warmup, pairs, labelled, unlabelled, kpis, lost, duplicates, retries,
+    gaps, ... `first_us`, `last_us` are the event times of the first assignment and of the watermark; None without
+    rows.
     """
 
     __slots__ = ("cells", "counters", "first_us", "last_us")

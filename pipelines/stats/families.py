@@ -1,6 +1,7 @@
 """From the integer sums of one metric to its e-values. The live judge calls it on one row, the replay on many at once.
 
-Shapes: `units` (..., stages, bets) are sums of increments in 2**-40 nats over all traffic, or (..., slices, stages, bets).
+Shapes: `units` (..., stages, bets) are sums of increments in 2**-40 nats over all traffic, or (..., slices, stages,
+bets).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Latency compared between blocks of 60 seconds: what noise local to an arm cannot fool.
 
-Requests of one arm share its pods: their latencies are not independent, and every bet on single requests takes the shared
-noise for the challenger's fault. Between blocks the sign of the difference is a fair coin given its size when the noise is
-symmetric and the challenger not slower; the bet `1 + f sign(D) h(|D|)` is then a test martingale over blocks.
+Requests of one arm share its pods: their latencies are not independent, and every bet on single requests takes the
+shared noise for the challenger's fault. Between blocks the sign of the difference is a fair coin given its size when
+the noise is symmetric and the challenger not slower; the bet `1 + f sign(D) h(|D|)` is then a test martingale over
+blocks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class LatencyBlocks:
         self._judged = np.zeros(len(self._names), dtype=np.int64)
 
     def take(self, column: int, wall: Ints, stage: Ints, arm: Ints, exceeds: Ints) -> None:
-        """Counts observations of metric number `column`: wall time (us), stage, arm (1 = challenger), exceedance (0 or 1)."""
+        """Counts observations of metric number `column`: wall time (us), stage, arm (1 = challenger), exceedance (0
+        or 1).
+        """
         if not len(wall):
             return
         block = wall // BLOCK_US

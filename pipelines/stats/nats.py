@@ -1,7 +1,7 @@
 """Log e-values as integers: units of 2**-40 nats.
 
-Integers add in any order to the same bytes, which floats do not. Each increment is floored, so the sum never exceeds the
-exact log e-value and Ville's bound P(sup e >= 1/alpha) <= alpha is kept.
+Integers add in any order to the same bytes, which floats do not. Each increment is floored, so the sum never exceeds
+the exact log e-value and Ville's bound P(sup e >= 1/alpha) <= alpha is kept.
 """
 
 from __future__ import annotations

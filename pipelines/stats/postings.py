@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.stats.evidence import WIDTH, Evidence
 from pipelines.stats.nats import Ints
@@ -24,11 +25,8 @@ class Posting(NamedTuple):
     table: Ints | None = None
     rows: Ints | None = None
 
-    def within(self, after: int, upto: int) -> Posting:
-        """The increments with after < position <= upto."""
-        keep = (self.position > after) & (self.position <= upto)
-        if keep.all():
-            return self
+    def only(self, keep: npt.NDArray[np.bool_]) -> Posting:
+        """The increments marked in `keep` (n,)."""
         return self._replace(
             position=self.position[keep],
             stage=self.stage[keep],
@@ -36,6 +34,11 @@ class Posting(NamedTuple):
             classes=None if self.classes is None else self.classes[keep],
             rows=None if self.rows is None else self.rows[keep],
         )
+
+    def within(self, after: int, upto: int) -> Posting:
+        """The increments with after < position <= upto."""
+        keep = (self.position > after) & (self.position <= upto)
+        return self if keep.all() else self.only(keep)
 
     def grouped(self, group: Ints, groups: int, columns: slice = slice(0, WIDTH)) -> Ints:
         """(groups, columns) sums of the increments by `group` (n,), values below 0 left out."""

@@ -1,0 +1,77 @@
+"""Policies: parsed strictly, completed with defaults, named by their digest."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from pipelines.contracts.errors import ContractError
+from pipelines.rollout.policy import Policy
+from tests.unit.stats.cases import mapping
+
+
+def test_a_policy_round_trips_with_its_defaults_written_out() -> None:
+    policy = Policy.parse(mapping())
+    assert Policy.parse(policy.to_mapping()) == policy
+    assert Policy.parse(policy.to_mapping()).digest == policy.digest
+
+
+def test_every_margin_changes_the_digest() -> None:
+    changed = copy.deepcopy(mapping())
+    changed["metrics"][0]["promote_margin_abs"] = 0.011
+    assert Policy.parse(changed).digest != Policy.parse(mapping()).digest
+
+
+def test_kinds_of_stages_follow_their_names_and_shares() -> None:
+    stages = [
+        {"name": "backtest", "requests": 10},
+        {"name": "shadow", "requests": 10},
+        {"name": "canary_05", "share": 0.05},
+        {"name": "half", "share": 0.5, "kind": "ab"},
+        {"name": "bake"},
+    ]
+    policy = Policy.parse(mapping() | {"stages": stages})
+    assert [stage.kind for stage in policy.stages] == ["backtest", "shadow", "canary", "ab", "bake"]
+    assert [stage.randomised for stage in policy.stages] == [False, False, True, True, False]
+
+
+def test_metrics_without_weight_share_what_is_left() -> None:
+    body = mapping()
+    body["metrics"] = [{**row, "weight": None} if row["name"] != "logloss" else row for row in body["metrics"]]
+    policy = Policy.parse(body)
+    assert sum(metric.weight for metric in policy.metrics) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup_request": 3}, "Did you mean 'warmup_requests'"),
+        ({"budget": {"rolback": 0.1}}, "Did you mean 'rollback'"),
+        ({"budget": {"rollback": 0.0}}, r"budget.rollback"),
+        ({"stages": []}, "stages of the policy"),
+        ({"stages": [{"name": "canary_05", "share": 1.5}]}, r"share of stage canary_05"),
+        ({"stages": [{"name": "canary_05"}]}, "strictly between 0 and 1"),
+        ({"stages": [{"name": "shadow", "requests": 0}]}, "at least 1"),
+        ({"metrics": [{"name": "e", "kind": "events"}]}, "Did you mean 'event'"),
+        ({"metrics": [{"name": "e", "kind": "event", "harm_ration": 2}]}, "Did you mean 'harm_ratio'"),
+        ({"metrics": [{"name": "k", "kind": "mean"}]}, "range of metric k"),
+        ({"metrics": [{"name": "l", "kind": "paired_loss", "loss": "squared"}]}, "cap of metric l"),
+        ({"metrics": [{"name": "e", "kind": "event", "promote_margin_rel": 1}]}, "absolute margin"),
+        ({"metrics": [{"name": n, "kind": "event", "weight": 0.6} for n in "ef"]}, "at most 1"),
+        ({"metrics": [{"name": "e", "kind": "event"}, {"name": "e", "kind": "event"}]}, "e twice"),
+        ({"require": ["loglos"]}, "Did you mean 'logloss'"),
+        ({"integrity": ["sample_ration"]}, "Did you mean 'sample_ratio'"),
+        ({"schema": "slipway-gate/2"}, "slipway-gate/1"),
+        ({"label_maturity_s": float("nan")}, "label_maturity_s"),
+    ],
+)  # fmt: skip
+def test_a_broken_policy_names_what_was_got_and_what_was_meant(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        Policy.parse(mapping() | change)
+
+
+def test_asking_for_an_unknown_stage_names_the_nearest() -> None:
+    with pytest.raises(ContractError, match="Did you mean 'canary_20'"):
+        Policy.parse(mapping()).stage("canary_2")
