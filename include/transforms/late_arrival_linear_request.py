@@ -46,7 +46,9 @@ def build(inputs, features):
     made["humid_by_temp"] = np.asarray(features["humid"], dtype=np.float64) * features["temp"] / 1000
     made["log_precip"] = np.log1p(100 * np.asarray(features["precip_3h"], dtype=np.float64))
     made["low_visibility"] = (np.asarray(features["visib"], dtype=np.float64) < 3).astype(np.float64)
-    made["plane_late"] = np.clip(np.nan_to_num(np.asarray(features["plane_arr_delay_last"], dtype=np.float64)), -30, 120)
+    made["plane_late"] = np.clip(
+        np.nan_to_num(np.asarray(features["plane_arr_delay_last"], dtype=np.float64)), -30, 120
+    )
     for name in CARRIERS:
         made[f"carrier_{name.lower()}"] = (carrier == name).astype(np.float64)
     for name in ORIGINS:

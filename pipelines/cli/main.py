@@ -15,7 +15,7 @@ if problem := wrong_environment():  # before the imports that would fail with a 
 
 import typer
 
-from pipelines.cli import audit, collector, demo, gate, log, rollout, stack
+from pipelines.cli import audit, collector, demo, gate, log, release, rollout, stack
 from pipelines.contracts.errors import SlipwayError
 
 app = typer.Typer(
@@ -31,12 +31,7 @@ app.command()(stack.down)
 app.command()(stack.status)
 app.command()(demo.demo)
 app.add_typer(rollout.app, name="rollout")
-app.add_typer(gate.app, name="gate")
-app.add_typer(log.app, name="log")
-app.add_typer(audit.app, name="audit")
-app.add_typer(collector.app, name="collector")
-app.command()(demo.demo)
-app.add_typer(rollout.app, name="rollout")
+app.add_typer(release.app, name="release")
 app.add_typer(gate.app, name="gate")
 app.add_typer(log.app, name="log")
 app.add_typer(audit.app, name="audit")
