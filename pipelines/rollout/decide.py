@@ -186,6 +186,13 @@ def _obey(rollout: Rollout, standing: Standing, now: Now, overrides: Sequence[st
     if not allowed[verb]:
         where = f"{rollout.status} in {rollout.stage}" if rollout.stage else rollout.status
         raise TerminalError(f"{verb} {rollout.id}", got=f"a rollout that is {where}", expected=_FITS[verb])
+    if overrides and verb in ("approve", "skip", "resume"):
+        raise TerminalError(
+            f"{verb} {rollout.id}",
+            got=f"overrides of the gateway: {', '.join(overrides)}",
+            expected="none",
+            hint="The gateway found the challenger failing: roll back, and start again when it is repaired.",
+        )
     if verb in ("approve", "skip") and rollout.plan.approvers and command.actor not in rollout.plan.approvers:
         raise TerminalError(
             f"{verb} {rollout.id}", got=f"actor {command.actor}", expected=f"one of {list(rollout.plan.approvers)}"

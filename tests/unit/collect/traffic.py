@@ -16,7 +16,9 @@ STEP_US = 10_000
 class Worker:
     """One worker epoch: appends events to a segment, and can be torn or closed."""
 
-    def __init__(self, bus: Path, gateway: str = "gw0", worker: int = 0, epoch: int = 1, start_us: int = START_US) -> None:
+    def __init__(
+        self, bus: Path, gateway: str = "gw0", worker: int = 0, epoch: int = 1, start_us: int = START_US
+    ) -> None:
         self.bus, self.gateway, self.worker, self.epoch = bus, gateway, worker, epoch
         self.n = 0
         self.now_us = start_us
@@ -93,7 +95,7 @@ class Worker:
             retry=retry,
         )
         for each in ("champion", "challenger"):
-            if each != arm and not both or (lose and each == arm):
+            if (each != arm and not both) or (lose and each == arm):
                 continue
             failed = each in fails
             self.append(
