@@ -147,7 +147,7 @@ class Application:
         assert self._session is not None
         async with self._session.get("/v1/routes") as response:
             routes = (await response.json())["routes"]
-        return next((str(route["stage"]) for route in routes if route["model"] == model), "")
+        return next((str(each["route"]["stage"]) for each in routes if each["model"] == model), "")
 
     async def _post(self, path: str, body: dict[str, Any], good: tuple[int, ...]) -> Any:
         assert self._session is not None

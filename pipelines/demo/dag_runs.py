@@ -12,6 +12,8 @@ from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import SlipwayError, TerminalError
 
 APPROVE = "Approve"
+READING_S = 3.0
+"""A person reads before answering. An answer within the second in which the task parks can overtake its parking."""
 
 
 def as_of_text(as_of_us: int) -> str:
@@ -86,6 +88,7 @@ class DagRuns:
                     hint=self._why(run),
                 )
             time.sleep(0.2)
+        time.sleep(READING_S)
         self._approver.answer(run.dag_id, run.dag_run_id, task_id, APPROVE, {"reason": reason})
 
     def _note(self, run: DagRun) -> None:

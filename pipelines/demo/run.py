@@ -18,6 +18,7 @@ from pipelines.demo import rehearsal, summary
 from pipelines.demo.application import Application
 from pipelines.demo.dag_runs import DagRuns
 from pipelines.demo.driver import Replay, moment
+from pipelines.demo.kpi import cost_function
 from pipelines.demo.progress import Show
 from pipelines.demo.rehearsal import MODEL, Stage, Told
 from pipelines.demo.specs import copy_include, edit_model
@@ -30,13 +31,15 @@ from pipelines.wiring.features import Publisher
 
 DAY_US = 86_400_000_000
 AHEAD_US = 10 * DAY_US
+OWN = frozenset({"home", "clock", "include_dir", "control_url", "token", "pii_key"})
 WIDEST_SPEC = "late_arrival.v3.yaml"  # asks for every input that any act sends
 
 
 def demo_settings(settings: Settings) -> Settings:
     """The rehearsal's own installation: home `<home>/demo`, replayed clock, its own copy of the specs."""
     home = settings.root / "demo"
-    return settings.model_copy(update={"home": home, "clock": "replay", "include_dir": home / "include"})
+    same = {name: getattr(settings, name) for name in type(settings).model_fields if name not in OWN}
+    return Settings(**same, home=home, clock="replay", include_dir=home / "include")
 
 
 def run(settings: Settings, *, variant: str, seed: int, size: float, console: Console) -> tuple[bool, Path]:
