@@ -16,7 +16,7 @@ from pipelines.spec.model import ModelSpec
 from pipelines.spec.problems import Location, Problem
 from pipelines.spec.view import ViewSpec
 
-PolicyCheck = Callable[[Mapping[str, Any]], object]
+PolicyCheck = Callable[[ModelSpec], object]
 _CHECKS: dict[str, Callable[[Any], Iterator[Problem]]] = {
     "datasets": dataset.problems,
     "features": view.problems,
@@ -27,7 +27,7 @@ _CHECKS: dict[str, Callable[[Any], Iterator[Problem]]] = {
 def check_project(include: Path, policy: PolicyCheck | None = None) -> tuple[Specs, list[str]]:
     """Every spec that can be read, and every mistake as `file:line: message`.
 
-    `policy(mapping)` raises any SlipwayError or ValueError for a rollout policy that is not valid.
+    `policy(spec)` raises any SlipwayError or ValueError for a model whose rollout cannot be planned.
     """
     loaded: dict[str, dict[str, Any]] = {folder: {} for folder in FOLDERS}
     mistakes: list[str] = []
@@ -48,9 +48,10 @@ def check_project(include: Path, policy: PolicyCheck | None = None) -> tuple[Spe
     for folder, group, references in groups:
         for name, spec in group.items():
             found_here = list(references(spec, specs, known))
-            if policy is not None and isinstance(spec, ModelSpec):
-                found_here += policy_problems(spec, policy)
             path = path_of(include, folder, name)
+            wrong_already = any(line.startswith(f"{shown_path(include, path)}:") for line in mistakes)
+            if policy is not None and isinstance(spec, ModelSpec) and not wrong_already:
+                found_here += policy_problems(spec, policy)
             mistakes += render(path.read_text(), shown_path(include, path), found_here)
     return specs, mistakes
 
@@ -61,7 +62,7 @@ def dataset_references(spec: DatasetSpec, specs: Specs, _: Mapping[str, list[str
         path = Path(spec.source.path)
         base = path if path.is_absolute() else specs.include / path
         if not base.exists() and not any(base.parent.glob(base.name)):
-            yield Problem(("source", "path"), f"no file '{spec.source.path}' under {specs.include}")
+            yield Problem(("source", "path"), f"no file '{spec.source.path}' under {specs.include.name}")
 
 
 def view_references(spec: ViewSpec, specs: Specs, known: Mapping[str, list[str]]) -> Iterator[Problem]:
@@ -106,10 +107,22 @@ def policy_problems(spec: ModelSpec, policy: PolicyCheck) -> list[Problem]:
     from pipelines.contracts.errors import SlipwayError
 
     try:
-        policy(spec.rollout.policy)
+        policy(spec)
     except (SlipwayError, ValueError) as error:
-        return [Problem(("rollout", "policy"), f"rollout.policy: {error}")]
+        named = _path_to(spec.rollout.policy, getattr(error, "got", None))
+        return [Problem(("rollout", "policy", *named), f"rollout.policy: {error}")]
     return []
+
+
+def _path_to(node: Any, word: object) -> Location:
+    """The path to a key or value of the policy; empty when it is not in it."""
+    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for step, inner in entries:
+        if word is not None and (repr(step) == word or step == word or inner == word or repr(inner) == word):
+            return (step,)
+        if deeper := _path_to(inner, word):
+            return (step, *deeper)
+    return ()
 
 
 def _datasets(listed: list[str], at: Location, known: Mapping[str, list[str]]) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import msgspec
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
 
 from pipelines.contracts.canonical import digest
@@ -91,14 +92,22 @@ def parse_spec(
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
-        return None, [f"{shown}:{line}: {' '.join(str(error.problem or error.context).split())}."]
+        return None, [f"{shown}:{line}: {_yaml_problem(error)}."]
     if not isinstance(document, dict):
         return None, [f"{shown}:1: the file holds {type(document).__name__}; expected a mapping of keys to values."]
     try:
         spec = spec_type.model_validate(document)
     except ValidationError as error:
-        found = [_explain(spec_type, document, line) for line in error.errors(include_url=False)]
-        return None, render(text, shown, found)
+        errors = error.errors(include_url=False)
+        found = [_explain(spec_type, document, one) for one in errors]
+        # A misspelt key is also a missing one: told once, where it stands.
+        meant = [problem.message for problem in found]
+        told = [
+            problem
+            for problem, one in zip(found, errors, strict=True)
+            if one["type"] != "missing" or not any(text.endswith(f"Did you mean '{one['loc'][-1]}'?") for text in meant)
+        ]
+        return None, render(text, shown, told)
     found = list(check(spec))
     name = getattr(spec, "name", None)
     if name != path.stem:
@@ -134,6 +143,12 @@ def _load_one(
     if mistakes or spec is None:
         raise SpecError("\n".join(mistakes))
     return spec
+
+
+def _yaml_problem(error: MarkedYAMLError) -> str:
+    if isinstance(error, DuplicateKeyError):
+        return str(error.problem).split(" with value")[0].replace("found duplicate key", "duplicate key")
+    return " ".join(str(error.problem or error.context).split())
 
 
 def _line(document: Any, location: Location) -> int:
