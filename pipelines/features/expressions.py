@@ -45,17 +45,29 @@ def load(include: Path, reference: str) -> Transform:
     return function  # type: ignore[no-any-return]
 
 
-def evaluate(connection: duckdb.DuckDBPyConnection, include: Path, reference: str, tables: Sequence[str]) -> pa.Table:
-    """The rows of a transform over the connection's views `tables`. Raises ContractError when it cannot be computed."""
+def compiled(connection: duckdb.DuckDBPyConnection, include: Path, reference: str, tables: Sequence[str]) -> str:
+    """The transform as one DuckDB query over the connection's views `tables`. Raises ContractError."""
     import ibis
 
     function = load(include, reference)
     backend = ibis.duckdb.from_connection(connection)
     try:
         expression = function({name: backend.table(name) for name in tables})
-        sql = ibis.to_sql(expression, dialect="duckdb")
-        return connection.execute(str(sql)).fetch_arrow_table()
-    except (ibis.common.exceptions.IbisError, duckdb.Error, AttributeError, KeyError, TypeError) as error:
-        raise ContractError(
-            f"transform {reference}", got=f"{type(error).__name__}: {error}", expected="an Ibis table expression"
-        ) from error
+        return str(ibis.to_sql(expression, dialect="duckdb"))
+    except (ibis.common.exceptions.IbisError, AttributeError, KeyError, TypeError) as error:
+        raise _wrong(reference, error) from error
+
+
+def evaluate(connection: duckdb.DuckDBPyConnection, include: Path, reference: str, tables: Sequence[str]) -> pa.Table:
+    """The rows of a transform over the connection's views `tables`. Raises ContractError when it cannot be computed."""
+    query = compiled(connection, include, reference, tables)
+    try:
+        return connection.execute(query).fetch_arrow_table()
+    except duckdb.Error as error:
+        raise _wrong(reference, error) from error
+
+
+def _wrong(reference: str, error: Exception) -> ContractError:
+    return ContractError(
+        f"transform {reference}", got=f"{type(error).__name__}: {error}", expected="an Ibis table expression"
+    )
