@@ -6,6 +6,7 @@ repeated on a lost connection; starting a run is made repeatable by giving it a 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -203,7 +204,10 @@ class AirflowRest:
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """A task's result. Raises NotFoundError when it has none."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/{key}"
-        return self._json("GET", path, params={"stringify": "false"})["value"]
+        value = self._json("GET", path, params={"stringify": "false"})["value"]
+        if isinstance(value, str) and value[:1] in ("{", "["):  # what a trigger pushes is stored as text
+            return json.loads(value)
+        return value
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
         """A task's log as text, one event a line."""

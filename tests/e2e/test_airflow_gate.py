@@ -1,0 +1,216 @@
+"""Rollout runs on a real Airflow: gates that take no worker, approvals that count, marks by hand that do not.
+
+No traffic here: the rollouts' evidence stays empty, and their stages are left by people and by the clock. (Decisions
+from traffic are held in `test_steel_thread.py`, over the same jobs.)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.adapters.airflow_rest import AirflowRest, DagRun, TaskState
+from pipelines.adapters.control_db import control_db
+from pipelines.contracts.errors import TerminalError
+from pipelines.settings import PROJECT, Settings
+from pipelines.stack import airflow_password, down, processes, up
+from pipelines.wiring import rollouts
+from tests.builders import constant_release
+
+pytestmark = pytest.mark.e2e
+
+MODEL, DAG = "steady", "model.steady.rollout"
+PARTS = ["airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"]
+BEGIN_US, DAY_US = 1_370_000_000_000_000, 86_400_000_000
+PATIENCE_S = 180.0
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def include_with_one_model(folder: Path) -> Path:
+    """The sample's `late_arrival` under another name, with three stages and no data."""
+    spec = yaml.safe_load((PROJECT / "include" / "models" / "late_arrival.yaml").read_text())
+    stages = [{"name": "shadow", "requests": 100}, {"name": "canary_50", "share": 0.5, "requests": 100}]
+    spec["name"] = MODEL
+    spec["rollout"] |= {"stages": [*stages, {"name": "bake", "requests": 100}], "max_wait": "3d event_time"}
+    for key in ("monitor", "score", "schedule"):
+        spec.pop(key, None)
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / f"{MODEL}.yaml").write_text(yaml.safe_dump(spec))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    root = tmp_path_factory.mktemp("gate")
+    made = Settings(
+        home=root / "home",
+        include_dir=include_with_one_model(root / "include"),
+        airflow_port=free_port(),
+        clock="replay",
+    )
+    made.event_clock().tick(BEGIN_US)
+    return made
+
+
+@pytest.fixture(scope="module")
+def admin(settings: Settings) -> Iterator[AirflowRest]:
+    """Airflow's four processes, and a client of its administrator."""
+    try:
+        up(settings, PARTS)
+        with AirflowRest(settings.airflow_url, "admin", airflow_password(settings, "admin")) as client:
+            client.wait_for_dags([DAG], timeout_s=PATIENCE_S)
+            yield client
+    finally:
+        down(settings, PARTS)
+
+
+@pytest.fixture(scope="module")
+def approver(settings: Settings, admin: AirflowRest) -> Iterator[AirflowRest]:
+    with AirflowRest(settings.airflow_url, "approver", airflow_password(settings, "approver")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def champion(settings: Settings, admin: AirflowRest, approver: AirflowRest) -> str:
+    """The model's first champion, approved in Airflow by the one who may."""
+    release = constant_release(settings.releases, MODEL, 0.2)
+    run = admin.trigger(DAG, run_id="first", conf={"challenger": release})
+    waited = admin.wait(DAG, run.dag_run_id, timeout_s=PATIENCE_S, until=in_state("approve", "awaiting_input"))
+    assert not waited.finished
+    question = admin.questions(DAG, run.dag_run_id)[0]
+    assert question.assigned_users == ["approver"]
+    with pytest.raises(TerminalError, match="not a respondent"):
+        admin.answer(DAG, run.dag_run_id, "approve", "Approve")
+    approver.answer(DAG, run.dag_run_id, "approve", "Approve", {"reason": "the card looks right"})
+    assert admin.wait(DAG, run.dag_run_id, timeout_s=PATIENCE_S).state == "success"
+    decision = rollouts.show(settings, f"{MODEL}-r1")["decisions"][-1]
+    assert (decision["kind"], decision["actor"]) == ("promote", "approver")
+    assert "the card looks right" in decision["reason"]
+    return release
+
+
+@pytest.fixture
+def challenge(
+    settings: Settings, admin: AirflowRest, champion: str, request: pytest.FixtureRequest
+) -> Iterator[DagRun]:
+    """A run whose rollout waits at its first gate; whatever is left of it afterwards is rolled back."""
+    score = 0.3 + len(rollouts.list(settings, MODEL)) / 100
+    release = constant_release(settings.releases, MODEL, score, semver="1.1.0")
+    run = admin.trigger(DAG, run_id=request.node.name, conf={"challenger": release})
+    admin.wait(DAG, run.dag_run_id, timeout_s=PATIENCE_S, until=in_state("gate_shadow", "deferred"))
+    yield run
+    rollout = newest(settings)
+    if rollout.slot != "ended":
+        rollouts.rollback(settings, rollout.id, "approver", "the test is over")
+        rollouts.advance(settings, rollout.id)
+    for each in admin.runs(DAG):
+        admin.wait(DAG, each.dag_run_id, timeout_s=PATIENCE_S)
+
+
+def in_state(task_id: str, state: str):
+    def reached(_: DagRun, tasks: Sequence[TaskState]) -> bool:
+        return any(task.task_id == task_id and task.state == state for task in tasks)
+
+    return reached
+
+
+def newest(settings: Settings):
+    return rollouts.list(settings, MODEL)[-1]
+
+
+def states(admin: AirflowRest, run_id: str) -> dict[str, str | None]:
+    return {task.task_id: task.state for task in admin.tasks(DAG, run_id)}
+
+
+def wait_until(admin: AirflowRest, run_id: str, task_id: str, state: str) -> None:
+    run = admin.wait(DAG, run_id, timeout_s=PATIENCE_S, until=in_state(task_id, state))
+    assert states(admin, run_id)[task_id] == state, run
+
+
+def test_a_challenger_goes_all_the_way_and_no_gate_takes_a_worker(settings, admin, champion, challenge):
+    run_id, seconds = challenge.dag_run_id, {}
+    for stage in ("shadow", "canary_50", "bake"):
+        wait_until(admin, run_id, f"gate_{stage}", "deferred")
+        assert newest(settings).stage == stage
+        rollouts.skip(settings, newest(settings).id, "approver", "no traffic in this test")
+        began = time.monotonic()
+        wait_until(admin, run_id, f"gate_{stage}", "success")
+        seconds[stage] = time.monotonic() - began
+    assert admin.wait(DAG, run_id, timeout_s=PATIENCE_S).state == "success"
+    print("from decision to gate's end:", {stage: round(value, 1) for stage, value in seconds.items()})
+    tasks = {task.task_id: task for task in admin.tasks(DAG, run_id)}
+    for stage in ("shadow", "canary_50", "bake"):
+        assert tasks[f"gate_{stage}"].pid is None
+        assert not tasks[f"gate_{stage}"].hostname
+        assert tasks[f"advance_{stage}"].pid is not None
+    assert admin.xcom(DAG, run_id, "gate_bake")["reason"].endswith("has left bake")
+    assert newest(settings).status == "promoted"
+    assert control_db(settings).champion(MODEL) == newest(settings).challenger != champion
+
+
+def test_marking_a_gate_a_success_skips_nothing_and_clearing_it_waits_again(settings, admin, challenge):
+    run_id, rollout = challenge.dag_run_id, newest(settings)
+    route = control_db(settings).route(MODEL)
+    admin.mark(DAG, run_id, "gate_shadow", "success")
+    assert admin.wait(DAG, run_id, timeout_s=PATIENCE_S).state == "failed"
+    found = states(admin, run_id)
+    assert (found["advance_shadow"], found["gate_canary_50"]) == ("success", "failed")
+    assert "still in shadow" in admin.xcom(DAG, run_id, "gate_canary_50")["reason"]
+    assert newest(settings) == rollout
+    assert control_db(settings).route(MODEL) == route
+
+    admin.clear(DAG, run_id, ["gate_shadow"])
+    wait_until(admin, run_id, "gate_shadow", "deferred")
+    rollouts.skip(settings, rollout.id, "approver", "no traffic in this test")
+    wait_until(admin, run_id, "gate_canary_50", "deferred")
+    assert newest(settings).stage == "canary_50"
+    assert control_db(settings).route(MODEL).share_ppm == 500_000
+
+
+def test_a_rollback_fails_the_gate_and_the_champion_answers_alone(settings, admin, challenge):
+    run_id = challenge.dag_run_id
+    rollouts.skip(settings, newest(settings).id, "approver", "no traffic in this test")
+    wait_until(admin, run_id, "gate_canary_50", "deferred")
+    rollouts.rollback(settings, newest(settings).id, "approver", "enough")
+    assert admin.wait(DAG, run_id, timeout_s=PATIENCE_S).state == "failed"
+    found = states(admin, run_id)
+    assert (found["gate_canary_50"], found["stopped"]) == ("failed", "success")
+    assert (found["decide"], found["promoted"]) == ("skipped", "upstream_failed")
+    route = control_db(settings).route(MODEL)
+    assert route.champion == control_db(settings).champion(MODEL)
+    assert route.challenger is None
+
+
+def test_a_stage_without_data_is_held_and_goes_on_in_a_new_run_when_approved(settings, admin, approver, challenge):
+    run_id, rollout_id = challenge.dag_run_id, newest(settings).id
+    settings.event_clock().tick(settings.event_clock().event_now_us() + 4 * DAY_US)
+    wait_until(admin, run_id, "decide", "awaiting_input")
+    assert newest(settings).status == "held"
+    approver.answer(DAG, run_id, "decide", "Approve", {"reason": "the traffic comes tomorrow"})
+    assert admin.wait(DAG, run_id, timeout_s=PATIENCE_S).state == "failed"
+    assert states(admin, run_id)["go_on"] == "success"
+    taken_up = next(run for run in admin.runs(DAG) if run.dag_run_id.startswith(f"{rollout_id}__"))
+    wait_until(admin, taken_up.dag_run_id, f"gate_{newest(settings).stage}", "deferred")
+    assert (newest(settings).id, newest(settings).status) == (rollout_id, "running")
+
+
+def test_a_killed_triggerer_loses_no_gate(settings, admin, challenge):
+    run_id = challenge.dag_run_id
+    record = processes.read_record("airflow-triggerer", settings.run_dir)
+    for process in processes.members(record):
+        os.kill(process.pid, signal.SIGKILL)
+    rollouts.skip(settings, newest(settings).id, "approver", "no traffic in this test")
+    up(settings, PARTS)
+    wait_until(admin, run_id, "gate_shadow", "success")
+    wait_until(admin, run_id, "gate_canary_50", "deferred")
