@@ -1,0 +1,189 @@
+"""Rules that the control database itself keeps, whoever writes."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from typer.testing import CliRunner
+
+from pipelines.adapters import control_schema as schema
+from pipelines.adapters.control_db import ControlDb, ReleaseRow
+from pipelines.cli import audit
+from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError, TransientError
+from pipelines.contracts.routes import Route
+from pipelines.rollout.decide import Standing, begin, decide
+from pipelines.rollout.state import Rollout
+from pipelines.settings import Settings
+from pipelines.wiring import rollouts
+from tests.unit.rollout.examples import NOW, OLD, PLAN, rollout
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+@pytest.fixture
+def db(settings: Settings) -> ControlDb:
+    return rollouts.control_db(settings)
+
+
+def queued(settings: Settings, number: int) -> Rollout:
+    store = rollouts.rollout_store(settings)
+    return store.insert("m", lambda n, champion: rollout("", id=f"m-r{n}", status="waiting", champion=champion))
+
+
+def started(settings: Settings) -> Rollout:
+    """A rollout against champion `OLD`, in its first stage, its actions done."""
+    db = rollouts.control_db(settings)
+    with db.write() as connection:
+        connection.execute(sa.insert(schema.champion).values(model="m", release=OLD, decision_id="m:0"))
+    state = queued(settings, 1)
+    _, after = rollouts.rollout_store(settings).commit(state, begin(state, NOW, "test"))
+    rollouts.advance(settings, after.id)
+    return after
+
+
+@pytest.mark.parametrize("table", ["decision", "decision_effect", "route", "anchor"])
+@pytest.mark.parametrize("verb", ["update", "delete"])
+def test_what_was_recorded_cannot_be_changed_or_removed(settings: Settings, table: str, verb: str) -> None:
+    state = started(settings)
+    store = rollouts.rollout_store(settings)
+    store.commit(state, decide(state, Standing(), NOW))
+    rollouts.advance(settings, state.id)
+    store.anchor("2026-01-01")
+    where = schema.metadata.tables[table]
+    statement = sa.delete(where) if verb == "delete" else sa.update(where).values(model="x")
+    with pytest.raises(DBAPIError, match=f"{table} is append-only"), store.db.write() as connection:
+        connection.execute(statement)
+
+
+def test_a_row_changed_behind_the_triggers_is_found_by_the_audit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(home=tmp_path)
+    state = started(settings)
+    rollouts.rollout_store(settings).commit(state, decide(state, Standing(), NOW))
+    monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path))
+    assert CliRunner().invoke(audit.app, ["verify"]).exit_code == 0
+    with sqlite3.connect(tmp_path / "control.db") as raw:
+        raw.execute("DROP TRIGGER decision_no_update")
+        raw.execute("UPDATE decision SET body = replace(body, 'continue', 'rollback') WHERE n = 2")
+    result = CliRunner().invoke(audit.app, ["verify"])
+    assert result.exit_code == 1
+    assert "m:2: its body or number is not what its hash was taken of" in result.output
+
+
+def test_a_record_cut_behind_the_triggers_is_found_by_its_anchor(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    state = started(settings)
+    store = rollouts.rollout_store(settings)
+    store.commit(state, decide(state, Standing(), NOW))
+    assert store.anchor("2026-01-01") == 1
+    assert store.anchor("2026-01-01") == 0, "once a day"
+    with sqlite3.connect(tmp_path / "control.db") as raw:
+        raw.execute("DROP TRIGGER decision_no_delete")
+        raw.execute("DELETE FROM decision WHERE n = 2")
+    (fault,) = rollouts.audit(settings)["m"]
+    assert "entry 2: anchored hash" in fault
+
+
+def test_a_second_running_or_waiting_rollout_is_refused_by_the_database(db: ControlDb, settings: Settings) -> None:
+    started(settings)
+    queued(settings, 2)
+    with pytest.raises(TerminalError, match="waits already"):
+        queued(settings, 3)
+    for slot in ("running", "waiting"):
+        values = {"model": "m", "n": 9, "status": slot, "challenger": "c", "revision": 0, "document": "{}"}
+        with pytest.raises(IntegrityError), db.write() as connection:
+            connection.execute(sa.insert(schema.rollout).values(id="x", slot=slot, **values))
+
+
+def test_a_decision_on_an_old_state_is_refused_and_leaves_nothing(settings: Settings) -> None:
+    state = started(settings)
+    store = rollouts.rollout_store(settings)
+    store.commit(state, decide(state, Standing(), NOW))
+    lines = store.entries("m")
+    with pytest.raises(StaleDecisionError, match="taken on revision"):
+        store.commit(state, decide(state, Standing(word="rollback", sentence="harm"), NOW))
+    assert store.entries("m") == lines
+
+
+def test_a_rollout_does_not_begin_against_a_champion_that_is_gone(settings: Settings) -> None:
+    state = queued(settings, 1)
+    with rollouts.control_db(settings).write() as connection:
+        connection.execute(sa.insert(schema.champion).values(model="m", release=OLD, decision_id="m:0"))
+    with pytest.raises(StaleDecisionError, match="got champion a"):
+        rollouts.rollout_store(settings).commit(state, begin(state, NOW, "test"))
+
+
+def test_two_writers_at_once_both_get_their_route_version(db: ControlDb) -> None:
+    def write(name: str) -> None:
+        for _ in range(20):
+            db.set_route(Route(model="m", version=0, mode="single", champion=name))
+
+    threads = [threading.Thread(target=write, args=(str(n),)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    route = db.route("m")
+    assert route is not None
+    assert route.version == 60
+
+
+def test_a_lock_that_is_never_released_is_a_transient_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.adapters.control_db._BUSY_MS", 50)
+    db = ControlDb(f"sqlite:///{tmp_path / 'control.db'}")
+    holder = sqlite3.connect(tmp_path / "control.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(TransientError, match="write lock"):
+        db.set_route(Route(model="m", version=0, mode="single", champion="x"))
+    holder.execute("ROLLBACK")
+    db.engine.dispose()
+
+
+def test_a_turn_is_one_process_at_a_time(db: ControlDb) -> None:
+    with db.turn("t") as first, db.turn("t", patience_s=0.1) as second:
+        assert (first, second) == (True, False)
+    with db.turn("t", patience_s=0.1) as third:
+        assert third
+
+
+def test_an_asset_event_is_claimed_by_each_consumer_once(db: ControlDb) -> None:
+    assert db.emit_asset("m:1/0", "drift://m", {"psi": 0.3})
+    assert not db.emit_asset("m:1/0", "drift://m", {"psi": 0.9})
+    (event,) = db.asset_events("drift://m", consumer="train")
+    assert event["extra"] == {"psi": 0.3}
+    assert [db.claim("train", "m:1/0"), db.claim("train", "m:1/0"), db.claim("other", "m:1/0")] == [True, False, True]
+    assert db.asset_events("drift://m", consumer="train") == []
+
+
+def test_a_release_is_found_by_digest_its_beginning_or_its_version(db: ControlDb) -> None:
+    for digest, semver in (("ab" * 32, "1.0.0"), ("abababff" * 8, "1.1.0")):
+        db.put_release(ReleaseRow(model="m", digest=digest, semver=semver, metrics={"auc": 0.7}))
+    assert db.release("1.1.0", "m").digest == "abababff" * 8
+    assert db.release("abababff").semver == "1.1.0"
+    assert db.release("ab" * 32).metrics == {"auc": 0.7}
+    with pytest.raises(NotFoundError, match="2 matches"):
+        db.release("ababab")
+    with pytest.raises(NotFoundError, match=r"1\.0\.0"):
+        db.release("2.0.0")
+
+
+def test_a_retraining_is_asked_for_once_a_moment(db: ControlDb) -> None:
+    first = db.add_retrain("m", 1_000, "drift of temp")
+    assert db.add_retrain("m", 1_000, "again") == first
+    assert db.add_retrain("m", 2_000, "later").n == 2
+    db.set_retrain_status("m", 2, "done")
+    assert [row.status for row in db.retrains("m")] == ["asked", "done"]
+
+
+def test_the_plan_is_frozen_into_the_rollout(settings: Settings) -> None:
+    state = started(settings)
+    assert rollouts.load(settings, state.id).plan.digest() == PLAN.digest()
