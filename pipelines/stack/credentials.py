@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 from pathlib import Path
 
 from pipelines.settings import Settings
@@ -21,11 +22,24 @@ def read_or_make(path: Path, bits: int = 256) -> str:
     return path.read_text().strip()
 
 
-def _write_once(path: Path, text: str) -> None:
-    """Write a new file whole; a file that is already there wins."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+def keep(path: Path, secret: str) -> None:
+    """Write a secret that was given, in the place of any other."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists() or path.read_text().strip() != secret:
+        _draft(path, secret).replace(path)
+
+
+def _draft(path: Path, text: str) -> Path:
+    """A file beside `path` that only its owner may read."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(text)
+    return draft
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a new file whole; a file that is already there wins."""
+    draft = _draft(path, text)
     try:
         os.link(draft, path)
     except FileExistsError:

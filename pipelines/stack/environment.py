@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from pipelines.settings import PROJECT, Settings
-from pipelines.stack.credentials import AIRFLOW_USERS, airflow_password, airflow_passwords_file, read_or_make
+from pipelines.stack.credentials import AIRFLOW_USERS, airflow_password, airflow_passwords_file, keep, read_or_make
 
 __all__ = ["airflow_password", "part_environment"]
 
@@ -37,8 +37,12 @@ def _slipway(settings: Settings) -> dict[str, str]:
         variables[f"SLIPWAY_{name.upper()}"] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
     variables["SLIPWAY_HOME"] = str(settings.root)
     variables["SLIPWAY_INCLUDE_DIR"] = str(settings.include_dir.resolve())
-    variables["SLIPWAY_TOKEN"] = variables["SLIPWAY_TOKEN"] or read_or_make(settings.secrets_dir / "token")
-    variables["SLIPWAY_PII_KEY"] = variables["SLIPWAY_PII_KEY"] or read_or_make(settings.secrets_dir / "pii_key")
+    for name in ("token", "pii_key"):
+        file = settings.secrets_dir / name
+        if given := variables[f"SLIPWAY_{name.upper()}"]:
+            keep(file, given)  # whoever opens this home later finds the one its parts were started with
+        else:
+            variables[f"SLIPWAY_{name.upper()}"] = read_or_make(file)
     return variables
 
 

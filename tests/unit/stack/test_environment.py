@@ -57,6 +57,13 @@ def test_whoever_opens_the_home_later_finds_its_token(tmp_path):
     assert Settings(home=tmp_path, token="mine").token.get_secret_value() == "mine"
 
 
+def test_a_token_that_was_given_is_kept_for_whoever_opens_the_home_later(tmp_path):
+    for token in ("first", "second"):
+        part_environment(Settings(home=tmp_path, token=token))
+        assert Settings(home=tmp_path).token.get_secret_value() == token
+        assert stat.S_IMODE((tmp_path / "secrets" / "token").stat().st_mode) == 0o600
+
+
 def test_secrets_do_not_show_when_settings_are_printed(tmp_path):
     token = part_environment(Settings(home=tmp_path))["SLIPWAY_TOKEN"]
     assert token not in repr(Settings(home=tmp_path))
