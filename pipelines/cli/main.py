@@ -15,7 +15,7 @@ if problem := wrong_environment():  # before the imports that would fail with a 
 
 import typer
 
-from pipelines.cli import audit, collector, demo, gate, log, release, rollout, stack
+from pipelines.cli import audit, check, collector, demo, feature, gate, log, new, release, rollout, stack
 from pipelines.contracts.errors import SlipwayError
 
 app = typer.Typer(
@@ -26,10 +26,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(check.check)
+app.command()(check.apply)
 app.command()(stack.up)
 app.command()(stack.down)
 app.command()(stack.status)
 app.command()(demo.demo)
+app.add_typer(new.app, name="new")
+app.add_typer(feature.app, name="feature")
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(release.app, name="release")
 app.add_typer(gate.app, name="gate")

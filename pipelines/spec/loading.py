@@ -134,11 +134,9 @@ def _load_one(
 ) -> AnySpec:
     path = path_of(include, folder, name)
     if not path.is_file():
-        known = names(include, folder)
-        raise NotFoundError(
-            f"{folder.removesuffix('s')} spec '{name}'{suggestion(name, known)}",
-            hint=f"Specs lie in {include / folder}.",
-        )
+        near = suggestion(name, names(include, folder)).removeprefix(".").removeprefix(";").strip()
+        what = f"{folder.removesuffix('s')} spec '{name}'"
+        raise NotFoundError(what, got=f"no {shown_path(include, path)}", hint=near)
     spec, mistakes = parse_spec(path, spec_type, check, shown_path(include, path))
     if mistakes or spec is None:
         raise SpecError("\n".join(mistakes))

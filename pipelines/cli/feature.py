@@ -1,0 +1,88 @@
+"""`slipway feature`: what feature views there are, how fresh they are, who uses them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Feature views: what there is, how fresh it is, who uses it.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_(json_: Json = False) -> None:
+    """List the feature views: version, keys, freshness, models that use them."""
+    import msgspec
+
+    from pipelines.settings import Settings
+    from pipelines.wiring import feature_catalogue
+
+    found = feature_catalogue.entries(Settings())
+    if json_:
+        print(json.dumps([msgspec.to_builtins(entry) for entry in found], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("view", "keys", "features", "readable through", "lag", "allowed", "used by")
+    for entry in found:
+        fresh = entry.freshness
+        lag = "never" if fresh.lag_s is None else _hours(fresh.lag_s)
+        colour = "green" if fresh.fresh else "red"
+        table.add_row(
+            entry.version,
+            ", ".join(entry.entity),
+            str(len(entry.features)),
+            (fresh.online_through or "-")[:16],
+            f"[{colour}]{lag}[/{colour}]",
+            _hours(fresh.allowed_s),
+            ", ".join(entry.used_by) or "-",
+        )
+    Console().print(table)
+
+
+@app.command()
+def show(view: Annotated[str, typer.Argument(help="The view's name.")], json_: Json = False) -> None:
+    """Show one feature view: features with types and units, windows, freshness, versions."""
+    import msgspec
+
+    from pipelines.settings import Settings
+    from pipelines.wiring import feature_catalogue
+
+    entry = feature_catalogue.entry(Settings(), view)
+    if json_:
+        print(json.dumps(msgspec.to_builtins(entry), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"[bold]{entry.version}[/bold]  {entry.description}")
+    facts = {
+        "owner": entry.owner,
+        "keys": ", ".join(f"{key} ({kind})" for key, kind in entry.entity.items()),
+        "datasets": ", ".join(entry.datasets),
+        "published every": entry.publish_every,
+        "looks back": entry.look_back,
+        "time to live": entry.ttl or "no limit",
+        "built through": entry.freshness.built_through or "never",
+        "readable through": entry.freshness.online_through or "never",
+        "used by": ", ".join(entry.used_by) or "no model",
+        "older versions": ", ".join(entry.older_versions) or "none",
+    }
+    for name, value in facts.items():
+        console.print(f"  {name:17} {value}")
+    table = Table("feature", "type", "unit", "range", "description")
+    for name, feature in entry.features.items():
+        low, high = feature.get("min"), feature.get("max")
+        bounds = (
+            "" if low is None and high is None else f"{'' if low is None else low} .. {'' if high is None else high}"
+        )
+        table.add_row(name, feature["type"], feature.get("unit", ""), bounds, feature.get("description", ""))
+    console.print(table)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h"
