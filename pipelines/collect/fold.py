@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from pipelines.collect.row_order import Rows, codes, floats, merge, micros, plain
 from pipelines.rollout.policy import Metric, Policy
 from pipelines.stats import bets, tables
-from pipelines.stats.centre import RunningCentre
+from pipelines.stats.centre import RunningCentre, RunningRate
 from pipelines.stats.cuts import RunningCuts
 from pipelines.stats.evidence import BETTER, HARM, PROOF, WIDTH, Evidence
-from pipelines.stats.latency_blocks import LatencyBlocks
+from pipelines.stats.latency_blocks import MARGIN, LatencyBlocks
 from pipelines.stats.losses import loss_range, loss_values
 from pipelines.stats.nats import Floats, Ints, quantise, quantise_up
 from pipelines.stats.postings import Count, Posting, Step
@@ -78,6 +78,7 @@ class Fold:
         latencies = [metric for metric in policy.metrics if metric.kind == "quantile"]
         self._cuts = RunningCuts([cast("float", metric.q) for metric in latencies])
         self._blocks = LatencyBlocks([metric.name for metric in latencies], policy.response_deadline_s)
+        self._rates = {metric.name: RunningRate() for metric in policy.metrics if metric.kind == "event"}
         self._centres = {metric.name: RunningCentre() for metric in policy.metrics if metric.kind == "mean"}
 
     def add(
@@ -442,11 +443,15 @@ class Fold:
         outcome = rows["status"] == (_ERROR if metric.event == "error" else _INVALID)
         kind = self._pair_class(rows, outcome)
         margin = metric.promote_margin_abs
+        champion = ~self._drawn(rows) | (rows["arm"] == _CHAMPION)
+        rate = self._rates[metric.name].take(outcome[:, 0], champion)
+        levels = tables.CLASSES * tables.caution(rate, margin)
 
         def table_of(share: float | None) -> Ints:
             return tables.paired_events(margin) if share is None else tables.assigned_events(share, margin)
 
-        step.postings.extend(self._post(metric.name, rows, at, kind, table_of, bet_on=self._telling(rows, kind)))
+        telling = self._telling(rows, kind)
+        step.postings.extend(self._post(metric.name, rows, at, kind + levels, table_of, bet_on=telling))
 
     def _latencies(self, rows: Open, at: Ints, step: Step) -> None:
         metrics = [metric for metric in self._policy.metrics if metric.kind == "quantile"]
@@ -472,6 +477,14 @@ class Fold:
                 return tables.paired_exceedances(q) if share is None else tables.assigned_exceedances(q, share)
 
             step.postings.extend(self._post(metric.name, part, when, harm, harm_table, bet_on=None))
+            if metric.harm_ratio is not None:
+                # The second key: is the challenger still slower once the practical margin is taken off its latency?
+                beyond = self._pair_class(
+                    part, part["latency"] / np.array([1.0, metric.harm_ratio]) > cut[ready][:, None]
+                )
+                step.postings.extend(
+                    self._post(metric.name + MARGIN, part, when, beyond, tables.exceedance_counts, bet_on=None)
+                )
             margin = metric.promote_margin_rel
             if margin is not None:
                 scaled = part["latency"] / np.array([1.0, 1.0 + margin]) > cut[ready][:, None]

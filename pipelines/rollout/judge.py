@@ -12,7 +12,7 @@ from pipelines.rollout.policy import Metric, Policy, Stage
 from pipelines.stats.bounds import interval
 from pipelines.stats.evidence import BETTER, HARM, PROOF, WIDTH, Evidence
 from pipelines.stats.families import harm, loudest_stage, proof
-from pipelines.stats.latency_blocks import SUFFIX
+from pipelines.stats.latency_blocks import MARGIN, SUFFIX
 from pipelines.stats.losses import loss_range
 from pipelines.stats.mixture import e_value
 from pipelines.stats.nats import MOMENT, Ints
@@ -96,13 +96,26 @@ _GAP_LIMIT = 0.01
 _GAP_LEAST = 20
 
 
+class _Book(NamedTuple):
+    """Evidence with its cells by metric: (stage, slice, vector)."""
+
+    evidence: Evidence
+    cells: dict[str, list[tuple[str, str, Ints]]]
+
+    @staticmethod
+    def of(evidence: Evidence) -> _Book:
+        cells: dict[str, list[tuple[str, str, Ints]]] = {}
+        for (stage, metric, part), vector in evidence.cells.items():
+            cells.setdefault(metric, []).append((stage, part, vector))
+        return _Book(evidence, cells)
+
+
 class _Cells:
     """The cells of one metric as arrays: `whole` (K, WIDTH), `parts` (S, K, WIDTH) for the sorted slice `names`."""
 
-    def __init__(self, evidence: Evidence, metric: str, stages: tuple[str, ...]) -> None:
+    def __init__(self, book: _Book, metric: str, stages: tuple[str, ...]) -> None:
         place = {name: k for k, name in enumerate(stages)}
-        held = [(stage, part, v) for (stage, name, part), v in evidence.cells.items() if name == metric]
-        held = [row for row in held if row[0] in place]
+        held = [row for row in book.cells.get(metric, ()) if row[0] in place]
         self.names = sorted({part for _, part, _ in held if part})
         self.whole = np.zeros((len(stages), WIDTH), dtype=np.int64)
         self.parts = np.zeros((len(self.names), len(stages), WIDTH), dtype=np.int64)
@@ -255,9 +268,9 @@ class _Finding(NamedTuple):
     excess: float
 
 
-def _integrity(policy: Policy, evidence: Evidence, name: str) -> _Finding:
+def _integrity(policy: Policy, book: _Book, name: str) -> _Finding:
     stages = tuple(stage.name for stage in policy.stages)
-    cells = _Cells(evidence, name, stages)
+    cells = _Cells(book, name, stages)
     live = [k for k, stage in enumerate(stages) if stage in live_stages(policy, name)]
     log_e, _, _ = _loudest(policy, cells, live, sticky=policy.unit == "unit")
     bar = hold_bar(policy)
@@ -308,10 +321,11 @@ def acts(policy: Policy, metric: Metric, evidence: Evidence, lower: float | None
     return lower >= metric.hard_harm_rel * abs(champion)
 
 
-def _judge_metric(policy: Policy, evidence: Evidence, metric: Metric) -> _Finding:
+def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
+    evidence = book.evidence
     stages = tuple(stage.name for stage in policy.stages)
     sticky = policy.unit == "unit"
-    cells = _Cells(evidence, metric.name, stages)
+    cells = _Cells(book, metric.name, stages)
     live = [k for k, stage in enumerate(stages) if stage in live_stages(policy, metric)]
     estimate = _estimate(policy, metric, cells.whole)
     levels, bar = estimate.levels, rollback_bar(policy, metric)
@@ -321,9 +335,21 @@ def _judge_metric(policy: Policy, evidence: Evidence, metric: Metric) -> _Findin
     scoped = _levels(rows if scope is None else rows[scope : scope + 1])
     may_act = acts(policy, metric, evidence, estimate.lower, levels.champion)
 
+    proof_units = cells.whole[[k for k, s in enumerate(stages) if s in proof_stages(policy, metric)]]
+    log_proof = float(proof(proof_units[:, PROOF], sticky=sticky)) if metric.provable and len(proof_units) else 0.0
+    log_better = float(proof(proof_units[:, BETTER], sticky=sticky)) if len(proof_units) else 0.0
+    log_worse = float(proof(proof_units[:, HARM], sticky=sticky)) if len(proof_units) else 0.0
+    need = math.log(proof_bar(policy))
+    waited = not metric.paired or evidence.event_time_s >= policy.min_event_time_s
+    proven = metric.provable and log_proof >= need and waited
+
     stop, pause = None, None
     sentence = _sentence(metric, estimate, log_e, bar)
-    if metric.role != "report" and reached and harmful(metric, scoped) and may_act:
+    worth = harmful(metric, scoped)
+    if metric.kind == "quantile":
+        # Slower for certain, yet within the margin that was ruled out or below the practical one: nothing to wait for.
+        worth = worth and not proven and _beyond_margin(book, metric, stages)
+    if metric.role != "report" and reached and worth and may_act:
         where = "" if part is None else f" in slice {part}"
         text = f"{metric.name}{where}: {_versus(metric, scoped)} in {scoped.n} observations; {_bar_text(log_e, bar)}"
         value = e_value(log_e)
@@ -332,15 +358,8 @@ def _judge_metric(policy: Policy, evidence: Evidence, metric: Metric) -> _Findin
         else:
             stop = Stop(action="rollback", metric=metric.name, slice=part, e_value=value, threshold=bar, sentence=text)
     if metric.kind == "quantile" and metric.role != "report":
-        stop = _judge_blocks(policy, evidence, metric, stages, live)
+        stop = _judge_blocks(policy, book, metric, stages, live)
 
-    proof_units = cells.whole[[k for k, s in enumerate(stages) if s in proof_stages(policy, metric)]]
-    log_proof = float(proof(proof_units[:, PROOF], sticky=sticky)) if metric.provable and len(proof_units) else 0.0
-    log_better = float(proof(proof_units[:, BETTER], sticky=sticky)) if len(proof_units) else 0.0
-    log_worse = float(proof(proof_units[:, HARM], sticky=sticky)) if len(proof_units) else 0.0
-    need = math.log(proof_bar(policy))
-    waited = not metric.paired or evidence.event_time_s >= policy.min_event_time_s
-    proven = metric.provable and log_proof >= need and waited
     better: Better = "unproven"
     if metric.kind in ("paired_loss", "mean"):
         better = "yes" if log_better >= need else "no" if log_worse >= need else "unproven"
@@ -371,11 +390,18 @@ def _loudest(policy: Policy, cells: _Cells, live: list[int], *, sticky: bool) ->
     return float(family.log_e), part, None if stage is None else live[stage]
 
 
-def _judge_blocks(
-    policy: Policy, evidence: Evidence, metric: Metric, stages: tuple[str, ...], live: list[int]
-) -> Stop | None:
+def _beyond_margin(book: _Book, metric: Metric, stages: tuple[str, ...]) -> bool:
+    """Whether the challenger is still slower once its latencies are divided by the harm ratio."""
+    if metric.harm_ratio is None:
+        return True
+    whole = _Cells(book, metric.name + MARGIN, stages).whole
+    latest = np.flatnonzero(whole[:, 0])[-1:]
+    return _levels(whole[latest]).difference > 0.0
+
+
+def _judge_blocks(policy: Policy, book: _Book, metric: Metric, stages: tuple[str, ...], live: list[int]) -> Stop | None:
     """Rollback for latency rests on blocks of 60 seconds, which noise local to an arm cannot fool."""
-    cells = _Cells(evidence, metric.name + SUFFIX, stages)
+    cells = _Cells(book, metric.name + SUFFIX, stages)
     if not cells.whole[:, 0].any() or not live:
         return None
     log_e, bar = (
@@ -383,7 +409,7 @@ def _judge_blocks(
         (rollback_bar(policy, metric)),
     )
     levels = _levels(cells.whole)
-    if log_e < math.log(bar) or levels.difference <= 0.0:
+    if log_e < math.log(bar) or levels.difference <= 0.0 or not _beyond_margin(book, metric, stages):
         return None
     text = f"{metric.name}: {_versus(metric, levels)} in {levels.n} blocks of 60 seconds; {_bar_text(log_e, bar)}"
     return Stop(action="rollback", metric=metric.name, slice=None, e_value=e_value(log_e), threshold=bar, sentence=text)
@@ -439,8 +465,9 @@ def judge(policy: Policy, evidence: Evidence, stage: str, *, final_look: bool = 
     counts as complete whatever its number of requests: no more will come. Raises ContractError for an unknown stage.
     """
     current = policy.stage(stage)
-    integrity = [_integrity(policy, evidence, name) for name in policy.integrity]
-    findings = [_judge_metric(policy, evidence, metric) for metric in policy.metrics]
+    book = _Book.of(evidence)
+    integrity = [_integrity(policy, book, name) for name in policy.integrity]
+    findings = [_judge_metric(policy, book, metric) for metric in policy.metrics]
     stops = [found for found in integrity if found.stop is not None]
     stop = stops[0].stop if stops else _gaps(policy, evidence)
     if stop is None:

@@ -38,6 +38,18 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     labelled: float = 0.95
     units: int = 0
     """Number of sticky units; 0 draws the arm for each request."""
+    sick_units: float = 0.0
+    """Share of units of which every request fails, whoever answers."""
+    outage: float = 0.0
+    """Error rate of both arms during the middle tenth of every stage."""
+    spike: float = 1.0
+    """Factor on both arms' latency during the middle tenth of every stage."""
+    arm_noise: float = 0.0
+    """Spread of a slow noise in log latency that each arm has for itself (its own pods)."""
+    cold_start: int = 0
+    """Requests from the start of the rollout in which the challenger fails half the time and is ten times slower."""
+    early_positives: bool = False
+    """Positive labels arrive at once, negative ones at the usual delay."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,9 +127,21 @@ def simulate(
     invalid_rate = np.full((n, 2), traffic.invalid_rate)
     error_rate[sick, 1] = traffic.error_rate if fault.error_rate is None else fault.error_rate
     invalid_rate[sick, 1] = traffic.invalid_rate if fault.invalid_rate is None else fault.invalid_rate
+    middle = np.concatenate([(np.arange(size) >= 0.45 * size) & (np.arange(size) < 0.55 * size) for size in sizes])
+    if traffic.outage:
+        error_rate[middle] = traffic.outage
+    if traffic.sick_units and traffic.units:
+        error_rate[(rng.random(traffic.units) < traffic.sick_units)[unit]] = 1.0
+    cold = np.arange(n) < traffic.cold_start
+    error_rate[cold, 1] = 0.5
     error = rng.random((n, 2)) < error_rate
     invalid = rng.random((n, 2)) < invalid_rate
     latency = _latency(rng, n, traffic)
+    latency *= np.where(middle, traffic.spike, 1.0)[:, None] * np.where(
+        np.stack([cold & False, cold], axis=1), 10.0, 1.0
+    )
+    if traffic.arm_noise:
+        latency *= np.exp(traffic.arm_noise * _slow_noise(rng, n))
     slow = sick & (rng.random(n) < 0.02)
     latency[:, 1] *= np.where(sick, fault.latency_factor, 1.0) * np.where(slow, fault.tail_factor, 1.0)
     answered = np.stack([~drawn | ~challenger, ~drawn | challenger], axis=1)
@@ -136,7 +160,10 @@ def simulate(
     row, side, when = row[order], side[order], when[order]
 
     labelled = rng.random(n) < traffic.labelled
-    arrival = ts + rng.exponential(traffic.label_delay_s * 1e6, n).astype(np.int64)
+    wait = rng.exponential(traffic.label_delay_s * 1e6, n)
+    if traffic.early_positives:
+        wait = np.where(label > 0, 0.02 * wait, wait)
+    arrival = ts + wait.astype(np.int64)
     kpi = rng.normal(traffic.kpi_mean, traffic.kpi_sd, n) + 0.5 * np.tanh(weather)
     kpi = np.clip(np.where(challenger & sick, kpi * fault.kpi_factor, kpi), 0.0, 2 * traffic.kpi_mean)
     kpi_at = ts + rng.exponential(60e6, n).astype(np.int64)
@@ -182,6 +209,14 @@ def simulate(
 
 def _ids(n: int, rollout_id: int) -> pa.Array:
     return pa.array(np.full(n, rollout_id, dtype=np.int32))
+
+
+def _slow_noise(rng: np.random.Generator, n: int) -> Floats:
+    """(n, 2) noise of unit spread that stays for about 200 requests, apart in each arm."""
+    steps = -(-n // 200) + 1
+    knots = rng.normal(0.0, 1.0, (steps, 2))
+    noise: Floats = np.repeat(knots, 200, axis=0)[:n]
+    return noise
 
 
 def _latency(rng: np.random.Generator, n: int, traffic: Traffic) -> Floats:

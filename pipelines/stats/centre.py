@@ -9,6 +9,32 @@ from pipelines.stats.nats import MOMENT, Floats, Ints
 BLOCK = 500
 
 
+class RunningRate:
+    """The champion's event rate over its last whole block of 500 answers, in order of position; 0 before the first."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._events = 0
+        self._frozen = 0.0
+
+    def take(
+        self, events: np.ndarray[tuple[int], np.dtype[np.bool_]], champion: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    ) -> Floats:
+        """(n,) rates for n further answers in order; `events` are looked at where `champion` is true."""
+        rates = np.full(len(events), self._frozen)
+        place = np.flatnonzero(champion)
+        cumulated = self._events + np.cumsum(events[place])
+        ends = np.flatnonzero((self._seen + 1 + np.arange(len(place))) % BLOCK == 0)
+        taken = 0
+        for end in ends.tolist():
+            self._frozen = float(cumulated[end] - taken) / BLOCK
+            taken = int(cumulated[end])
+            rates[place[end] + 1 :] = self._frozen
+        self._seen += len(place)
+        self._events = (int(cumulated[-1]) if len(place) else self._events) - taken
+        return rates
+
+
 class RunningCentre:
     """The champion's mean over all earlier blocks of 500 settled observations, in order of settling.
 

@@ -21,6 +21,9 @@ BLOCK_US = 60_000_000
 LEAST = 3
 """Requests an arm needs in a block for its rate to be compared."""
 SUFFIX = "#blocks"
+"""Added to a metric's name: its evidence from blocks."""
+MARGIN = "#margin"
+"""Added to a metric's name: its exceedances with the challenger's latencies divided by the harm ratio."""
 
 
 class LatencyBlocks:
@@ -40,15 +43,21 @@ class LatencyBlocks:
         if not len(wall):
             return
         block = wall // BLOCK_US
-        key = np.stack([block, stage], axis=1)
-        unique, inverse = np.unique(key, axis=0, return_inverse=True)
-        counts = np.zeros((len(unique), 4), dtype=np.int64)
-        inverse = inverse.reshape(-1)
-        np.add.at(counts, (inverse, 2 * arm), 1)
-        np.add.at(counts, (inverse, 2 * arm + 1), exceeds)
-        for (b, k), row in zip(unique, counts, strict=True):
-            held = self._open.setdefault((int(b), int(k)), np.zeros((len(self._names), 4), dtype=np.int64))
-            held[column] += row
+        stages = int(stage.max()) + 1
+        least = int(block.min())
+        cell = (block - least) * stages + stage
+        # counts[cell] = (champion's observations, its exceedances, challenger's observations, its exceedances)
+        seen = np.bincount(cell * 4 + 2 * arm, minlength=4)
+        above = np.bincount((cell * 4 + 2 * arm + 1)[exceeds > 0], minlength=len(seen))
+        size = -(-max(len(seen), len(above)) // 4) * 4
+        counts = np.zeros(size, dtype=np.int64)
+        counts[: len(seen)] += seen
+        counts[: len(above)] += above
+        table = counts.reshape(-1, 4)
+        for place in np.flatnonzero(table.any(axis=1)).tolist():
+            b, k = divmod(place, stages)
+            held = self._open.setdefault((b + least, k), np.zeros((len(self._names), 4), dtype=np.int64))
+            held[column] += table[place]
 
     def close(self, wall: Ints, first: int, parts: int) -> list[Posting]:
         """Judges the blocks whose last answer is due by the wall watermark `wall` (by position from `first`)."""

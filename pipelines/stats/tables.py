@@ -11,7 +11,7 @@ import numpy as np
 
 from pipelines.stats import bets
 from pipelines.stats.evidence import HARM, MOMENTS, PROOF, WIDTH
-from pipelines.stats.nats import MOMENT, Ints, quantise, quantise_up
+from pipelines.stats.nats import MOMENT, Floats, Ints, quantise, quantise_up
 
 N, N1, N0, Y1, Y0, S, V = range(len(MOMENTS))
 
@@ -31,6 +31,33 @@ def _with_silent(table: Ints) -> Ints:
     return silent
 
 
+LEVELS = 10
+"""A class of an event is `CLASSES * level + class`: at level k the proof bets 2**-k of what it bets when events are
+rare.
+"""
+CLASSES = 16
+
+
+def caution(rate: Floats, margin: float | None) -> Ints:
+    """(n,) levels for recent event rates: the best bet on a margin shrinks like margin / rate (an outage of both
+    arms).
+    """
+    if margin is None:
+        return np.zeros(len(rate), dtype=np.int64)
+    levels = np.ceil(np.log2(np.maximum(np.nan_to_num(rate) / margin, 1.0)))
+    return np.minimum(levels, LEVELS - 1).astype(np.int64)
+
+
+def _levelled(table: Ints, gains: Floats, largest: float) -> Ints:
+    """(4, WIDTH) with the gains of each class -> (LEVELS * 16, WIDTH) with proofs at every level of caution."""
+    parts = []
+    for level in range(LEVELS):
+        part = table.copy()
+        part[:, PROOF] = bets.mean_factors(gains, largest * 2.0**level)
+        parts.append(_with_silent(part))
+    return np.concatenate(parts)
+
+
 def _moments(*, n1: int, n0: int, y1: float, y0: float, effect: float) -> Ints:
     row = np.zeros(WIDTH, dtype=np.int64)
     row[N], row[N1], row[N0] = 1, n1, n0
@@ -48,35 +75,34 @@ def assigned_effect(share: float, outcome: float, *, challenger: bool) -> float:
 def assigned_events(share: float, margin: float | None) -> Ints:
     """(16, WIDTH), class `2 * challenger + event` (+ the flags above): events of requests whose arm was drawn.
 
-    Harm: the bet on who had the event. Proof: against "the event rate is worse by `margin` or more" (absolute).
+    Harm: the bet on who had the event. Proof: against "the event rate is worse by `margin` or more" (absolute), at
+    every level of `caution` (LEVELS * 16 rows).
     """
-    table = np.zeros((4, WIDTH), dtype=np.int64)
+    table, gains = np.zeros((4, WIDTH), dtype=np.int64), np.zeros(4)
     for arm in (0, 1):
         for event in (0, 1):
             effect = assigned_effect(share, event, challenger=bool(arm))
             row = _moments(n1=arm, n0=1 - arm, y1=arm * event, y0=(1 - arm) * event, effect=effect)
             if event:
                 row[HARM] = bets.assignment_factors(bets.EVENT_THETAS, share, challenger=bool(arm))
-            if margin is not None:
-                row[PROOF] = bets.mean_factors(np.array([margin - effect]), 1.0 / share - margin)[0]
+            gains[2 * arm + event] = (margin or 0.0) - effect
             table[2 * arm + event] = row
-    return _with_silent(table)
+    return _with_silent(table) if margin is None else _levelled(table, gains, 1.0 / share - margin)
 
 
 @cache
 def paired_events(margin: float | None) -> Ints:
     """(16, WIDTH), class `2 * challenger's event + champion's event`: a fair coin on discordant pairs."""
-    table = np.zeros((4, WIDTH), dtype=np.int64)
+    table, gains = np.zeros((4, WIDTH), dtype=np.int64), np.zeros(4)
     for one in (0, 1):
         for zero in (0, 1):
             effect = float(one - zero)
             row = _moments(n1=1, n0=1, y1=one, y0=zero, effect=effect)
             if one != zero:
                 row[HARM] = bets.assignment_factors(bets.EVENT_THETAS, 0.5, challenger=bool(one))
-            if margin is not None:
-                row[PROOF] = bets.mean_factors(np.array([margin - effect]), 1.0 - margin)[0]
+            gains[2 * one + zero] = (margin or 0.0) - effect
             table[2 * one + zero] = row
-    return _with_silent(table)
+    return _with_silent(table) if margin is None else _levelled(table, gains, 1.0 - margin)
 
 
 @cache
@@ -115,6 +141,14 @@ def paired_exceedances(q: float) -> Ints:
                 row[HARM] = bets.assignment_factors(thetas, 0.5, challenger=bool(one))
             table[2 * one + zero] = row
     return _with_silent(table)
+
+
+@cache
+def exceedance_counts(share: float | None) -> Ints:
+    """(16, WIDTH), classes as `assigned_exceedances` (or `paired_exceedances` for None): moments alone, no bet."""
+    table = (paired_exceedances(0.5) if share is None else assigned_exceedances(0.5, share)).copy()
+    table[:, HARM] = 0
+    return table
 
 
 @cache

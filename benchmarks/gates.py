@@ -1,0 +1,309 @@
+"""How often the gates are wrong: false stops on healthy rollouts, stops on faults, beside the rules in use today.
+
+    python benchmarks/gates.py --runs 300 --faults 20 --processes 2 --out benchmarks/results/gates.json
+
+Every rollout is judged at every tick of 128 rows over all metrics, slices and stages together. Peers see the same rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.rollout.offline import judge
+from pipelines.rollout.planner import Rates, plan
+from pipelines.rollout.policy import Policy
+from pipelines.rollout.simulator import HEALTHY, START_US, Fault, Traffic, simulate
+
+METRICS: list[dict[str, Any]] = [
+    {"name": "error_rate", "kind": "event", "harm_ratio": 1.5, "promote_margin_abs": 0.003, "weight": 0.25},
+    {"name": "invalid_score", "kind": "event", "weight": 0.10},
+    {"name": "latency_p50", "kind": "quantile", "q": 0.50, "harm_ratio": 1.05, "promote_margin_rel": 0.10,
+     "weight": 0.125},
+    {"name": "latency_p99", "kind": "quantile", "q": 0.99, "harm_ratio": 1.20, "promote_margin_rel": 0.20,
+     "weight": 0.125},
+    {"name": "score_shift", "kind": "paired_mean", "tolerance_rel": 0.25, "weight": 0.05},
+    {"name": "score_disagreement", "kind": "paired_abs", "tolerance_abs": 0.05, "weight": 0.05},
+    {"name": "logloss", "kind": "paired_loss", "clip": 0.01, "harm_rel": 0.01, "promote_margin_rel": 0.03,
+     "weight": 0.20},
+    {"name": "kpi", "kind": "mean", "range": [0, 10], "better": "higher", "harm_rel": 0.02, "promote_margin_rel": 0.05,
+     "weight": 0.10},
+]  # fmt: skip
+
+
+def policy(requests: int, *, shadow: bool = True, canary_only: bool = False, **changes: Any) -> dict[str, Any]:
+    """The policy of the table: shadow, then 5, 20 and 50 %."""
+    stages: list[dict[str, Any]] = [{"name": "shadow", "share": None, "requests": requests}] if shadow else []
+    shares = [0.05] if canary_only else [0.05, 0.2, 0.5]
+    stages += [{"name": f"canary_{round(100 * s):02d}", "share": s, "requests": requests} for s in shares]
+    return {
+        "schema": "slipway-gate/1",
+        "budget": {"rollback": 0.01, "hold": 0.01, "promote": 0.05},
+        "unit": "request",
+        "warmup_requests": 200,
+        "response_deadline_s": 30,
+        "label_maturity_s": 3600,
+        "stages": stages,
+        "slices": ["slice"],
+        "metrics": METRICS,
+        "integrity": ["sample_ratio", "lost_responses", "duplicates"],
+    } | changes
+
+
+TRAPS: dict[str, Traffic] = {
+    "cold start": Traffic(cold_start=150),
+    "shared outage": Traffic(outage=0.3),
+    "latency spike": Traffic(spike=5.0),
+    "early positive labels": Traffic(early_positives=True),
+    "noise local to an arm": Traffic(arm_noise=0.15),
+    "sticky units, some sick": Traffic(units=2000, sick_units=0.02),
+}
+FAULTS: dict[str, Fault] = {
+    "errors .1 -> .5 %": Fault(error_rate=0.005),
+    "errors .1 -> 1 %": Fault(error_rate=0.01),
+    "errors .1 -> 5 %": Fault(error_rate=0.05),
+    "errors .1 -> 1 %, only served": Fault(error_rate=0.01, only_served=True),
+    "errors .1 -> 5 %, only served": Fault(error_rate=0.05, only_served=True),
+    "errors .1 -> 5 %, one slice, only served": Fault(error_rate=0.05, only_served=True, slice="b"),
+    "invalid scores .02 -> 1 %": Fault(invalid_rate=0.01),
+    "p50 +10 %": Fault(latency_factor=1.1),
+    "p50 +50 %": Fault(latency_factor=1.5),
+    "tail of 2 % five times slower": Fault(tail_factor=5.0),
+    "scores shifted by half a logit": Fault(logit_shift=0.5),
+    "scores shifted by one logit": Fault(logit_shift=1.0),
+    "noise of one logit": Fault(logit_noise=1.0),
+    "kpi -8 %": Fault(kpi_factor=0.92),
+    "kpi -20 %": Fault(kpi_factor=0.8),
+    "share 20 % too large": Fault(share_factor=1.2),
+    "1 % of responses lost": Fault(lost=0.01),
+    "1 % of responses doubled": Fault(doubled=0.01),
+}
+
+
+# --- rules in use today, on the same rows ------------------------------------------------------------------------
+
+
+def _canary(tables: dict[str, pa.Table]) -> dict[str, np.ndarray]:
+    """Per answered canary request, in order: minute, whether it is the challenger's, error, latency."""
+    assigned = tables["assignments"]
+    arm = np.asarray(assigned["arm"].cast(pa.string()).to_pylist())
+    answers = tables["responses"]
+    request = answers["request_id"].to_numpy()
+    keep = arm[request] != "both"
+    request = request[keep]
+    return {
+        "minute": (answers["ts"].cast(pa.int64()).to_numpy()[keep] - START_US) // 60_000_000,
+        "challenger": arm[request] == "challenger",
+        "error": np.asarray(answers["status"].cast(pa.string()).to_pylist())[keep] == "error",
+        "latency": answers["latency_ms"].to_numpy()[keep],
+    }
+
+
+def _per_minute(rows: dict[str, np.ndarray], mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    minute = rows["minute"] - rows["minute"].min()
+    size = int(minute.max()) + 1
+    return np.bincount(minute[mask], minlength=size), np.bincount(minute[mask & rows["error"]], minlength=size)
+
+
+def success_rate(rows: dict[str, np.ndarray], *, limit: int) -> bool:
+    """Success rate of the challenger >= 99 % in every minute, with a failure limit (Argo style)."""
+    total, errors = _per_minute(rows, rows["challenger"])
+    failed = (total > 0) & (errors > 0.01 * total)
+    return int(failed.sum()) > limit
+
+
+def failed_checks(rows: dict[str, np.ndarray], *, limit: int) -> bool:
+    """`limit` failed checks of a success rate of 99 % (Flagger style)."""
+    return success_rate(rows, limit=limit - 1)
+
+
+def peeking_z(rows: dict[str, np.ndarray], *, every: int = 60, level: float = 2.576) -> bool:
+    """A two-proportion z-test on errors, looked at every hour at 1 %."""
+    total1, error1 = (np.cumsum(x)[::every] for x in _per_minute(rows, rows["challenger"]))
+    total0, error0 = (np.cumsum(x)[::every] for x in _per_minute(rows, ~rows["challenger"]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pooled = (error1 + error0) / (total1 + total0)
+        z = (error1 / total1 - error0 / total0) / np.sqrt(pooled * (1 - pooled) * (1 / total1 + 1 / total0))
+    return bool(np.nanmax(np.nan_to_num(z, nan=0.0, posinf=0.0, neginf=0.0)) > level)
+
+
+def latency_z(rows: dict[str, np.ndarray], *, every: int = 2000, level: float = 2.576) -> bool:
+    """A z-test on log latency, looked at every 2,000 requests at 1 %."""
+    x, arm = np.log(rows["latency"]), rows["challenger"]
+    for n in range(every, len(x) + 1, every):
+        one, zero = x[:n][arm[:n]], x[:n][~arm[:n]]
+        if len(one) > 30 and (one.mean() - zero.mean()) > level * np.sqrt(
+            one.var() / len(one) + zero.var() / len(zero)
+        ):
+            return True
+    return False
+
+
+def mann_whitney(rows: dict[str, np.ndarray], *, windows: int = 10) -> bool:
+    """A Mann-Whitney test on latency at 98 % in each of ten windows, most of which must fail (Kayenta style)."""
+    from scipy.stats import mannwhitneyu
+
+    failed = 0
+    for part in np.array_split(np.arange(len(rows["latency"])), windows):
+        one, zero = rows["latency"][part][rows["challenger"][part]], rows["latency"][part][~rows["challenger"][part]]
+        if len(one) > 20:
+            failed += mannwhitneyu(one, zero, alternative="greater").pvalue < 0.02
+    return failed > windows // 2
+
+
+PEERS: dict[str, Callable[[dict[str, np.ndarray]], bool]] = {
+    "success rate >= 99 % per minute, failure limit 0": lambda rows: success_rate(rows, limit=0),
+    "success rate >= 99 % per minute, failure limit 3": lambda rows: success_rate(rows, limit=3),
+    "5 failed checks": lambda rows: failed_checks(rows, limit=5),
+    "10 failed checks": lambda rows: failed_checks(rows, limit=10),
+    "hourly z-test on errors": peeking_z,
+    "z-test on latency every 2,000 requests": latency_z,
+    "Mann-Whitney on latency at 98 %, most of ten windows": mann_whitney,
+}
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+def one(job: tuple[dict[str, Any], int, Traffic, Fault, bool]) -> dict[str, Any]:
+    """One rollout, judged; and the peers' words on the same rows."""
+    body, seed, traffic, fault, peers = job
+    tables = simulate(Policy.parse(body), seed=seed, traffic=traffic, fault=fault)
+    started = time.perf_counter()
+    lines = judge(body, tables)
+    seconds = time.perf_counter() - started
+    last = lines[-1]
+    return {
+        "verdict": last["verdict"],
+        "metric": last["metric"],
+        "exposed": last["exposed"],
+        "seq": last["seq"],
+        "missing": last["missing"],
+        "paused": any(line["verdict"] == "continue" and line["metric"] for line in lines),
+        "seconds": seconds,
+        "requests": tables["assignments"].num_rows,
+        "peers": {name: rule(_canary(tables)) for name, rule in PEERS.items()} if peers else {},
+    }
+
+
+def upper_bound(events: int, runs: int, level: float = 0.95) -> float:
+    """Clopper-Pearson: the exact one-sided upper bound of a rate."""
+    from scipy.stats import beta
+
+    return 1.0 if events >= runs else float(beta.ppf(level, events + 1, runs - events))
+
+
+def rates(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Verdict shares of some rollouts, with exact upper bounds for the stops."""
+    runs = len(found)
+    verdicts = Counter(row["verdict"] for row in found)
+    stopped = [row for row in found if row["verdict"] in ("rollback", "hold")]
+    exposed = [row["exposed"] for row in stopped]
+    return {
+        "runs": runs,
+        "rollback": verdicts["rollback"] / runs,
+        "rollback_upper_95": upper_bound(verdicts["rollback"], runs),
+        "hold": verdicts["hold"] / runs,
+        "hold_upper_95": upper_bound(verdicts["hold"], runs),
+        "promote": verdicts["promote"] / runs,
+        "paused": sum(row["paused"] for row in found) / runs,
+        "by": dict(Counter(row["metric"] for row in stopped)),
+        "missing": dict(Counter(name for row in found for name in row["missing"])),
+        "exposed_median": float(np.median(exposed)) if exposed else None,
+        "exposed_90": float(np.quantile(exposed, 0.9)) if exposed else None,
+    }
+
+
+def run(jobs: list[tuple[dict[str, Any], int, Traffic, Fault, bool]], processes: int) -> list[dict[str, Any]]:
+    """All jobs, in order, over some processes."""
+    if processes <= 1:
+        return [one(job) for job in jobs]
+    with ProcessPoolExecutor(processes) as pool:
+        return list(pool.map(one, jobs, chunksize=4))
+
+
+def benchmark(*, runs: int, faults: int, requests: int, seed: int, processes: int) -> dict[str, Any]:
+    """The whole table as plain data."""
+    body = policy(requests)
+    healthy = run([(body, seed + n, Traffic(), HEALTHY, True) for n in range(runs)], processes)
+    peers = {name: sum(row["peers"][name] for row in healthy) / runs for name in PEERS}
+    table: dict[str, Any] = {"healthy": rates(healthy), "peers": peers, "traps": {}, "faults": {}}
+    for number, (name, traffic) in enumerate(TRAPS.items()):
+        chosen = body | {"unit": "unit"} if traffic.units else body
+        found = run(
+            [(chosen, seed + 10_000 * (number + 1) + n, traffic, HEALTHY, False) for n in range(faults)], processes
+        )
+        table["traps"][name] = rates(found)
+    for number, (name, fault) in enumerate(FAULTS.items()):
+        chosen = policy(requests, shadow=not fault.only_served)
+        found = run(
+            [(chosen, seed + 1_000_000 + 10_000 * number + n, Traffic(), fault, False) for n in range(faults)],
+            processes,
+        )
+        table["faults"][name] = rates(found)
+    table["requests_per_s_per_core"] = sum(r["requests"] for r in healthy) / sum(r["seconds"] for r in healthy)
+    return table
+
+
+def planner(requests: int) -> dict[str, Any]:
+    """What the planner says of the same policy."""
+    base = {
+        "requests_per_hour": 7200,
+        "labelled": 0.93,
+        "metrics": {
+            "error_rate": {"rate": 0.001, "effect": 10.0}, "invalid_score": {"rate": 0.0002, "effect": 50.0},
+            "latency_p50": {"sigma": 0.42, "effect": 1.1}, "latency_p99": {"sigma": 0.42, "effect": 2.0},
+            "logloss": {"mean": 0.53, "paired_sd": 0.15}, "kpi": {"mean": 5.0, "sd": 2.0, "effect": 0.4},
+        },
+    }  # fmt: skip
+    return plan(Policy.parse(policy(requests)), Rates.parse(base)).to_mapping()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=300, help="healthy rollouts")
+    parser.add_argument("--faults", type=int, default=20, help="rollouts of each trap and fault")
+    parser.add_argument("--requests", type=int, default=20_000, help="requests of each stage")
+    parser.add_argument("--seed", type=int, default=20260101)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=None)
+    given = parser.parse_args()
+    started = time.time()
+    result = {
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "seed": given.seed,
+        "requests_per_stage": given.requests,
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        **benchmark(
+            runs=given.runs, faults=given.faults, requests=given.requests, seed=given.seed, processes=given.processes
+        ),
+        "plan": planner(given.requests),
+        "seconds": None,
+    }
+    result["seconds"] = round(time.time() - started, 1)
+    text = json.dumps(result, indent=2) + "\n"
+    if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text, encoding="utf-8")
+    print(text)
+    healthy = result["healthy"]
+    if healthy["rollback_upper_95"] > 0.01 or healthy["hold_upper_95"] > 0.01:
+        print(f"the 95 % upper bound of false stops is not below 1 % after {healthy['runs']} runs", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
