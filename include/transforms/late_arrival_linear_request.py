@@ -1,6 +1,6 @@
 """Request features of the linear `late_arrival`: what a linear model needs spelt out. Numpy only.
 
-Rates become logits, the hour becomes a curve, carrier, airport and weekday become indicators, and some act together.
+Rates become logits, the hour a curve, carrier, airport and weekday indicators (without the first); some act together.
 `miles_per_minute` is what the schedule plans from gate to gate: a short plan leaves no room for delay.
 """
 
@@ -49,11 +49,11 @@ def build(inputs, features):
     made["plane_late"] = np.clip(
         np.nan_to_num(np.asarray(features["plane_arr_delay_last"], dtype=np.float64)), -30, 120
     )
-    for name in CARRIERS:
+    for name in CARRIERS[1:]:
         made[f"carrier_{name.lower()}"] = (carrier == name).astype(np.float64)
-    for name in ORIGINS:
+    for name in ORIGINS[1:]:
         made[f"origin_{name.lower()}"] = (origin == name).astype(np.float64)
-    for number in range(1, 8):
+    for number in range(2, 8):
         made[f"weekday_{number}"] = (day == number).astype(np.float64)
     return made
 

@@ -41,16 +41,18 @@ class _LinearTrainer:
     """What both share: the penalty's strength is the one parameter searched; there are no rounds to stop."""
 
     def suggest(self, trial: Suggester) -> Params:
-        return {"penalty": trial.suggest_float("penalty", 1e-4, 1e3, log=True)}
+        return {"penalty": trial.suggest_float("penalty", 1e-1, 1e3, log=True)}
 
     def _fit(self, estimator: Any, task: str, rows: Rows, params: Params) -> LinearFitted:
         from sklearn.impute import SimpleImputer
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
+        from threadpoolctl import threadpool_limits  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         imputer = SimpleImputer(strategy="median", keep_empty_features=True)
         pipeline = make_pipeline(imputer, StandardScaler(), estimator)
-        pipeline.fit(rows.x, rows.y)
+        with threadpool_limits(1):  # a few dozen columns: more threads only wait for each other
+            pipeline.fit(rows.x.astype(np.float64), rows.y)  # single precision makes the Hessian singular
         return LinearFitted(pipeline, task, params)
 
 

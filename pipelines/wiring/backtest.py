@@ -63,10 +63,10 @@ def backtest(settings: Settings, rollout: Rollout) -> dict[str, pa.Table]:
     Without enough to judge, all are empty and the schema metadata of `assignments` has the reason (`no_data_reason`).
     """
     policy = Policy.parse(rollout.plan.policy)
-    stage = rollout.current
-    least = stage.requests or LEAST
     if rollout.champion is None:
         return _nothing(policy, "there is no champion to compare with")
+    stage = rollout.current
+    least = stage.requests or LEAST
     arms = {
         "champion": load_release(settings, rollout.champion),
         "challenger": load_release(settings, rollout.challenger),
