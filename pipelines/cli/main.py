@@ -51,6 +51,11 @@ def main() -> int:
     except SlipwayError as error:
         print(f"slipway: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        if not type(error).__module__.startswith("pydantic"):
+            raise
+        print(f"slipway: a setting (SLIPWAY_... or .env) is wrong: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -32,11 +32,11 @@ def test_help_is_quick():
 
 
 def test_status_exits_1_when_parts_do_not_run_and_an_unknown_verb_with_2(tmp_path):
-    def slipway(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def slipway(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "pipelines.cli.main", *arguments],
             cwd=PROJECT,
-            env={**os.environ, "SLIPWAY_HOME": str(tmp_path)},
+            env={**os.environ, "SLIPWAY_HOME": str(tmp_path), **settings},
             capture_output=True,
             text=True,
             check=False,
@@ -48,3 +48,7 @@ def test_status_exits_1_when_parts_do_not_run_and_an_unknown_verb_with_2(tmp_pat
     unknown = slipway("up", "gatway")
     assert unknown.returncode == 1
     assert unknown.stderr.startswith("slipway: part 'gatway'")
+    wrong = slipway("status", SLIPWAY_AIRFLOW_PORT="eighty")
+    assert wrong.returncode == 2
+    assert "airflow_port" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
