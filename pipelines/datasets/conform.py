@@ -36,7 +36,7 @@ def conforming_sql(spec: DatasetSpec, source: str, after_us: int | None, as_of_u
             f'CASE WHEN "{name}" IS NOT NULL AND TRY_CAST("{name}" AS {kind}) IS NULL '
             f"THEN '{name}: ''' || CAST(\"{name}\" AS VARCHAR) || ''' is not a {shown} ({column.type})' END"
         )
-    known = f'CAST("{spec.known_at}" AS TIMESTAMPTZ) + INTERVAL {spec.arrival_delay.us} MICROSECONDS'
+    known = f'CAST("{spec.known_at}" AS TIMESTAMPTZ) + to_microseconds({spec.arrival_delay.us})'
     unreadable = f"nullif(concat_ws('; ', {', '.join(faults)}), '')"
     raw = f'CASE WHEN {UNREADABLE} IS NOT NULL OR "{spec.known_at}" IS NULL THEN to_json(whole)::VARCHAR END AS {RAW}'
     span = "" if after_us is None else f"AND known_at > make_timestamptz({after_us})"

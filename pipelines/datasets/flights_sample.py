@@ -107,7 +107,7 @@ def bind(
 
 
 def _moved(table: str, path: Path, shift: Shift, cycle: int) -> str:
-    moved = [f"{time} + INTERVAL {shift.of(cycle)} MICROSECONDS AS {time}" for time in _TIMES[table]]
+    moved = [f"{time} + to_microseconds({shift.of(cycle)}) AS {time}" for time in _TIMES[table]]
     if table.startswith("flights_"):
         moved.append(f"flight_id + {cycle * IDS_PER_CYCLE} AS flight_id")
     # A cycle is one day shorter than the year: its last day gives way to the next cycle's first.
