@@ -44,9 +44,12 @@ class BaseRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The model's traffic: requests per hour, share of requests that get a label or KPI, base rates by metric."""
+    """The model's traffic: requests per hour, share of requests that get a label or KPI, base rates by metric; `units`,
+    how many different units a stage meets, when the policy randomises units (each is bet on once a stage).
+    """
 
     requests_per_hour: float
+    units: int | None = None
     labelled: float = 1.0
     metrics: dict[str, BaseRates] = {}
 
@@ -173,6 +176,9 @@ def _need(
             left = np.where(growth > 0.0, (target - grown) / growth, np.inf)
         wanted = max(float(left.min()), 0.0)
         size = math.inf if stage.requests is None else float(stage.requests)
+        if policy.unit == "unit" and rates.units is not None:
+            # A unit is bet on once a stage: a stage tells as much as its units, spread over its requests.
+            growth = growth * min(1.0, rates.units / size)
         if wanted <= size or (k == last and math.isfinite(wanted)):
             return _answer(
                 rates, metric, question, effect, stage, walked + wanted, exposed + wanted * share, wanted <= size
