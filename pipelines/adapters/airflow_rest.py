@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,6 +20,8 @@ from pipelines.contracts.errors import NotFoundError, TerminalError, TransientEr
 
 FINISHED = frozenset({"success", "failed"})
 ATTEMPTS = 4
+SETTLED_S = 4.0
+"""Airflow 3.3 takes a task for lost that is answered before the scheduler has heard of the end of its asking worker."""
 T = TypeVar("T")
 
 
@@ -244,11 +247,13 @@ class AirflowRest:
     def answer(
         self, dag_id: str, run_id: str, task_id: str, option: str, params: Mapping[str, Any] | None = None
     ) -> None:
-        """Answer a human-in-the-loop task as this client's user.
+        """Answer a human-in-the-loop task as this client's user, not earlier than `SETTLED_S` after the question.
 
         Raises TerminalError for a user that is not assigned, an unknown option, or a second answer.
         """
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
+        asked_at = datetime.fromisoformat(self._json("GET", path)["created_at"])
+        time.sleep(max(0.0, SETTLED_S - (datetime.now(UTC) - asked_at).total_seconds()))
         self._json("PATCH", path, json={"chosen_options": [option], "params_input": dict(params or {})})
 
     def _json(self, method: str, path: str, **kwargs: Any) -> Any:

@@ -118,3 +118,27 @@ def test_the_first_task_leaves_the_runs_event_time_and_tells_the_asset(jobs):
     result = operator.run_job(context)
     assert context["ti"].pushed == {"as_of_us": 1_000_000}
     assert told[asset].extra == {"as_of_us": 1_000_000, "digest": result["digest"]}
+
+
+@pytest.mark.parametrize(
+    ("status", "stage", "asks"),
+    [
+        ("running", "approval", True),
+        ("held", "shadow", True),
+        ("promoted", "approval", False),
+        ("running", "shadow", False),
+    ],
+)
+def test_a_person_is_asked_only_while_the_answer_is_open(status, stage, asks):
+    from slipway_approval import already_answered
+
+    shown = {"id": "r1", "status": status, "stage": stage}
+    assert (already_answered(shown) is None) is asks
+
+
+@pytest.mark.parametrize("status", ["rolled_back", "rejected", "replaced"])
+def test_a_rollout_that_has_ended_is_not_asked_about(status):
+    from slipway_approval import already_answered
+
+    with pytest.raises(AirflowFailException, match=status):
+        already_answered({"id": "r1", "status": status, "stage": "approval"})

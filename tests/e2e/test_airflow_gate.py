@@ -6,13 +6,12 @@ from traffic are held in `test_steel_thread.py`, over the same jobs.)
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -207,9 +206,10 @@ def test_a_stage_without_data_is_held_and_goes_on_in_a_new_run_when_approved(set
 
 def test_a_killed_triggerer_loses_no_gate(settings, admin, challenge):
     run_id = challenge.dag_run_id
-    record = processes.read_record("airflow-triggerer", settings.run_dir)
-    for process in processes.members(record):
-        os.kill(process.pid, signal.SIGKILL)
+    killed = processes.members(processes.read_record("airflow-triggerer", settings.run_dir))
+    for process in killed:
+        process.kill()
+    assert psutil.wait_procs(killed, timeout=10)[1] == []
     rollouts.skip(settings, newest(settings).id, "approver", "no traffic in this test")
     up(settings, PARTS)
     wait_until(admin, run_id, "gate_shadow", "success")
