@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pipelines.adapters.control_db import control_db
@@ -172,7 +173,7 @@ async def play(stage: Stage, told: Told, replay: Replay, digest: str) -> str:
                 )
     told.evidence[rollout_id] = seen.history
     stage.now_us = replay.now_us
-    await asyncio.to_thread(stage.runs.finish, run)
+    await asyncio.to_thread(partial(stage.runs.finish, run, may_fail=seen.status == "rolled_back"))
     return rollout_id
 
 

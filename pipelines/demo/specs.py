@@ -9,6 +9,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 MIN_REQUESTS = 200
+WHOLE = ("backtest", "shadow")
+"""Stages that no rehearsal shortens: their labels need days to mature, and nobody is exposed in them."""
 
 
 def copy_include(source: Path, target: Path) -> None:
@@ -19,14 +21,14 @@ def copy_include(source: Path, target: Path) -> None:
 
 
 def edit_model(include: Path, model: str, file: str, *, size: float, seed: int) -> Path:
-    """Let `include/demo/<file>` become the model's spec, its stages' requests times `size`, trained with `seed`."""
+    """Let `include/demo/<file>` become the model's spec, trained with `seed`; serving stages `size` times as long."""
     yaml = YAML()
     yaml.width = 200
     document: Any = yaml.load((include / "demo" / file).read_text())
     document["name"] = model
     document["training"]["seed"] = seed
     for stage in document["rollout"]["stages"]:
-        if stage.get("requests"):
+        if stage.get("requests") and stage["name"] not in WHOLE:
             stage["requests"] = max(MIN_REQUESTS, int(stage["requests"] * size))
     target = include / "models" / f"{model}.yaml"
     with target.open("w") as handle:
