@@ -19,9 +19,6 @@ def run(
     commit_ms: Annotated[int, typer.Option(min=0, help="Least time between two batches.")] = 600,
 ) -> None:
     """Collect until SIGTERM or SIGINT; the batch in work is finished first."""
-    from pipelines.settings import Settings
-    from pipelines.wiring import collect
-
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     stop = False
 
@@ -31,6 +28,9 @@ def run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopping)
+    from pipelines.settings import Settings
+    from pipelines.wiring import collect
+
     settings = Settings()
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     beat = settings.run_dir / "collector.beat"  # touched after every pass: what `slipway status` looks at

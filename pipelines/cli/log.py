@@ -9,6 +9,11 @@ import typer
 app = typer.Typer(help="The inference log.", no_args_is_help=True)
 
 
+@app.callback()
+def _group() -> None:
+    """Keeps `verify` a verb of its own."""
+
+
 @app.command()
 def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Compare counters, segments and lake per worker epoch; exit 1 when anything is lost, damaged or stored twice."""

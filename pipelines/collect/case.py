@@ -1,9 +1,9 @@
 """From the inference log to the four tables of `slipway-gate/1`, for one rollout, batch by batch.
 
 The collector (fresh rows) and a rebuild (rows from the lake) use this same code, so live evidence and evidence folded
-again are the same. `request_id` becomes the rollout's own counter `rollout_seq`; `order` is the model's `seq`; a
-request of several rows is one value: its first row's. Client retries are dropped with the answers they caused, and a
-label that arrives before its assignment is kept back until the assignment is there.
+again are the same. `request_id` becomes the rollout's own counter `rollout_seq`; a request of several rows is one
+value: its first row's. `order` is twice the model's `seq`: a label that arrives before its assignment is kept back and
+comes right behind it. Client retries are dropped with the answers they caused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pipelines.contracts.assignment import PPM
 
 _STAMP = pa.timestamp("us", tz="UTC")
 _KEPT_BACK = 50_000
+_Truth = tuple[int, int, int, float]
 _decode = msgspec.json.Decoder().decode
 
 
@@ -54,12 +55,14 @@ class Case:
         self._alone: set[str] = set()
         self._answers: dict[tuple[str, str], int] = {}
         self._truths: dict[tuple[str, str], float] = {}
+        self._assigned: dict[int, tuple[int, int]] = {}
+        self._first_seq: int | None = None
         self._early: OrderedDict[tuple[str, str], list[tuple[int, float]]] = OrderedDict()
 
     def take(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
         """One batch of the log (tables by kind) as `assignments`, `responses`, `labels`, `kpi`, where not empty."""
         made: dict[str, pa.Table] = {}
-        early: dict[str, list[tuple[int, int, int, float]]] = {"label": [], "kpi": []}
+        early: dict[str, list[_Truth]] = {"label": [], "kpi": []}
         if "assignment" in tables:
             made["assignments"] = self._assignments(_of_rollout(tables["assignment"], self.rollout_id), early)
         if "response" in tables:
@@ -69,13 +72,15 @@ class Case:
                 made[name] = self._truth_table(kind, tables.get(kind), early[kind])
         return {name: table for name, table in made.items() if table.num_rows}
 
-    def _assignments(self, rows: pa.Table, early: dict[str, list[tuple[int, int, int, float]]]) -> pa.Table:
+    def _assignments(self, rows: pa.Table, early: dict[str, list[_Truth]]) -> pa.Table:
         for request in rows.filter(rows["duplicate"])["request_id"].to_pylist():
             self._retries[request] = self._retries.get(request, 0) + 1
             self.counts.retries += 1
         rows = rows.filter(pc.invert(rows["duplicate"]))
         ids, places = rows["request_id"].to_pylist(), rows["rollout_seq"].to_pylist()
         self.requests.update(zip(ids, places, strict=True))
+        if self._first_seq is None and ids:
+            self._first_seq = rows["seq"][0].as_py()
         columns = rows.select(["arm", "mode", "stage", "paired", "share_ppm", "seq"]).to_pydict()
         arms, shares = [], []
         for request, arm, mode, paired, ppm in zip(
@@ -92,8 +97,10 @@ class Case:
                 arms.append("both" if paired else arm)
                 shares.append(None)
         self._count(columns["stage"], arms, [share is not None for share in shares], rows["event_time"])
+        times = rows["event_time"].cast(pa.int64()).to_pylist()
+        self._assigned.update(zip(places, zip(columns["seq"], times, strict=True), strict=True))
         if self._early:
-            self._release_early(ids, places, columns["seq"], rows["event_time"].cast(pa.int64()).to_pylist(), early)
+            self._release_early(ids, places, early)
         processes = [
             f"{gateway}/{worker}/{epoch}"
             for gateway, worker, epoch in zip(
@@ -112,7 +119,7 @@ class Case:
                 "share": pa.array(shares, pa.float64()),
                 "unit_id": rows["unit"],
                 "process": pa.array(processes, pa.string()),
-                "order": rows["seq"],
+                "order": pc.multiply(rows["seq"], 2),
             }
             | {name: pa.array([each.get(name) for each in slices], pa.string()) for name in self.slices}
         )
@@ -155,11 +162,11 @@ class Case:
                 "status": rows["status"],
                 "score": pa.array(scores, pa.float64()),
                 "served": rows["served"],
-                "order": rows["seq"],
+                "order": pc.multiply(rows["seq"], 2),
             }
         ).filter(mask)
 
-    def _truth_table(self, kind: str, rows: pa.Table | None, released: list[tuple[int, int, int, float]]) -> pa.Table:
+    def _truth_table(self, kind: str, rows: pa.Table | None, released: list[_Truth]) -> pa.Table:
         """Labels or KPI values of this rollout's requests, the first value of each; later ones are only counted."""
         found = list(released)
         if rows is not None:
@@ -175,9 +182,9 @@ class Case:
             ):
                 place = self.requests.get(request)
                 if place is None:
-                    self._keep_back(kind, request, at, value)
+                    self._keep_back(kind, request, at, seq, value)
                 else:
-                    found.append((place, at, seq, value))
+                    found.append(self._placed(place, at, seq, value))
         fresh = []
         for place, at, seq, value in found:
             key = (kind, str(place))
@@ -200,24 +207,26 @@ class Case:
             }
         )
 
-    def _keep_back(self, kind: str, request: str, at: int, value: float) -> None:
+    def _keep_back(self, kind: str, request: str, at: int, seq: int, value: float) -> None:
         """A truth of a request not seen yet; the oldest are forgotten (most belong to requests outside the rollout)."""
+        if self._first_seq is None or seq < self._first_seq:
+            return
         self._early.setdefault((kind, request), []).append((at, value))
         while len(self._early) > _KEPT_BACK:
             self._early.popitem(last=False)
 
-    def _release_early(
-        self,
-        ids: list[str],
-        places: list[int],
-        seqs: list[int],
-        times: list[int],
-        early: dict[str, list[tuple[int, int, int, float]]],
-    ) -> None:
-        for request, place, seq, at in zip(ids, places, seqs, times, strict=True):
+    def _release_early(self, ids: list[str], places: list[int], early: dict[str, list[_Truth]]) -> None:
+        for request, place in zip(ids, places, strict=True):
             for kind in ("label", "kpi"):
-                for known, value in self._early.pop((kind, request), ()):
-                    early[kind].append((place, max(known, at), seq, value))
+                for at, value in self._early.pop((kind, request), ()):
+                    early[kind].append(self._placed(place, at, 0, value))
+
+    def _placed(self, place: int, at: int, seq: int, value: float) -> _Truth:
+        """(request, event time, order, value): never ahead of the request's assignment."""
+        assigned_seq, assigned_at = self._assigned[place]
+        if seq > assigned_seq:
+            return place, at, 2 * seq, value
+        return place, max(at, assigned_at), 2 * assigned_seq + 1, value
 
 
 def _of_rollout(rows: pa.Table, rollout_id: str) -> pa.Table:

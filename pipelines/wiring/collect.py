@@ -25,6 +25,7 @@ from pipelines.collect.case import Case
 from pipelines.collect.completeness import StreamReport, check
 from pipelines.collect.fold import Fold
 from pipelines.collect.tables import to_tables
+from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import KINDS, Override
 from pipelines.contracts.segments import Frame
 from pipelines.rollout.policy import Policy
@@ -86,6 +87,7 @@ class Collector:
         self.rollouts = rollout_store(settings)
         self.lake = DeltaLake(settings.lake)
         self._live: dict[str, _Live] = {}
+        self._broken: dict[str, str] = {}
         self._positions = self.store.positions()
         self._counters = self.store.counters()
         self._last = self.store.last_batch()
@@ -104,7 +106,7 @@ class Collector:
         tables = to_tables(numbered, plan.n)
         for kind, table in tables.items():
             self.lake.append(f"inference/{kind}", table, partition_by=("model",), txn=(APP, plan.n))
-        touched = [one for one in live.values() if one.take(tables)]
+        touched = [one for one in live.values() if self._fold(one, tables)]
         overrides = [item.event for item in numbered if isinstance(item.event, Override)]
         self.store.complete(
             plan,
@@ -127,11 +129,22 @@ class Collector:
             problems=self.problems(),
         )
 
+    def _fold(self, one: _Live, tables: dict[str, pa.Table]) -> bool:
+        """Fold one batch for one rollout. Rows that its policy cannot take stop its evidence, and nothing else."""
+        rollout_id = one.case.rollout_id
+        if rollout_id in self._broken:
+            return False
+        try:
+            return one.take(tables)
+        except ContractError as error:
+            _log.error("evidence of %s stands still: %s", rollout_id, error)
+            self._broken[rollout_id] = str(error)
+            return False
+
     def problems(self) -> dict[str, str]:
-        """Streams that stand still until a person has looked, with the reason."""
-        return {
-            str(key): position.problem for key, position in self._positions.items() if streams.stands_still(position)
-        }
+        """Streams and rollouts that stand still until a person has looked, with the reason."""
+        still = {str(key): at.problem for key, at in self._positions.items() if streams.stands_still(at)}
+        return still | self._broken
 
     def _begin(self) -> tuple[BatchPlan | None, list[list[Frame]]]:
         begun = self.store.planned()
@@ -157,24 +170,29 @@ class Collector:
         for rollout_id, rollout in running.items():
             if rollout_id not in self._live:
                 self._live[rollout_id] = live = _Live(rollout)
-                live.take(read_log(self.lake, rollout.model, rollout.created_wall_us, before_batch=batch))
+                self._fold(live, read_log(self.lake, rollout, before_batch=batch))
         return self._live
 
 
-def read_log(
-    lake: DeltaLake, model: str, since_wall_us: int = 0, *, before_batch: int | None = None
-) -> dict[str, pa.Table]:
-    """The inference log of a model from a wall time on, one table a kind, in the collector's order."""
-    where = f"model = '{model}' AND wall_time >= make_timestamp({since_wall_us})::TIMESTAMPTZ"
-    if before_batch is not None:
-        where += f" AND batch < {before_batch}"
-    found = {}
-    for kind in KINDS:
+def read_log(lake: DeltaLake, rollout: Rollout, *, before_batch: int | None = None) -> dict[str, pa.Table]:
+    """What a rollout's evidence is folded from, one table a kind, in the collector's order.
+
+    Its assignments and answers, and the model's labels and KPI values from its first assignment on.
+    """
+    until = "" if before_batch is None else f" AND batch < {before_batch}"
+    mine = f"model = '{rollout.model}' AND rollout_id = '{rollout.id}'{until}"
+    found: dict[str, pa.Table] = {}
+    if not lake.exists("inference/assignment"):
+        return found
+    assignments = lake.read("inference/assignment", where=mine).sort_by("seq")
+    if not assignments.num_rows:
+        return found
+    found["assignment"] = assignments
+    later = f"model = '{rollout.model}' AND seq > {assignments['seq'][0].as_py()}{until}"
+    for kind, where in (("response", mine), ("label", later), ("kpi", later)):
         if lake.exists(f"inference/{kind}"):
-            table = lake.read(f"inference/{kind}", where=where).sort_by("seq")
-            if table.num_rows:
-                found[kind] = table
-    return found
+            found[kind] = lake.read(f"inference/{kind}", where=where).sort_by("seq")
+    return {kind: table for kind, table in found.items() if table.num_rows}
 
 
 def collect_once(settings: Settings) -> Report:

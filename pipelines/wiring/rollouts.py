@@ -20,6 +20,7 @@ from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore, RolloutView, actions_of, decision_of
 from pipelines.contracts.clocks import from_us, wall_us
 from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TransientError
+from pipelines.contracts.events import Override
 from pipelines.contracts.routes import Breaker
 from pipelines.rollout import record
 from pipelines.rollout.actions import Action, EmitAsset, Notify, SetAlias, SetRoute, TagRelease
@@ -37,6 +38,7 @@ from pipelines.stats.evidence import Evidence
 if TYPE_CHECKING:
     from pipelines.spec.model import ModelSpec
 
+_overrides = msgspec.json.Decoder(Override)
 # `list` is the name of a job here, so the lists of this module's signatures have names of their own.
 Verdicts = list[dict[str, Any]]
 Effects = list[Effect]
@@ -381,7 +383,7 @@ def observe_overrides(settings: Settings) -> int:
     for row in fresh:
         store.observe(row.event_id)
     for row in fresh:
-        rollout = _concerned(store, row.model, row.rollout_id, json.loads(row.document)["action"])
+        rollout = _concerned(store, row.model, row.rollout_id, _overrides.decode(row.document).action)
         if rollout is None:
             continue
         view = store.view(rollout.id)
