@@ -120,6 +120,10 @@ class Rollouts(RuleBasedStateMachine):
         self.started = 0
         self.clock = 0
         self.snapshot: list[Pending] | None = None
+        self.start()
+        rollouts.approve(self.settings, "m-r1", "anna")
+        self.finish()
+        self.start()
 
     def teardown(self) -> None:
         self.finish()
