@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.rollout.policy import Metric, Policy, Stage
 from pipelines.stats.bounds import interval
 from pipelines.stats.evidence import BETTER, HARM, PROOF, WIDTH, Evidence
-from pipelines.stats.families import harm, loudest_stage, proof
+from pipelines.stats.families import Family, harm, loudest_stage, proof
 from pipelines.stats.latency_blocks import MARGIN, SUFFIX
 from pipelines.stats.losses import loss_range
 from pipelines.stats.mixture import e_value
@@ -272,7 +272,7 @@ def _integrity(policy: Policy, book: _Book, name: str) -> _Finding:
     stages = tuple(stage.name for stage in policy.stages)
     cells = _Cells(book, name, stages)
     live = [k for k, stage in enumerate(stages) if stage in live_stages(policy, name)]
-    log_e, _, _ = _loudest(policy, cells, live, sticky=policy.unit == "unit")
+    log_e = float(_family(policy, cells, live, sticky=policy.unit == "unit").log_e)
     bar = hold_bar(policy)
     estimate = _estimate(policy, None, cells.whole)
     levels = _levels(cells.whole)
@@ -329,16 +329,17 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
     live = [k for k, stage in enumerate(stages) if stage in live_stages(policy, metric)]
     estimate = _estimate(policy, metric, cells.whole)
     levels, bar = estimate.levels, rollback_bar(policy, metric)
-    log_e, part, scope = _loudest(policy, cells, live, sticky=sticky)
-    reached = log_e >= math.log(bar) if math.isfinite(bar) else False
-    rows = cells.whole if part is None else cells.parts[cells.names.index(part)]
-    scoped = _levels(rows if scope is None else rows[scope : scope + 1])
+    family = _family(policy, cells, live, sticky=sticky)
+    log_e = float(family.log_e)
+    reached = math.isfinite(bar) and log_e >= math.log(bar)
+    part, scoped = _loudest(policy, cells, live, family) if reached else (None, levels)
     may_act = acts(policy, metric, evidence, estimate.lower, levels.champion)
 
     proof_units = cells.whole[[k for k, s in enumerate(stages) if s in proof_stages(policy, metric)]]
-    log_proof = float(proof(proof_units[:, PROOF], sticky=sticky)) if metric.provable and len(proof_units) else 0.0
-    log_better = float(proof(proof_units[:, BETTER], sticky=sticky)) if len(proof_units) else 0.0
-    log_worse = float(proof(proof_units[:, HARM], sticky=sticky)) if len(proof_units) else 0.0
+    log_proof, log_better, log_worse = 0.0, 0.0, 0.0
+    if len(proof_units):
+        questions = np.stack([proof_units[:, columns] for columns in (PROOF, BETTER, HARM)])
+        log_proof, log_better, log_worse = proof(questions, sticky=sticky).tolist()
     need = math.log(proof_bar(policy))
     waited = not metric.paired or evidence.event_time_s >= policy.min_event_time_s
     proven = metric.provable and log_proof >= need and waited
@@ -374,20 +375,23 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
     return _Finding(verdict, stop, pause, proven, log_e - math.log(min(bar, 1e300)))
 
 
-def _loudest(policy: Policy, cells: _Cells, live: list[int], *, sticky: bool) -> tuple[float, str | None, int | None]:
-    """The family's log e-value, and the slice and the stage that speak loudest (None: all of them)."""
+def _family(policy: Policy, cells: _Cells, live: list[int], *, sticky: bool) -> Family:
     if not live:
-        return 0.0, None, None
+        return Family(np.zeros(()), np.zeros(()), np.zeros(0))
     whole, parts = cells.whole[live][:, HARM], cells.parts[:, live][:, :, HARM]
-    family = harm(whole, parts, max_slices=policy.max_slices, sticky=sticky)
-    units, part = whole, None
+    return harm(whole, parts, max_slices=policy.max_slices, sticky=sticky)
+
+
+def _loudest(policy: Policy, cells: _Cells, live: list[int], family: Family) -> tuple[str | None, _Levels]:
+    """The slice that speaks loudest (None: all traffic), and the levels of both arms there, in the loudest stage."""
+    rows, part = cells.whole, None
     if family.slices.shape[-1] > 1:
         loud = int(np.argmax(family.slices))
         room = max(len(cells.names), policy.max_slices)
         if float(family.slices[loud]) - math.log(room) > float(family.overall):
-            units, part = parts[loud], cells.names[loud]
-    stage = loudest_stage(units)
-    return float(family.log_e), part, None if stage is None else live[stage]
+            rows, part = cells.parts[loud], cells.names[loud]
+    stage = loudest_stage(rows[live][:, HARM])
+    return part, _levels(rows if stage is None else rows[live[stage]][None, :])
 
 
 def _beyond_margin(book: _Book, metric: Metric, stages: tuple[str, ...]) -> bool:

@@ -6,12 +6,13 @@ is all traffic. Partial evidence from several files, workers or partitions adds 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 
+import msgspec
 import numpy as np
 
-from pipelines.contracts import canonical
 from pipelines.contracts.errors import ContractError
 from pipelines.stats.nats import Ints, checked
 
@@ -107,7 +108,7 @@ class Evidence:
         return {
             "schema": SCHEMA,
             "columns": list(COLUMNS),
-            "cells": [[*key, [int(x) for x in self.cells[key]]] for key in sorted(self.cells) if self.cells[key].any()],
+            "cells": [[*key, vector] for key in sorted(self.cells) if any(vector := self.cells[key].tolist())],
             "counters": [[*key, self.counters[key]] for key in sorted(self.counters) if self.counters[key]],
             "first_us": self.first_us,
             "last_us": self.last_us,
@@ -115,7 +116,8 @@ class Evidence:
 
     def to_json(self) -> bytes:
         """Canonical JSON: equal evidence has equal bytes."""
-        return canonical.canonical_json(self._body())
+        # The same bytes as `canonical_json`, several times faster: a live look hashes its evidence each time.
+        return msgspec.json.encode(self._body(), order="sorted")
 
     @staticmethod
     def from_json(data: bytes | str) -> Evidence:
@@ -133,4 +135,4 @@ class Evidence:
     @property
     def digest(self) -> str:
         """SHA-256 in hex over the canonical JSON."""
-        return canonical.digest(self._body())
+        return hashlib.sha256(self.to_json()).hexdigest()

@@ -16,9 +16,10 @@ LOG_CAP = 690.0
 
 def log_mean_exp(values: Floats, axis: int | tuple[int, ...]) -> Floats:
     """log of the mean of exp(values) over `axis`; finite values in, finite out."""
-    top = values.max(axis=axis, keepdims=True)
-    mean = np.exp(values - top).mean(axis=axis, keepdims=True)
-    result: Floats = np.squeeze(np.log(mean) + top, axis=axis)
+    top = np.max(values, axis=axis, keepdims=True)
+    total = np.add.reduce(np.exp(values - top), axis=axis)
+    size = values.size // max(total.size, 1)
+    result: Floats = np.log(total / size) + top.reshape(total.shape)
     return result
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.contracts.canonical import canonical_json, digest
 from pipelines.contracts.errors import ContractError
 from pipelines.stats.evidence import WIDTH, Evidence
 from pipelines.stats.nats import LIMIT
@@ -39,7 +42,8 @@ def test_addition_is_commutative_and_associative_to_the_byte(a: Evidence, b: Evi
 def test_json_round_trips_to_the_byte_and_keeps_the_digest(a: Evidence) -> None:
     again = Evidence.from_json(a.to_json())
     assert again.to_json() == a.to_json()
-    assert again.digest == a.digest
+    assert again.digest == a.digest == digest(json.loads(a.to_json()))
+    assert a.to_json() == canonical_json(json.loads(a.to_json()))
 
 
 def test_adding_leaves_both_terms_as_they_were() -> None:
