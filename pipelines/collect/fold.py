@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.collect.row_order import Rows, codes, floats, merge, micros, plain
+from pipelines.contracts.errors import ContractError
 from pipelines.rollout.policy import Metric, Policy
 from pipelines.stats import bets, tables
 from pipelines.stats.centre import RunningCentre, RunningRate
@@ -193,7 +194,7 @@ class Fold:
         fresh["ts"][:] = part.ts
         fresh["pos"][:] = position + first
         fresh["stage"][:] = stage
-        fresh["arm"][:] = codes(table["arm"], _ARMS)
+        fresh["arm"][:] = self._arms(table, _ARMS)
         fresh["share"][:] = floats(table["share"])
         # A worker whose segments come late brings its answers with them: its deadlines run from the watermark it met.
         met_wall = np.where(position > 0, wall[position - 1], np.int64(-_FAR))
@@ -354,7 +355,7 @@ class Fold:
         held = self._open
         rows, request = self._match(part, first, np.where(held["closed"], np.int64(-1), lost_at), step)
         table, at = part.table, part.position[rows] + first
-        arm, status = codes(table["arm"], _ARMS)[rows], self._status(table)[rows]
+        arm, status = self._arms(table, _ARMS[:2])[rows], self._status(table)[rows]
         score, latency = floats(table["score"])[rows], floats(table["latency_ms"])[rows]
         if "served" in table.column_names:
             # The champion answered in the challenger's place: the challenger had failed, whether it said so or not.
@@ -391,6 +392,14 @@ class Fold:
         free = at < self._open["answered"][request, arm]
         self._open["status"][request[free], arm] = _ERROR
         self._open["answered"][request[free], arm] = at[free]
+
+    @staticmethod
+    def _arms(table: pa.Table, known: list[str]) -> Ints:
+        arm = codes(table["arm"], known)
+        if (arm < 0).any():
+            wrong = table["arm"][int(np.argmin(arm))].as_py()
+            raise ContractError("arm", got=repr(wrong), expected="one of " + ", ".join(known))
+        return arm
 
     def _status(self, table: pa.Table) -> Ints:
         """ok, error or invalid: an `ok` whose score is null, NaN, infinite or out of range is invalid."""
@@ -530,6 +539,14 @@ class Fold:
         chosen = np.flatnonzero(lost_at < _FAR)
         chosen = chosen[np.lexsort((self._open["pos"][chosen], lost_at[chosen]))]
         rows, at = _take(self._open, chosen), lost_at[chosen]
+        # A request that went to one arm alone, without a draw, compares nothing: its failures are only counted.
+        alone = ~self._drawn(rows) & (rows["arm"] != _BOTH)
+        asked = np.where(alone, rows["arm"], 0)
+        for name, outcome in (("lost_responses", rows["status"] == _NONE), ("duplicates", rows["doubled"])):
+            mine = outcome[np.arange(len(asked)), asked]
+            single = alone & mine
+            step.counts.append(Count(name, at[single], rows["stage"][single]))
+        rows, at = _take(rows, ~alone), at[~alone]
         for name, outcome in (("lost_responses", rows["status"] == _NONE), ("duplicates", rows["doubled"])):
             kind = self._pair_class(rows, outcome)
             if name in self._policy.integrity:
@@ -610,7 +627,7 @@ class Fold:
         value = np.clip(rows["kpi"], low, high)
         drawn = self._drawn(rows)
         challenger = drawn & (rows["arm"] == _CHALLENGER)
-        centre = self._centres[metric.name].take(quantise(value), ~challenger)
+        centre = self._centres[metric.name].take(quantise(value), rows["arm"] != _CHALLENGER)
         outside = rows["kpi"] != value
         step.counts.append(Count("kpi_out_of_range", at[outside], rows["stage"][outside]))
         rows, at, value = _take(rows, drawn), at[drawn], value[drawn]

@@ -224,3 +224,20 @@ def test_a_missing_column_and_an_unknown_stage_are_named() -> None:
         Fold(PLAIN).add(tables["assignments"].drop_columns("share"))
     with pytest.raises(ContractError, match="Did you mean 'canary_50'"):
         Fold(PLAIN).add(_tables([{"ts": 0, "arm": "champion", "stage": "canary_5"}], [])["assignments"])
+
+
+def test_a_request_to_one_arm_alone_compares_nothing() -> None:
+    """After promotion the champion answers by itself: its silence is counted, and no bet is made on it."""
+    requests = [
+        {"ts": 0, "arm": "challenger", "share": None, "stage": "shadow"},
+        {"ts": 31 * SECOND, "arm": "challenger", "share": None, "stage": "shadow"},
+    ]
+    answers = [{"request_id": 1, "arm": "challenger", "ts": 31 * SECOND + 5}]
+    found = fold(PLAIN, _tables(requests, answers))
+    assert found.counted("lost_responses") == 1
+    assert ("shadow", "lost_responses", "") not in found.cells
+
+
+def test_an_unknown_arm_is_named() -> None:
+    with pytest.raises(ContractError, match="'chalenger'"):
+        fold(PLAIN, _tables([{"ts": 0, "arm": "champion"}], [{"request_id": 0, "arm": "chalenger", "ts": 1}]))
