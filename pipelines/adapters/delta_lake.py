@@ -6,7 +6,7 @@ and a reader sees the version it opened. Schema changes are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pipelines.contracts.errors import DataError, NotFoundError, TransientError
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
+ADVANCE_TRIES = 5
 MICROS_UTC = pa.timestamp("us", tz="UTC")
 _HIVE_TYPES = {"date": "DATE", "string": "VARCHAR", "integer": "INTEGER", "long": "BIGINT", "boolean": "BOOLEAN"}
 
@@ -64,6 +65,35 @@ class DeltaLake:
         when another writer won.
         """
         return self._write(table, data, partition_by, txn, replace=False, where=None)
+
+    def advance(
+        self,
+        table: str,
+        app: str,
+        number: int,
+        rows_after: Callable[[int | None], pa.Table],
+        partition_by: Sequence[str] = (),
+    ) -> int | None:
+        """Append what lies after the application's last number, and make `number` its last, as one commit.
+
+        rows_after: from the last number (None for none) to the rows still missing. When another writer of the same
+        application commits first, they are asked for again: two overlapping spans never enter twice.
+        Returns the number of rows appended; None when `number` is already reached. Raises as `append`.
+        """
+        for _ in range(ADVANCE_TRIES):
+            opened = self._open(table) if self.exists(table) else None
+            last = opened.transaction_version(app) if opened is not None else None
+            if last is not None and last >= number:
+                return None
+            rows = rows_after(last)
+            try:
+                self._commit(table, opened, rows, partition_by, (app, number), replace=False, where=None)
+            except TransientError:
+                continue
+            return int(rows.num_rows)
+        raise TransientError(
+            f"lake table {table}", got=f"{ADVANCE_TRIES} lost races", hint="Another writer is busy on it."
+        )
 
     def replace(
         self,
@@ -160,26 +190,46 @@ class DeltaLake:
         replace: bool,
         where: str | None,
     ) -> bool:
+        opened = self._open(table) if self.exists(table) else None
+        if opened is not None and txn is not None:
+            applied = opened.transaction_version(txn[0])
+            if applied is not None and applied >= txn[1]:
+                return False
+        self._commit(table, opened, data, partition_by, txn, replace=replace, where=where)
+        return True
+
+    def _commit(
+        self,
+        table: str,
+        opened: DeltaTable | None,
+        data: pa.Table,
+        partition_by: Sequence[str],
+        txn: tuple[str, int] | None,
+        *,
+        replace: bool,
+        where: str | None,
+    ) -> None:
+        """Write on top of the version that was opened (None: the table is new).
+
+        Delta refuses a commit whose application has committed since then, and a second creation.
+        """
         from deltalake import CommitProperties, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        opened = self._open(table) if self.exists(table) else None
+        properties = CommitProperties(app_transactions=[Transaction(*txn)]) if txn is not None else None
         target = _canonical(data)
-        properties = None
-        if opened is not None:
-            applied = opened.transaction_version(txn[0]) if txn is not None else None
-            if txn is not None and applied is not None and applied >= txn[1]:
-                return False
-            target = _conform(table, target, pa.schema(opened.schema().to_arrow()))
-        if txn is not None:
-            properties = CommitProperties(app_transactions=[Transaction(txn[0], txn[1])])
-        self.path(table).mkdir(parents=True, exist_ok=True)
-        destination = opened if opened is not None else str(self.path(table))
         partitions = list(partition_by) or None
         try:
-            if replace and opened is not None:
+            if opened is None:
+                self.path(table).mkdir(parents=True, exist_ok=True)
                 write_deltalake(
-                    destination,
+                    str(self.path(table)), target, mode="error", partition_by=partitions, commit_properties=properties
+                )
+                return
+            target = _conform(table, target, pa.schema(opened.schema().to_arrow()))
+            if replace:
+                write_deltalake(
+                    opened,
                     target,
                     mode="overwrite",
                     partition_by=partitions,
@@ -187,16 +237,14 @@ class DeltaLake:
                     commit_properties=properties,
                 )
             else:
-                write_deltalake(
-                    destination, target, mode="append", partition_by=partitions, commit_properties=properties
-                )
+                write_deltalake(opened, target, mode="append", partition_by=partitions, commit_properties=properties)
         except CommitFailedError as error:
-            raise TransientError(
-                f"lake table {table}", got=str(error), hint="Another writer won; repeat the write."
-            ) from error
+            hint = "Another writer won; repeat the write."
+            raise TransientError(f"lake table {table}", got=str(error), hint=hint) from error
         except DeltaError as error:
+            if opened is None and self.exists(table):
+                raise TransientError(f"lake table {table}", got="made by another writer just now") from error
             raise DataError(f"lake table {table}", got=str(error), expected=f"rows that satisfy {where}") from error
-        return True
 
 
 def _canonical(data: pa.Table) -> pa.Table:

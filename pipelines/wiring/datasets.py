@@ -107,7 +107,7 @@ def check(settings: Settings, ref: StageRef) -> int:
     for number, text in _unreadable(rows):
         # What cannot be read is null, and would also be told as missing.
         reasons[number] = [text, *(r for r in reasons.get(number, []) if not r.endswith(" is missing"))]
-    for number in _known_keys(settings, spec, rows):
+    for number in _known_keys(settings, spec, rows, ref.after_us):
         reasons.setdefault(number, []).append("its key is already published")
     stop_if_unfit(ref.dataset, spec.stop, rows.num_rows, reasons, findings.table, str(ref.staged))
     ordered = sorted(reasons)
@@ -151,18 +151,24 @@ def publish(settings: Settings, ref: StageRef) -> Published:
     """
     lake = DeltaLake(settings.lake)
     table = table_of(ref.dataset)
-    rows = quarantined = 0
-    applied = lake.applied(table, INGEST)
-    if not ref.empty and (applied is None or applied < ref.as_of_us):
-        good = pq.read_table(ref.good)
-        rows, quarantined = good.num_rows, ref.rows - good.num_rows
-        lake.append(table, good, partition_by=["day"], txn=(INGEST, ref.as_of_us))
+    appended = None
+    if not ref.empty:
+
+        def missing(last_us: int | None) -> pa.Table:
+            # Another run may have published a part of this span since it was staged.
+            good = _staged(ref)
+            if last_us is None or last_us == ref.after_us:
+                return good
+            return good.filter(pc.greater(good.column("known_at"), pa.scalar(from_us(last_us), MICROS_UTC)))
+
+        appended = lake.advance(table, INGEST, ref.as_of_us, missing, partition_by=["day"])
+    quarantined = 0 if appended is None else pq.read_metadata(ref.reasons).num_rows
     shutil.rmtree(ref.folder, ignore_errors=True)
     return Published(
         dataset=ref.dataset,
         as_of_us=ref.as_of_us,
-        rows=rows,
-        quarantined=quarantined,
+        rows=appended or 0,
+        quarantined=int(quarantined),
         version=lake.version(table) or 0,
         digest=ref.digest,
     )
@@ -222,6 +228,14 @@ def labels(settings: Settings, model: str, as_of_us: int) -> pa.Table:
     spec = load_model(settings.include_dir, model)
     rows = _transformed(settings, spec.labels.datasets, spec.labels.transform, as_of_us)
     return _ordered(rows, "label_timestamp", ["request_id", "label", "label_timestamp"], as_of_us, model)
+
+
+def _staged(ref: StageRef) -> pa.Table:
+    try:
+        return pq.read_table(ref.good)
+    except FileNotFoundError:
+        hint = "Another run has cleared it away; stage again."
+        raise DataError(f"dataset {ref.dataset}: staged batch", got=f"no {ref.good}", hint=hint) from None
 
 
 def _transformed(settings: Settings, datasets: list[str], transform: str, as_of_us: int) -> pa.Table:
@@ -298,16 +312,14 @@ def _unreadable(rows: pa.Table) -> list[tuple[int, str]]:
     return list(zip(faulty.column(ROW).to_pylist(), faulty.column(UNREADABLE).to_pylist(), strict=True))
 
 
-def _known_keys(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> list[int]:
-    """Numbers of the rows whose key the lake already has."""
-    lake = DeltaLake(settings.lake)
-    if rows.num_rows == 0 or not lake.exists(table_of(spec.name)):
+def _known_keys(settings: Settings, spec: DatasetSpec, rows: pa.Table, after_us: int | None) -> list[int]:
+    """Numbers of the rows whose key was published before their span began (what another run publishes is no fault)."""
+    if rows.num_rows == 0 or after_us is None:
         return []
     keys = ", ".join(f'"{key}"' for key in spec.key)
     with connect() as connection:
-        lake.bind(connection, "published", table_of(spec.name))
+        DeltaLake(settings.lake).bind(connection, "published", table_of(spec.name))
         connection.register("batch", rows.select([*spec.key, ROW]))
-        found = connection.execute(
-            f"SELECT {ROW} FROM batch SEMI JOIN (SELECT {keys} FROM published) USING ({keys}) ORDER BY {ROW}"
-        ).fetchall()
-    return [int(row[0]) for row in found]
+        before = f"SELECT {keys} FROM published WHERE known_at <= make_timestamptz({after_us})"
+        query = f"SELECT {ROW} FROM batch SEMI JOIN ({before}) USING ({keys}) ORDER BY {ROW}"
+        return [int(row[0]) for row in connection.execute(query).fetchall()]

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.adapters.delta_lake import DeltaLake, connect
+from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
 from pipelines.adapters.feast_online import FeastOnline
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
@@ -169,18 +170,23 @@ def publish(settings: Settings, ref: BuildRef) -> PublishedView:
     """Append the rows to the lake as one commit that also says how far the view is now complete; once."""
     lake = DeltaLake(settings.lake)
     table = table_of(ref.version)
-    applied = lake.applied(table, BUILD)
-    rows = 0
-    if not ref.empty and (applied is None or applied < ref.until_us):
-        made = pq.read_table(ref.path)
-        rows = made.num_rows
-        lake.append(table, made, partition_by=["day"], txn=(BUILD, ref.until_us))
+    appended = None
+    if not ref.empty:
+
+        def missing(last_us: int | None) -> pa.Table:
+            # Another run may have published a part of this span since it was built.
+            made = _built(ref)
+            if last_us is None or last_us == ref.after_us:
+                return made
+            return made.filter(pc.greater(made.column("event_timestamp"), pa.scalar(from_us(last_us), MICROS_UTC)))
+
+        appended = lake.advance(table, BUILD, ref.until_us, missing, partition_by=["day"])
     Path(ref.path).unlink(missing_ok=True)
     return PublishedView(
         view=ref.view,
         version=ref.version,
-        through_us=max(ref.until_us, applied or ref.until_us),
-        rows=rows,
+        through_us=lake.applied(table, BUILD) or ref.until_us,
+        rows=appended or 0,
         delta_version=lake.version(table) or 0,
         digest=ref.digest,
     )
@@ -300,6 +306,14 @@ def historical(
                 )
             )
         return asof.join(connection, entity, timestamp, joins)
+
+
+def _built(ref: BuildRef) -> pa.Table:
+    try:
+        return pq.read_table(ref.path)
+    except FileNotFoundError:
+        hint = "Another run has cleared it away; build again."
+        raise DataError(f"view {ref.view}: built rows", got=f"no {ref.path}", hint=hint) from None
 
 
 def _ref(spec: ViewSpec, version: str, as_of_us: int, span: Span, path: Path, rows: int | None = None) -> BuildRef:

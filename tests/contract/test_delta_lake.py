@@ -98,3 +98,37 @@ def test_a_missing_table_names_those_there_are(tmp_path: Path) -> None:
         lake.read("datasets/flihgts")
     assert not lake.exists("datasets/flihgts")
     assert lake.version("nothing") is None
+
+
+def test_overlapping_spans_of_two_writers_enter_once(tmp_path: Path) -> None:
+    def rows(after: int | None, until: int) -> pa.Table:
+        return pa.table({"n": pa.array(range((after or 0) + 1, until + 1), pa.int64())})
+
+    lake, other = DeltaLake(tmp_path), DeltaLake(tmp_path)
+    assert lake.advance("t", "ingest", 5, lambda last: rows(last, 5)) == 5
+    asked: list[int | None] = []
+
+    def overtaken(last: int | None) -> pa.Table:
+        asked.append(last)
+        if len(asked) == 1:  # the other one commits between our look and our commit
+            assert other.advance("t", "ingest", 8, lambda inner: rows(inner, 8)) == 3
+        return rows(last, 10)
+
+    assert lake.advance("t", "ingest", 10, overtaken) == 2
+    assert asked == [5, 8]
+    assert lake.advance("t", "ingest", 9, lambda last: rows(last, 9)) is None
+    assert sorted(lake.read("t").column("n").to_pylist()) == list(range(1, 11))
+
+
+def test_a_table_is_created_by_one_of_two_writers(tmp_path: Path) -> None:
+    lake, other = DeltaLake(tmp_path), DeltaLake(tmp_path)
+    asked: list[int | None] = []
+
+    def overtaken(last: int | None) -> pa.Table:
+        asked.append(last)
+        if len(asked) == 1:
+            other.advance("t", "ingest", 1, lambda _: pa.table({"n": [1]}))
+        return pa.table({"n": [2]}) if last == 1 else pa.table({"n": [1, 2]})
+
+    assert lake.advance("t", "ingest", 2, overtaken) == 1
+    assert sorted(lake.read("t").column("n").to_pylist()) == [1, 2]

@@ -108,6 +108,19 @@ def test_an_ingest_that_died_anywhere_is_finished_by_repeating_it(
     assert DeltaLake(settings.lake).read("quarantine/orders").num_rows == 1
 
 
+def test_two_runs_of_overlapping_spans_publish_every_row_once(project: Callable[..., Settings]) -> None:
+    settings = project(GOOD)
+    early = datasets.stage(settings, "orders", _at("2024-01-01T02:00:00Z"))
+    late = datasets.stage(settings, "orders", _at("2024-01-03T00:00:00Z"))
+    datasets.check(settings, early)
+    datasets.quarantine(settings, early)
+    assert datasets.publish(settings, early).rows == 2
+    assert datasets.check(settings, late) == 0
+    datasets.quarantine(settings, late)
+    assert datasets.publish(settings, late).rows == 2
+    assert _published(settings) == [1, 2, 3, 4]
+
+
 def test_a_read_gives_only_what_was_known_by_then(project: Callable[..., Settings]) -> None:
     settings = project(GOOD)
     datasets.ingest(settings, "orders", _at("2024-01-03T00:00:00Z"))
