@@ -95,10 +95,16 @@ FAULTS: dict[str, Fault] = {
 # --- rules in use today, on the same rows ------------------------------------------------------------------------
 
 
+def _words(column: pa.ChunkedArray) -> np.ndarray:
+    """A dictionary column as an array of its words."""
+    array = column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    return np.asarray(array.dictionary.to_pylist())[array.indices.to_numpy()]
+
+
 def _canary(tables: dict[str, pa.Table]) -> dict[str, np.ndarray]:
     """Per answered canary request, in order: minute, whether it is the challenger's, error, latency."""
-    assigned = tables["assignments"]
-    arm = np.asarray(assigned["arm"].cast(pa.string()).to_pylist())
+    arm = _words(tables["assignments"]["arm"])
     answers = tables["responses"]
     request = answers["request_id"].to_numpy()
     keep = arm[request] != "both"
@@ -106,7 +112,7 @@ def _canary(tables: dict[str, pa.Table]) -> dict[str, np.ndarray]:
     return {
         "minute": (answers["ts"].cast(pa.int64()).to_numpy()[keep] - START_US) // 60_000_000,
         "challenger": arm[request] == "challenger",
-        "error": np.asarray(answers["status"].cast(pa.string()).to_pylist())[keep] == "error",
+        "error": _words(answers["status"])[keep] == "error",
         "latency": answers["latency_ms"].to_numpy()[keep],
     }
 
@@ -185,6 +191,8 @@ def one(job: tuple[dict[str, Any], int, Traffic, Fault, bool]) -> dict[str, Any]
     lines = judge(body, tables)
     seconds = time.perf_counter() - started
     last = lines[-1]
+    rows = _canary(tables) if peers else {}
+    said = {name: rule(rows) for name, rule in PEERS.items()} if peers else {}
     return {
         "verdict": last["verdict"],
         "metric": last["metric"],
@@ -194,7 +202,7 @@ def one(job: tuple[dict[str, Any], int, Traffic, Fault, bool]) -> dict[str, Any]
         "paused": any(line["verdict"] == "continue" and line["metric"] for line in lines),
         "seconds": seconds,
         "requests": tables["assignments"].num_rows,
-        "peers": {name: rule(_canary(tables)) for name, rule in PEERS.items()} if peers else {},
+        "peers": said,
     }
 
 

@@ -255,6 +255,10 @@ class Fold:
         return warm
 
     def _units(self, table: pa.Table) -> Ints:
+        if "unit_id" not in table.column_names:
+            raise ContractError(
+                "table assignments", got="no unit_id", expected="a column unit_id: the policy draws units"
+            )
         values = plain(table["unit_id"])
         if pa.types.is_integer(values.type):
             return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.int64)

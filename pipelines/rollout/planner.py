@@ -55,9 +55,17 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @staticmethod
     def parse(mapping: Mapping[str, Any]) -> Rates:
-        """The rates in `mapping`. Raises ContractError with the path of what is wrong."""
+        """The rates in `mapping`; a bare number for a metric is its rate and its mean. Raises ContractError with the
+        path of what is wrong.
+        """
+        body = dict(mapping)
+        if isinstance(body.get("metrics"), Mapping):
+            body["metrics"] = {
+                name: {"rate": base, "mean": base} if isinstance(base, (int, float)) else base
+                for name, base in body["metrics"].items()
+            }
         try:
-            rates = msgspec.convert(dict(mapping), Rates)
+            rates = msgspec.convert(body, Rates)
         except msgspec.ValidationError as error:
             raise ContractError(
                 "base rates",
