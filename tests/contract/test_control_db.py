@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from typer.testing import CliRunner
 
 from pipelines.adapters import control_schema as schema
-from pipelines.adapters.control_db import ControlDb, ReleaseRow
+from pipelines.adapters.control_db import ControlDb, ReleaseRow, control_db
 from pipelines.cli import audit
 from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError, TransientError
 from pipelines.contracts.routes import Route
@@ -30,7 +30,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def db(settings: Settings) -> ControlDb:
-    return rollouts.control_db(settings)
+    return control_db(settings)
 
 
 def queued(settings: Settings, number: int) -> Rollout:
@@ -40,7 +40,7 @@ def queued(settings: Settings, number: int) -> Rollout:
 
 def started(settings: Settings) -> Rollout:
     """A rollout against champion `OLD`, in its first stage, its actions done."""
-    db = rollouts.control_db(settings)
+    db = control_db(settings)
     with db.write() as connection:
         connection.execute(sa.insert(schema.champion).values(model="m", release=OLD, decision_id="m:0"))
     state = queued(settings, 1)
@@ -116,7 +116,7 @@ def test_a_decision_on_an_old_state_is_refused_and_leaves_nothing(settings: Sett
 
 def test_a_rollout_does_not_begin_against_a_champion_that_is_gone(settings: Settings) -> None:
     state = queued(settings, 1)
-    with rollouts.control_db(settings).write() as connection:
+    with control_db(settings).write() as connection:
         connection.execute(sa.insert(schema.champion).values(model="m", release=OLD, decision_id="m:0"))
     with pytest.raises(StaleDecisionError, match="got champion a"):
         rollouts.rollout_store(settings).commit(state, begin(state, NOW, "test"))

@@ -12,12 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.adapters.collector_store import CollectorStore
+from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.cli import log
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
 from pipelines.contracts.events import Label
 from pipelines.rollout.policy import Policy
+from pipelines.settings import Settings
 from pipelines.wiring import rollouts
 from pipelines.wiring.collect import Collector, collect_all, collect_once, read_log, verify_log
 from tests.unit.collect.installation import PLAN, Installation
@@ -41,8 +43,8 @@ def copied(template: Path, home: Path) -> Installation:
     """An installation of its own over a copy of `template`."""
     shutil.copytree(template, home)
     made = Installation.__new__(Installation)
-    made.settings = rollouts.Settings(home=home)
-    made.db = rollouts.control_db(made.settings)
+    made.settings = Settings(home=home)
+    made.db = control_db(made.settings)
     route = made.route
     made.champion, made.challenger, made.rollout = route.champion, str(route.challenger), str(route.rollout_id)
     return made

@@ -1,0 +1,131 @@
+"""What every job about a rollout needs: the store, the plan of a spec, the judge's word on stored evidence, now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipelines.adapters.control_db import control_db
+from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore, RolloutView
+from pipelines.contracts.clocks import wall_us
+from pipelines.contracts.routes import Breaker
+from pipelines.rollout.decide import Now, Standing
+from pipelines.rollout.judge import Judgement, judge
+from pipelines.rollout.policy import Policy
+from pipelines.rollout.stages import from_spec
+from pipelines.rollout.state import Plan, Rollout
+from pipelines.settings import PROJECT, Settings
+from pipelines.stats.evidence import Evidence
+
+if TYPE_CHECKING:
+    from pipelines.spec.model import ModelSpec
+
+_CODE = ("rollout", "stats", "collect")
+
+
+def rollout_store(settings: Settings) -> RolloutStore:
+    """The installation's rollouts."""
+    return RolloutStore(control_db(settings), code_version())
+
+
+@cache
+def code_version() -> str:
+    """First 16 hex digits of SHA-256 over the sources that decide; written into every decision."""
+    total = hashlib.sha256()
+    for path in sorted(p for part in _CODE for p in (PROJECT / "pipelines" / part).glob("*.py")):
+        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def plan_of(spec: ModelSpec) -> Plan:
+    """What a model's spec freezes into a rollout. Raises SpecError or ContractError for a policy that cannot be."""
+    listed = [stage.model_dump(exclude_none=True) for stage in spec.rollout.stages]
+    policy: dict[str, Any] = dict(spec.rollout.policy)
+    minimum = policy.pop("min_event_time", None)
+    if minimum is not None:
+        from pipelines.spec.durations import parse
+
+        policy["min_event_time_s"] = parse(minimum).us / 1e6
+    policy.setdefault("label_maturity_s", spec.labels.maturity.us / 1e6)
+    policy.setdefault("slices", [*spec.slices])
+    if spec.output.low is not None and spec.output.high is not None:
+        policy.setdefault("score_range", [spec.output.low, spec.output.high])
+    known = ("name", "share", "requests")
+    policy["stages"] = [{key: stage[key] for key in known if key in stage} for stage in listed]
+    breaker = spec.rollout.breaker
+    return Plan(
+        stages=from_spec(listed, spec.rollout.max_wait),
+        policy=Policy.parse(policy).to_mapping(),
+        approvers=tuple(spec.rollout.approvers),
+        breaker=Breaker(window=breaker.window, failures=breaker.failures, timeout_ms=breaker.timeout_ms),
+        slice_inputs=tuple(spec.slices),
+    )
+
+
+def now(settings: Settings, as_of_us: int | None = None) -> Now:
+    """Now on both clocks. A replay that has not ticked yet has no event time: then a caller must give `as_of_us`."""
+    return Now(as_of_us if as_of_us is not None else settings.event_clock().event_now_us(), wall_us())
+
+
+def standing_of(view: RolloutView) -> Standing:
+    """What the judge says of the rollout's current stage; a rollout without live or backtest stage stands still."""
+    rollout = view.rollout
+    if rollout.champion is None or not rollout.stage:
+        return Standing()
+    judged = _judged(rollout, view.evidence)
+    ready = rollout.current.kind != "backtest" or any(row.part == "backtest" for row in view.evidence)
+    word: str = "continue"
+    against = judged.stop or judged.pause
+    if judged.stop is not None:
+        word = judged.stop.action
+    elif judged.pause is not None:
+        word = "pause"
+    return Standing(
+        ready=ready,
+        word=word,  # type: ignore[arg-type]  # the judge's words are the gate's
+        metrics=(against.metric,) if against is not None else (),
+        sentence=against.sentence if against is not None else "",
+        requests=judged.requests,
+        proven=not judged.missing,
+        missing=judged.missing,
+        verdicts=_verdicts(judged),
+        evidence_digest=judged.evidence_digest,
+    )
+
+
+def _judged(rollout: Rollout, rows: Sequence[EvidenceRow]) -> Judgement:
+    evidence = Evidence()
+    for index, row in enumerate(rows):
+        part = Evidence.from_json(row.document)
+        evidence = part if index == 0 else evidence + part
+    return judge(_policy(rollout.policy_digest, json.dumps(rollout.plan.policy)), evidence, rollout.stage)
+
+
+@cache
+def _policy(_digest: str, document: str) -> Policy:
+    return Policy.parse(json.loads(document))
+
+
+def _verdicts(judged: Judgement) -> list[dict[str, Any]]:
+    """Verdicts as the record, the command line and Airflow show them: `verdict` is the word, `reason` the sentence."""
+    rows = []
+    for verdict in judged.verdicts:
+        row = msgspec.to_builtins(verdict)
+        rows.append({"metric": row.pop("metric"), "verdict": row.pop("kind"), "reason": row.pop("sentence")} | row)
+    return rows
+
+
+def fold_backtest(rollout: Rollout, tables: Mapping[str, Any]) -> tuple[Evidence, int]:
+    """Evidence of the backtest's four tables, by the same fold as live traffic; and the number of requests."""
+    from pipelines.collect.fold import Fold
+
+    fold = Fold(Policy.parse(rollout.plan.policy))
+    given = {name: table for name, table in tables.items() if table is not None and table.num_rows}
+    if "assignments" in given:
+        fold.add(**given)
+    return fold.evidence(), given["assignments"].num_rows if "assignments" in given else 0

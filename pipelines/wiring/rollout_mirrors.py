@@ -1,0 +1,65 @@
+"""What a decision changes outside the control database: the registry, the assets, the people."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+
+from pipelines.adapters.control_db import control_db
+from pipelines.contracts.clocks import from_us, wall_us
+from pipelines.contracts.errors import TransientError
+from pipelines.rollout.actions import Action, EmitAsset, Notify, SetAlias, TagRelease
+from pipelines.rollout.executor import Mirror
+from pipelines.settings import Settings
+
+
+def mirrors(settings: Settings) -> dict[str, Mirror]:
+    """Handlers of everything outside the control database, by target."""
+
+    def registry(action: Action, _key: str) -> str:
+        assert isinstance(action, TagRelease | SetAlias)
+        db = control_db(settings)
+        if isinstance(action, TagRelease):
+            db.set_release_status(action.model, action.release, action.tags["slipway.status"])
+        registered = {row.digest for row in db.releases(action.model) if row.mlflow_run}
+        if action.release is not None and action.release not in registered:
+            return "not in the registry"
+        if not registered:
+            return "the model is not in the registry"
+        from mlflow.exceptions import MlflowException
+
+        from pipelines.adapters import mlflow_registry
+
+        try:
+            if isinstance(action, TagRelease):
+                mlflow_registry.tag_release(settings, action.model, action.release, action.tags)
+                return f"{len(action.tags)} tags"
+            mlflow_registry.set_alias(settings, action.model, action.alias, action.release)
+        except MlflowException as error:
+            raise TransientError("MLflow", got=str(error), hint="The next advance tries again.") from error
+        return f"alias {action.alias}"
+
+    def assets(action: Action, key: str) -> str:
+        assert isinstance(action, EmitAsset)
+        control_db(settings).emit_asset(key, action.uri, action.extra)
+        return action.uri
+
+    def people(action: Action, key: str) -> str:
+        assert isinstance(action, Notify)
+        return _notify(settings.root / "logs" / "notifications.jsonl", action, key)
+
+    return {"registry": registry, "assets": assets, "people": people}
+
+
+def _notify(path: Path, action: Notify, key: str) -> str:
+    """Append one line to the notification log, once a key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        log.seek(0)
+        mark = json.dumps(key)
+        if not any(mark in line for line in log):
+            line = {"key": key, "at": from_us(wall_us()).isoformat(), "level": action.level, "text": action.text}
+            log.write(json.dumps(line) + "\n")
+    return str(path)
