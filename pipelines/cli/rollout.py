@@ -193,25 +193,29 @@ def _coloured(word: str) -> str:
 
 def _show(shown: dict[str, Any]) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     console = _console()
     where = f" in {shown['stage']}" if shown["stage"] else ""
-    console.print(f"[bold]{shown['id']}[/] is {_coloured(shown['status'])}{where}; {shown['exposed']} requests exposed")
-    console.print(f"challenger {shown['challenger'][:12]} against {(shown['champion'] or 'no champion')[:12]}")
+    paused = f", paused by {shown['paused']}" if shown["paused"] else ""
+    champion = (shown["champion"] or "no champion")[:12]
+    console.print(f"[bold]{shown['id']}[/] is {_coloured(shown['status'])}{where}{paused}", highlight=False)
+    console.print(
+        f"challenger {shown['challenger'][:12]} against {champion}; {shown['exposed']} requests exposed",
+        highlight=False,
+    )
     if shown["verdicts"]:
-        table = Table("metric", "slice", "verdict", "e-value", "bar", "why")
-        for row in shown["verdicts"]:
-            cells = (f"{row['e_value']:.3g}", f"{row['threshold']:.3g}", escape(row["reason"]))
-            table.add_row(row["metric"], row["slice"] or "", _coloured(row["verdict"]), *cells)
-        console.print(table)
-    table = Table("decision", "at", "kind", "stage", "route after", "why")
+        console.print("\n[bold]Verdicts[/]")
+    for row in shown["verdicts"]:
+        part = f" [dim]{escape(row['slice'])}[/]" if row["slice"] else ""
+        console.print(f"  {_coloured(row['verdict'])}{part}  {escape(row['reason'])}", highlight=False)
+    console.print("\n[bold]Decisions[/]")
     for each in shown["decisions"]:
         if each["kind"] == "observed":
             override = each["override"]
-            table.add_row(each["id"], "", "observed", "", "", escape(f"{override['actor']}: {override['reason']}"))
+            console.print(f"  {each['id']}  observed  {escape(override['reason'])}", highlight=False)
             continue
-        step = each["stage"] + (f" -> {each['next_stage']}" if each["next_stage"] else "")
-        routed = "" if each["seconds_to_route"] is None else f"{each['seconds_to_route']:.3f} s"
-        table.add_row(each["id"], each["at"][:19], each["kind"], step, routed, escape(each["reason"]))
-    console.print(table)
+        step = (each["stage"] or "queue") + (f" -> {each['next_stage']}" if each["next_stage"] else "")
+        routed = "" if each["seconds_to_route"] is None else f"  (route set {each['seconds_to_route']:.3f} s later)"
+        head = f"  {each['id']}  {each['at'][:19]}  [bold]{each['kind']}[/]  {step}  by {escape(each['actor'])}{routed}"
+        console.print(head, highlight=False)
+        console.print(f"      {escape(each['reason'])}", highlight=False)

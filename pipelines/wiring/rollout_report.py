@@ -85,6 +85,7 @@ def _told(line: record.Entry, effects: Mapping[tuple[int, int], Effect]) -> dict
         "event_time": from_us(decision.event_us).isoformat(),
         "seconds_to_route": routed,
         "metrics": [*decision.metrics],
+        "overrides": [*decision.overrides],
         "evidence_digest": decision.evidence_digest,
         "verdicts": decision.verdicts,
         "actions": actions,

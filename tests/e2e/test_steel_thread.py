@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from pipelines.adapters.control_db import control_db
@@ -247,6 +248,31 @@ def test_a_good_challenger_goes_from_shadow_to_champion(installation: Installati
     assert shown["exposed"] <= sum(row["arm"] == "challenger" for row in drawn)
     assert shown["counts"]["challenger"]["canary_20"] <= 0.3 * shown["counts"]["assignments"]["canary_20"]
     assert_whole(settings, "good")
+
+
+def test_the_gateways_breaker_acts_at_once_and_the_record_follows(installation: Installation) -> None:
+    settings = installation.settings
+    champion = first_champion(settings, "broken", 0.3)
+    challenger = constant_release(settings.releases, "broken", 0.3, semver="1.1.0", error=True)
+    stages = [{"name": "canary_50", "share": 0.5, "requests": 5000}]
+    blind = Policy.parse(POLICY | {"stages": stages, "warmup_requests": 5000}).to_mapping()
+    plan = msgspec.structs.replace(PLAN, stages=from_spec(stages), policy=blind)
+
+    with Client(settings.gateway_url, "broken", seed=13) as client:
+        rollout = rollouts.start(settings, "broken", challenger, actor="test", plan=plan)
+        rollouts.advance(settings, rollout.id)
+        _wait(lambda: rollouts.load(settings, rollout.id).slot == "ended", 60, "the collector's decision")
+        route = control_db(settings).route("broken")
+
+    shown = rollouts.show(settings, rollout.id)
+    observed, decision = shown["decisions"][-2:]
+    assert (shown["status"], observed["kind"], decision["cause"]) == ("rolled_back", "observed", "override")
+    assert route is not None
+    assert (route.champion, route.clears_overrides) == (champion, decision["overrides"])
+    assert not client.refused, "a failed challenger's requests are answered by the champion"
+    failed = [answer for answer in client.answers.values() if answer["arm"] == "challenger"]
+    assert len(failed) < 200
+    assert_whole(settings, "broken")
 
 
 def _served(client: Client) -> str:
