@@ -221,7 +221,10 @@ def start_build(uv: str, environment: Environment) -> subprocess.Popen[bytes]:
     locks = [str(lock) for lock in environment.locks]
     # uv's bars are for people; without a terminal it would list hundreds of packages. Its errors are always shown.
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
-    command = [uv, "pip", "sync", *quiet, "--require-hashes", "--python", str(environment.python), *locks]
+    # Compiled once here: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), each process would compile
+    # MLflow, Feast and the others again at every start.
+    command = [uv, "pip", "sync", *quiet, "--require-hashes", "--compile-bytecode"]
+    command += ["--python", str(environment.python), *locks]
     env = {"UV_HTTP_TIMEOUT": "180", **os.environ}
     env.pop("VIRTUAL_ENV", None)
     return subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL)

@@ -7,13 +7,12 @@ it hour by hour.
 from __future__ import annotations
 
 import bisect
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.contracts.clocks import to_us
 from pipelines.demo.application import Ask
 from pipelines.demo.specs import copy_include, edit_model
 from pipelines.settings import Settings
@@ -46,30 +45,37 @@ class World:
         return [self.asks[index] for index in range(first, last) if index % keep == 0]
 
 
-def _plain(value: Any) -> Any:
-    """A JSON value; NaN is missing."""
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
 def world(requests: pa.Table, labels: pa.Table, datatypes: dict[str, str]) -> World:
     """The world of a requests table (request_id, event_timestamp, inputs) and a labels table (request_id, label,
-    label_timestamp).
+    label_timestamp). NaN is a missing value.
     """
     names = [name for name in datatypes if name in requests.column_names]
     ordered = requests.sort_by([("event_timestamp", "ascending"), ("request_id", "ascending")])
-    columns = {name: ordered.column(name).to_pylist() for name in names}
-    ids = ordered.column("request_id").to_pylist()
-    times = [to_us(moment) for moment in ordered.column("event_timestamp").to_pylist()]
+    columns = [_plain(ordered.column(name)) for name in names]
+    ids, times = ordered.column("request_id").to_pylist(), _micros(ordered.column("event_timestamp"))
     asks = [
-        Ask(ids[row], times[row], {name: _plain(columns[name][row]) for name in names})
-        for row in range(ordered.num_rows)
+        Ask(request_id, at, dict(zip(names, values, strict=True)))
+        for request_id, at, *values in zip(ids, times, *columns, strict=True)
     ]
-    truths = {
-        row["request_id"]: Truth(float(row["label"]), to_us(row["label_timestamp"]))
-        for row in labels.select(["request_id", "label", "label_timestamp"]).to_pylist()
-        if row["label"] is not None
-    }
+    known = labels.filter(pc.is_valid(labels.column("label")))
+    truths = dict(
+        zip(
+            known.column("request_id").to_pylist(),
+            map(Truth, known.column("label").cast(pa.float64()).to_pylist(), _micros(known.column("label_timestamp"))),
+            strict=True,
+        )
+    )
     return World(asks, truths, datatypes)
+
+
+def _micros(column: pa.ChunkedArray) -> list[int]:
+    return list(column.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_pylist())
+
+
+def _plain(column: pa.ChunkedArray) -> list[Any]:
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    return list(column.to_pylist())
 
 
 def of_the_year(settings: Settings, installation: Settings, model: str, spec_file: str) -> World:

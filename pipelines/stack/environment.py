@@ -118,6 +118,8 @@ def _quiet_libraries(settings: Settings) -> dict[str, str]:
         "FEAST_USAGE": "False",
         "GX_ANALYTICS_ENABLED": "False",
         "GIT_PYTHON_REFRESH": "quiet",
+        # Threads of a training that wait by spinning take the cores from everything else on the machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
     }
 
 
