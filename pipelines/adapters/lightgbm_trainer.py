@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,8 +71,6 @@ class LightGbmTrainer:
         }
 
     def fit(self, task: str, rows: Rows, params: Params, *, seed: int, watch: Rows | None) -> LightGbmFitted:
-        # Threads that spin while they wait cost ten times the work as soon as the cores are shared.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import lightgbm as lgb
 
         objective, metric = _OBJECTIVE[task]

@@ -14,7 +14,10 @@ MOST_THREADS = 8
 
 def trainer_named(name: str, task: str) -> Trainer:
     """The trainer called `name`. Raises SpecError naming the ones that can do the task."""
-    threads = min(os.cpu_count() or 1, MOST_THREADS)
+    # Threads that spin while they wait cost ten times the work as soon as the cores are shared: several are used only
+    # where the process was started with passive waiting (OpenMP reads it when it is loaded).
+    passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    threads = min(os.cpu_count() or 1, MOST_THREADS) if passive else 1
     known: list[Trainer] = [LightGbmTrainer(threads), LogisticTrainer(), RidgeTrainer()]
     fitting = [trainer for trainer in known if task in trainer.tasks]
     for trainer in fitting:
