@@ -53,7 +53,12 @@ def check_project(include: Path, policy: PolicyCheck | None = None) -> tuple[Spe
             if policy is not None and isinstance(spec, ModelSpec) and not wrong_already:
                 found_here += policy_problems(spec, policy)
             mistakes += render(path.read_text(), shown_path(include, path), found_here)
-    return specs, mistakes
+    return specs, sorted(mistakes, key=_place)
+
+
+def _place(mistake: str) -> tuple[str, int]:
+    file, line, _ = mistake.split(":", 2)
+    return file, int(line)
 
 
 def dataset_references(spec: DatasetSpec, specs: Specs, _: Mapping[str, list[str]]) -> Iterator[Problem]:
