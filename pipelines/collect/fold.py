@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.collect.open_requests import OpenRequests
 from pipelines.collect.row_order import Rows, codes, floats, merge, micros, plain
 from pipelines.contracts.errors import ContractError
 from pipelines.rollout.policy import Metric, Policy
@@ -74,8 +75,7 @@ class Fold:
         self._last_seq: int | None = None
         self._unit_code: dict[object, int] = {}
         self._bet_units: dict[str, Ints] = {}
-        self._ids: pa.Array | None = None
-        self._open: Open = self._empty(0)
+        self._requests = OpenRequests(self._empty)
         latencies = [metric for metric in policy.metrics if metric.kind == "quantile"]
         self._cuts = RunningCuts([cast("float", metric.q) for metric in latencies])
         self._blocks = LatencyBlocks([metric.name for metric in latencies], policy.response_deadline_s)
@@ -118,12 +118,13 @@ class Fold:
             return step
         for part in rows.values():
             step.row_us[part.position] = part.ts
+        met = (self._event_mark, self._wall_mark)
         event, wall = self._watermarks(rows, size)
         step.watermark_us[:] = event
         self._next += size
 
         if "assignments" in rows:
-            fresh = self._assign(rows["assignments"], event, wall, first, step)
+            fresh = self._assign(rows["assignments"], np.append(event, met[0]), np.append(wall, met[1]), first, step)
             part = rows["assignments"]
             seq = part.table["seq"].to_numpy().astype(np.int64)
             assigned = (part.position + first, seq, codes(part.table["stage"], list(self._stages)))
@@ -141,6 +142,10 @@ class Fold:
         step.postings.extend(self._blocks.close(wall, first, len(self._policy.slices)))
         self._compact(lost_at, due_at)
         return step
+
+    @property
+    def _open(self) -> Open:
+        return self._requests.rows
 
     # --- positions and deadlines ----------------------------------------------------------------------------------
 
@@ -180,7 +185,9 @@ class Fold:
         return fresh
 
     def _assign(self, part: Rows, event: Ints, wall: Ints, first: int, step: Step) -> Open:
-        """Opens the requests of the batch; returns them."""
+        """Opens the requests of the batch; returns them. The last element of `event` and of `wall` is the watermark
+        that the batch met: position 0 finds it at index -1.
+        """
         table, position = part.table, part.position
         ids = plain(table["request_id"])
         stage = codes(table["stage"], list(self._stages))
@@ -197,8 +204,7 @@ class Fold:
         fresh["arm"][:] = self._arms(table, _ARMS)
         fresh["share"][:] = floats(table["share"])
         # A worker whose segments come late brings its answers with them: its deadlines run from the watermark it met.
-        met_wall = np.where(position > 0, wall[position - 1], np.int64(-_FAR))
-        met_event = np.where(position > 0, event[position - 1], np.int64(-_FAR))
+        met_wall, met_event = wall[position - 1], event[position - 1]
         own_wall = micros(table["wall_ts"]) if "wall_ts" in table.column_names else part.ts
         fresh["wall"][:] = own_wall
         fresh["deadline"][:] = np.maximum(own_wall, met_wall) + round(self._policy.response_deadline_s * 1e6) + 1
@@ -211,8 +217,7 @@ class Fold:
         if not keep.all():
             fresh = {name: values[keep] for name, values in fresh.items()}
             ids = ids.filter(pa.array(keep))
-        self._ids = ids if self._ids is None else pa.concat_arrays([self._ids, ids.cast(self._ids.type)])
-        self._open = {name: np.concatenate([values, fresh[name]]) for name, values in self._open.items()}
+        self._requests.append(ids, fresh)
 
         step.counts.append(Count("requests", fresh["pos"], fresh["stage"]))
         drawn = self._drawn(fresh)
@@ -227,9 +232,7 @@ class Fold:
         keep = np.zeros(len(ids), dtype=np.bool_)
         values = np.asarray(ids.to_numpy(zero_copy_only=False))
         keep[np.unique(values.astype(str) if values.dtype == object else values, return_index=True)[1]] = True
-        if self._ids is not None and len(self._ids):
-            known = pc.is_in(ids, value_set=self._ids.cast(ids.type))
-            keep &= ~np.asarray(known.to_numpy(zero_copy_only=False), dtype=np.bool_)
+        keep &= self._requests.find(ids) < 0
         return keep
 
     def _gaps(self, seq: Ints, position: Ints, stage: Ints, step: Step) -> None:
@@ -341,12 +344,7 @@ class Fold:
     def _match(self, part: Rows, first: int, closes: Ints, step: Step) -> tuple[Ints, Ints]:
         """(row of the table, open request) of the rows that belong to a request still open at their position."""
         at = part.position + first
-        if self._ids is None or not len(self._ids):
-            found = np.full(len(at), -1, dtype=np.int64)
-        else:
-            ids = plain(part.table["request_id"]).cast(self._ids.type)
-            index = pc.fill_null(pc.index_in(ids, value_set=self._ids), -1)
-            found = np.asarray(index.to_numpy(zero_copy_only=False), dtype=np.int64)
+        found = self._requests.find(plain(part.table["request_id"]))
         fits = found >= 0
         fits[fits] &= (at[fits] > self._open["pos"][found[fits]]) & (at[fits] <= closes[found[fits]])
         stray = np.flatnonzero(~fits)
@@ -668,10 +666,7 @@ class Fold:
         """Forgets requests of which nothing can come any more."""
         self._open["closed"] |= lost_at < _FAR
         self._open["settled"] |= due_at < _FAR
-        keep = ~(self._open["closed"] & self._open["settled"])
-        if not keep.all() and self._ids is not None:
-            self._open = _take(self._open, keep)
-            self._ids = self._ids.filter(pa.array(keep))
+        self._requests.forget(self._open["closed"] & self._open["settled"])
 
 
 def _integrity_table(share: float | None) -> Ints:
