@@ -137,7 +137,7 @@ def of_performance(metric: str, reference: Numbers, current: Numbers, max_worse_
         current=values[1],
         p_value=chance,
         sentence=(
-            f"{metric} {values[0]:.4f} -> {values[1]:.4f}: {worse:+.1%} (bar {max_worse_rel:+.1%}), "
+            f"{values[0]:.4f} -> {values[1]:.4f}: {worse:+.1%} (bar {max_worse_rel:+.1%}), "
             f"p-value {chance:.2g} (bar {bars.p_value:g})"
         ),
     )
