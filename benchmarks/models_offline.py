@@ -106,7 +106,9 @@ def labelled_requests(settings: Settings) -> pa.Table:
     requests = datasets.requests(whole, "late_arrival", end)
     labels = datasets.labels(whole, "late_arrival", end).select(["request_id", "label"])
     joined = requests.join(labels, "request_id", join_type="inner").sort_by("event_timestamp")
-    return joined.filter(pc.greater_equal(joined["event_timestamp"], pa.scalar(datetime(2013, 7, 1, tzinfo=UTC))))
+    first, after = (pa.scalar(datetime(*day, tzinfo=UTC)) for day in ((2013, 7, 1), (2014, 1, 1)))
+    times = joined["event_timestamp"]
+    return joined.filter(pc.and_(pc.greater_equal(times, first), pc.less(times, after)))
 
 
 def outputs_of(settings: Settings, file: str, as_of: str, rows: pa.Table, mistake: bool) -> dict[str, np.ndarray]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.contracts.canonical import file_digest
-from pipelines.contracts.release import Manifest, Release, load_function
+from pipelines.contracts.errors import SpecError
+from pipelines.contracts.release import Columns, Manifest, Release, load_function
 
 
 class Draft(Release):
@@ -21,3 +24,17 @@ class Draft(Release):
             self._build = load_function(request_features, file_digest(request_features), "build")
         if postprocess is not None:
             self._apply = load_function(postprocess, file_digest(postprocess), "apply")
+
+    def check_request_features(self, inputs: Columns, features: dict[tuple[str, str], np.ndarray]) -> None:
+        """Raises SpecError when the request features' source does not make a column that the spec names.
+
+        Online such a column would be missing in every row, without a word.
+        """
+        named = [feature.name for feature in self.manifest.features if feature.source == "request"]
+        if not named or self._build is None:
+            return
+        made = self._build(inputs, {name: values for (_, name), values in features.items()})
+        if missing := [name for name in named if name not in made]:
+            raise SpecError(
+                f"model {self.manifest.model}: request_features.names", got=missing, expected=f"some of {sorted(made)}"
+            )

@@ -6,6 +6,7 @@ Each takes and returns references, may be repeated, and finds its own finished w
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -55,6 +56,7 @@ __all__ = [
     "train",
 ]
 
+_ADAPTERS = ("lightgbm_trainer.py", "sklearn_trainer.py", "onnx_export.py")
 PARITY_ROWS = 2_000
 PARITY = {"binary": 1e-5, "regression": 1e-3}
 COMPARED_ROWS = 500
@@ -156,10 +158,12 @@ def fit(settings: Settings, model: str, training: str, as_of_us: int) -> str:
     if store.exists(name):
         return name
     started = wall_us()
-    table, manifest = training_set.read(settings.training_sets, training)
+    table, _ = training_set.read(settings.training_sets, training)
     labelled = table.filter(table.column("label").is_valid())
     draft = _draft(settings, spec, {})
-    matrix = _matrix(draft, labelled)
+    inputs, features = inputs_of(labelled, draft.manifest.inputs), features_of(labelled, draft.manifest.views)
+    draft.check_request_features(inputs, features)
+    matrix = draft.matrix(inputs, features, labelled.num_rows)
     label = labelled.column("label").to_numpy()
     event_us = microseconds(labelled.column("event_timestamp"))
     parts = split(
@@ -203,7 +207,6 @@ def fit(settings: Settings, model: str, training: str, as_of_us: int) -> str:
         code=code,
         started_us=started,
     )
-    del manifest
     return store.save(
         candidate,
         onnx,
@@ -365,7 +368,16 @@ def code_digests(settings: Settings, spec: ModelSpec) -> dict[str, str]:
         "postprocess": recipe.postprocess_source(spec, include, {"kind": spec.training.calibration}),
         "lock": PROJECT / "requirements.txt",
     }
-    return {name: file_digest(path) for name, path in sources.items() if path is not None and path.is_file()}
+    found = {name: file_digest(path) for name, path in sources.items() if path is not None and path.is_file()}
+    return {**found, "training": _training_code()}
+
+
+@cache
+def _training_code() -> str:
+    """One digest over the sources that fit and export."""
+    folder = PROJECT / "pipelines"
+    paths = sorted([*(folder / "training").glob("*.py"), *(folder / "adapters" / name for name in _ADAPTERS)])
+    return digest({path.name: file_digest(path) for path in paths})
 
 
 def _draft(settings: Settings, spec: ModelSpec, calibration: dict[str, Any]) -> Draft:
