@@ -62,6 +62,7 @@ def policy(requests: int, *, shadow: bool = True, canary_only: bool = False, **c
     } | changes
 
 
+MEASURED = "## Measured"
 TRAPS: dict[str, Traffic] = {
     "cold start": Traffic(cold_start=150),
     "shared outage": Traffic(outage=0.3),
@@ -279,6 +280,48 @@ def planner(requests: int) -> dict[str, Any]:
     return plan(Policy.parse(policy(requests)), Rates.parse(base)).to_mapping()
 
 
+def _percent(value: float) -> str:
+    return f"{100 * value:.3g} %"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The section "Measured" of docs/gates.md."""
+    healthy = result["healthy"]
+    lines = [
+        MEASURED,
+        f"`python benchmarks/gates.py`, seed {result['seed']}, {result['requests_per_stage']:,} requests in each stage, looked at all "
+        f"the time over all metrics, slices and stages together; {result['machine']}. "
+        f"{round(result['requests_per_s_per_core'], -3):,.0f} requests/s on one core that other work shared.",
+        "",
+        "| judge | false stops on healthy rollouts |",
+        "|---|---|",
+        f"| these gates, {healthy['runs']} rollouts | {_percent(healthy['rollback'])} rollback (exact 95 % bound "
+        f"{_percent(healthy['rollback_upper_95'])}), {_percent(healthy['hold'])} hold; {_percent(healthy['promote'])} promoted |",
+        *(f"| {name} | {_percent(share)} |" for name, share in result["peers"].items()),
+        "",
+        "| healthy trap | stopped | promoted | paused on the way |",
+        "|---|---|---|---|",
+    ]
+    for name, found in result["traps"].items():
+        stopped = found["rollback"] + found["hold"]
+        lines.append(
+            f"| {name} ({found['runs']}) | {_percent(stopped)} | {_percent(found['promote'])} | {_percent(found['paused'])} |"
+        )
+    lines += ["", "| fault | stopped | by | exposed requests, median / 90 % |", "|---|---|---|---|"]
+    for name, found in result["faults"].items():
+        by = ", ".join(found["by"])
+        exposed = (
+            "-" if found["exposed_median"] is None else f"{found['exposed_median']:.0f} / {found['exposed_90']:.0f}"
+        )
+        lines.append(f"| {name} ({found['runs']}) | {_percent(found['rollback'] + found['hold'])} | {by} | {exposed} |")
+    lines += [
+        "",
+        "In brackets: rollouts. Faults begin with the rollout and run through shadow and canaries; those marked *only served* have no shadow stage. A rollout of sticky units "
+        "has as many observations a stage as units: 2,000 of them cannot prove these margins, and the end is `inconclusive`, not a stop.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=300, help="healthy rollouts")
@@ -287,6 +330,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20260101)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--docs", type=Path, default=None, help="page whose section of measured figures is replaced")
     given = parser.parse_args()
     started = time.time()
     result = {
@@ -307,6 +351,9 @@ def main() -> None:
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text, encoding="utf-8")
+    if given.docs is not None:
+        page = given.docs.read_text(encoding="utf-8")
+        given.docs.write_text(page.partition(MEASURED)[0] + markdown(result), encoding="utf-8")
     print(text)
     healthy = result["healthy"]
     if healthy["rollback_upper_95"] > 0.01 or healthy["hold_upper_95"] > 0.01:

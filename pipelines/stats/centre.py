@@ -7,10 +7,12 @@ import numpy as np
 from pipelines.stats.nats import MOMENT, Floats, Ints
 
 BLOCK = 500
+RATE_BLOCK = 100
+"""Shorter, so that an outage is noticed while it lasts."""
 
 
 class RunningRate:
-    """The champion's event rate over its last whole block of 500 answers, in order of position; 0 before the first."""
+    """The champion's event rate over its last whole block of 100 answers, in order of position; 0 before the first."""
 
     def __init__(self) -> None:
         self._seen = 0
@@ -24,10 +26,10 @@ class RunningRate:
         rates = np.full(len(events), self._frozen)
         place = np.flatnonzero(champion)
         cumulated = self._events + np.cumsum(events[place])
-        ends = np.flatnonzero((self._seen + 1 + np.arange(len(place))) % BLOCK == 0)
+        ends = np.flatnonzero((self._seen + 1 + np.arange(len(place))) % RATE_BLOCK == 0)
         taken = 0
         for end in ends.tolist():
-            self._frozen = float(cumulated[end] - taken) / BLOCK
+            self._frozen = float(cumulated[end] - taken) / RATE_BLOCK
             taken = int(cumulated[end])
             rates[place[end] + 1 :] = self._frozen
         self._seen += len(place)

@@ -44,7 +44,7 @@ def caution(rate: Floats, margin: float | None) -> Ints:
     """
     if margin is None:
         return np.zeros(len(rate), dtype=np.int64)
-    levels = np.floor(np.log2(np.maximum(rate / margin, 1.0)))
+    levels = np.floor(np.log2(np.maximum(rate / (4.0 * margin), 1.0)))
     return np.minimum(levels, LEVELS - 1).astype(np.int64)
 
 
