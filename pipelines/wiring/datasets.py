@@ -21,7 +21,7 @@ from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError, DataError
 from pipelines.datasets import file_source, flights_sample
-from pipelines.datasets.conform import conforming_sql
+from pipelines.datasets.conform import conforming_sql, key_sql
 from pipelines.datasets.quarantine import stop_if_unfit
 from pipelines.datasets.sample_shift import Shift, fixed_shift
 from pipelines.datasets.staging import OWN, RAW, REASONS, ROW, UNREADABLE, Published, StageRef
@@ -64,6 +64,7 @@ def sample_shift(settings: Settings) -> Shift:
 def stage(settings: Settings, name: str, as_of_us: int) -> StageRef:
     """Take the rows that became known after the last publication and until `as_of_us`, each value read as its type.
 
+    Rows of a file that turn up later than their own time are taken as known at `as_of_us`.
     Raises DataError for a source that cannot be read or lacks a column.
     """
     spec = load_dataset(settings.include_dir, name)
@@ -76,7 +77,9 @@ def stage(settings: Settings, name: str, as_of_us: int) -> StageRef:
     with connect() as connection:
         connection.execute("SET preserve_insertion_order=true")
         _bind_source(settings, connection, spec, after_us, as_of_us)
-        rows = connection.execute(conforming_sql(spec, "source", after_us, as_of_us)).fetch_arrow_table()
+        settled = _bind_settled(settings, connection, spec) if after_us is not None else None
+        query = conforming_sql(spec, "source", after_us, as_of_us, settled)
+        rows = connection.execute(query).fetch_arrow_table()
     rows = _without_seen(settings, name, _hashed(settings, spec, rows))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "staged.parquet"
@@ -269,6 +272,23 @@ def _bind_source(
         flights_sample.bind(
             connection, cache, spec.source.table, sample_shift(settings), (after_us, as_of_us), "source"
         )
+
+
+def _bind_settled(settings: Settings, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) -> str | None:
+    """A relation of the keys that are published or in quarantine; None where no row can turn up late.
+
+    The sample is complete. Where a key is personal the lake has its hash only, and late rows cannot be told.
+    """
+    if spec.source.kind != "file" or any(spec.columns[name].pii for name in spec.key):
+        return None
+    lake = DeltaLake(settings.lake)
+    lake.bind(connection, "published", table_of(spec.name))
+    keys = [f"SELECT {key_sql(spec)} AS key FROM published"]
+    if lake.exists(aside := f"quarantine/{spec.name}"):
+        lake.bind(connection, "aside", aside)
+        keys.append(f"SELECT {key_sql(spec, 'row')} AS key FROM aside")
+    connection.execute(f"CREATE TEMP TABLE settled AS {' UNION '.join(keys)}")
+    return "settled"
 
 
 def _hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:

@@ -163,6 +163,20 @@ def test_a_key_that_is_published_already_is_set_aside(project: Callable[..., Set
     assert _quarantined(settings) == {2: "its key is already published"}
 
 
+def test_a_row_that_turns_up_late_is_known_from_then_on(project: Callable[..., Settings]) -> None:
+    bad = "9,2024-01-01T03:00:00Z,-1,a"
+    settings = project([*GOOD, bad])
+    datasets.ingest(settings, "orders", _at("2024-01-03T00:00:00Z"))
+    settings = project([*GOOD, bad, "7,2024-01-01T00:30:00Z,7,a"])
+    as_of = _at("2024-01-04T00:00:00Z")
+    late = datasets.ingest(settings, "orders", as_of)
+    assert (late.rows, late.quarantined) == (1, 0)  # the bad row is settled, too
+    assert 7 not in datasets.read(settings, "orders", as_of - 1).column("id").to_pylist()
+    row = datasets.read(settings, "orders", as_of).to_pylist()[-1]
+    assert (row["id"], row["known_at"].isoformat()) == (7, "2024-01-04T00:00:00")
+    assert datasets.ingest(settings, "orders", _at("2024-01-05T00:00:00Z")).rows == 0
+
+
 def test_a_row_whose_time_cannot_be_read_is_quarantined_once(project: Callable[..., Settings]) -> None:
     settings = project([*GOOD, "5,,1,a"])
     assert datasets.ingest(settings, "orders", _at("2024-01-02T00:00:00Z")).quarantined == 1
