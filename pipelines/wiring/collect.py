@@ -19,6 +19,7 @@ import pyarrow as pa
 from pipelines.adapters.collector_store import BatchDone, BatchPlan, CollectorStore
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.adapters.rollout_store import EvidenceRow
 from pipelines.collect import numbering, streams
 from pipelines.collect.case import Case
@@ -33,7 +34,6 @@ from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
 from pipelines.wiring.rollouts import observe_overrides, rollout_store
 
-APP = "collector"
 _log = logging.getLogger("slipway.collector")
 
 
@@ -86,6 +86,7 @@ class Collector:
         self.store = CollectorStore(control_db(settings))
         self.rollouts = rollout_store(settings)
         self.lake = DeltaLake(settings.lake)
+        self.tables = InferenceTables(settings.lake)
         self._live: dict[str, _Live] = {}
         self._broken: dict[str, str] = {}
         self._positions = self.store.positions()
@@ -105,7 +106,7 @@ class Collector:
         numbered, blocks = numbering.number(ordered, counters, seen)
         tables = to_tables(numbered, plan.n)
         for kind, table in tables.items():
-            self.lake.append(f"inference/{kind}", table, partition_by=("model",), txn=(APP, plan.n))
+            self.tables.append(kind, table, plan.n)
         touched = [one for one in live.values() if self._fold(one, tables)]
         overrides = [item.event for item in numbered if isinstance(item.event, Override)]
         self.store.complete(

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipelines.adapters.collector_store import CollectorStore
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.cli import log
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
@@ -147,12 +148,12 @@ def test_a_death_at_any_step_leaves_each_event_stored_once_and_the_same_evidence
 def die(patch: pytest.MonkeyPatch, step: str, when: str) -> None:
     """Let the process die before or after one step of a batch."""
     name, _, kind = step.partition(":")
-    owner: Any = {"plan": CollectorStore, "complete": CollectorStore, "append": DeltaLake, "fold": Fold}[name]
+    owner: Any = {"plan": CollectorStore, "complete": CollectorStore, "append": InferenceTables, "fold": Fold}[name]
     method = "add" if name == "fold" else name
     real = getattr(owner, method)
 
     def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kind and args[0] != f"inference/{kind}":
+        if kind and args[0] != kind:
             return real(self, *args, **kwargs)
         if when == "before":
             raise Death(step)

@@ -1,0 +1,74 @@
+"""The inference log's tables as their one writer holds them: open between commits, and kept in few files.
+
+Opening a table costs more with every commit since its last checkpoint, and every commit adds a small file; the
+collector commits all the time. So tables stay open, and small files are merged now and then. Readers go through
+`DeltaLake` and never notice: a merge is one commit, and files it replaced stay for an hour.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.contracts.errors import TransientError
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+APP = "collector"
+MERGE_EVERY = 100
+_MERGED_BYTES = 16 << 20
+_KEEP_HOURS = 1
+
+
+class InferenceTables:
+    """Appends to `inference/<kind>` under `root`. Only one may write at a time."""
+
+    def __init__(self, root: Path, *, merge_every: int = MERGE_EVERY) -> None:
+        self._lake = DeltaLake(root)
+        self._merge_every = merge_every
+        self._open: dict[str, DeltaTable] = {}
+        self._commits: dict[str, int] = {}
+
+    def append(self, kind: str, data: pa.Table, batch: int) -> bool:
+        """Append the rows of a batch, unless that was done before. Returns whether a commit was made.
+
+        Raises TransientError when somebody else has written meanwhile.
+        """
+        from deltalake import CommitProperties, Transaction, write_deltalake
+        from deltalake.exceptions import CommitFailedError
+
+        table = self._table(kind)
+        if table is None:
+            return self._lake.append(f"inference/{kind}", data, partition_by=("model",), txn=(APP, batch))
+        applied = table.transaction_version(APP)
+        if applied is not None and applied >= batch:
+            return False
+        properties = CommitProperties(app_transactions=[Transaction(APP, batch)])
+        try:
+            write_deltalake(table, data, mode="append", partition_by=["model"], commit_properties=properties)
+            self._merge(kind, table)
+        except CommitFailedError as error:
+            del self._open[kind]
+            raise TransientError(f"inference log {kind}", got=str(error), hint="Only one collector may run.") from error
+        return True
+
+    def _table(self, kind: str) -> DeltaTable | None:
+        if kind not in self._open:
+            name = f"inference/{kind}"
+            if not self._lake.exists(name):
+                return None
+            from deltalake import DeltaTable
+
+            self._open[kind] = DeltaTable(self._lake.path(name))
+        return self._open[kind]
+
+    def _merge(self, kind: str, table: DeltaTable) -> None:
+        commits = self._commits[kind] = self._commits.get(kind, 0) + 1
+        if commits % self._merge_every == 0:
+            table.optimize.compact(target_size=_MERGED_BYTES)
+            table.create_checkpoint()
+            table.vacuum(retention_hours=_KEEP_HOURS, enforce_retention_duration=False, dry_run=False)
