@@ -63,6 +63,9 @@ def policy(requests: int, *, shadow: bool = True, canary_only: bool = False, **c
 
 
 MEASURED = "## Measured"
+FOOTNOTE = """\
+Faults run through shadow and canaries; those marked *only served* have no shadow stage. A rollout of sticky units has as
+many observations a stage as units: 2,000 of them cannot prove these margins, and the end is `inconclusive`, not a stop."""
 TRAPS: dict[str, Traffic] = {
     "cold start": Traffic(cold_start=150),
     "shared outage": Traffic(outage=0.3),
@@ -286,39 +289,30 @@ def _percent(value: float) -> str:
 
 def markdown(result: dict[str, Any]) -> str:
     """The section "Measured" of docs/gates.md."""
-    healthy = result["healthy"]
-    lines = [
-        MEASURED,
-        f"`python benchmarks/gates.py`, seed {result['seed']}, {result['requests_per_stage']:,} requests in each stage, looked at all "
-        f"the time over all metrics, slices and stages together; {result['machine']}. "
-        f"{round(result['requests_per_s_per_core'], -3):,.0f} requests/s on one core that other work shared.",
-        "",
-        "| judge | false stops on healthy rollouts |",
-        "|---|---|",
-        f"| these gates, {healthy['runs']} rollouts | {_percent(healthy['rollback'])} rollback (exact 95 % bound "
-        f"{_percent(healthy['rollback_upper_95'])}), {_percent(healthy['hold'])} hold; {_percent(healthy['promote'])} promoted |",
-        *(f"| {name} | {_percent(share)} |" for name, share in result["peers"].items()),
-        "",
-        "| healthy trap | stopped | promoted | paused on the way |",
-        "|---|---|---|---|",
-    ]
+    healthy, size = result["healthy"], result["requests_per_stage"]
+    speed = round(result["requests_per_s_per_core"], -3)
+    lines = [MEASURED]
+    lines.append(
+        f"`python benchmarks/gates.py`, seed {result['seed']}, {size:,} requests in each stage, looked at all the"
+    )
+    lines.append("time over all metrics, slices and stages together.")
+    lines.append(f"{result['machine']}; {speed:,.0f} requests/s (one core, shared with other work).")
+    lines += ["", "| judge | false stops on healthy rollouts |", "|---|---|"]
+    bound = _percent(healthy["rollback_upper_95"])
+    stops = f"{_percent(healthy['rollback'])} rollback (exact 95 % bound {bound}), {_percent(healthy['hold'])} hold"
+    lines.append(f"| these gates, {healthy['runs']} rollouts | {stops}; {_percent(healthy['promote'])} promoted |")
+    lines += [f"| {name} | {_percent(share)} |" for name, share in result["peers"].items()]
+    lines += ["", "| healthy trap (rollouts) | stopped | promoted | paused on the way |", "|---|---|---|---|"]
     for name, found in result["traps"].items():
-        stopped = found["rollback"] + found["hold"]
-        lines.append(
-            f"| {name} ({found['runs']}) | {_percent(stopped)} | {_percent(found['promote'])} | {_percent(found['paused'])} |"
-        )
-    lines += ["", "| fault | stopped | by | exposed requests, median / 90 % |", "|---|---|---|---|"]
+        shares = [found["rollback"] + found["hold"], found["promote"], found["paused"]]
+        lines.append(f"| {name} ({found['runs']}) | " + " | ".join(_percent(share) for share in shares) + " |")
+    lines += ["", "| fault (rollouts) | stopped | by | exposed requests, median / 90 % |", "|---|---|---|---|"]
     for name, found in result["faults"].items():
-        by = ", ".join(found["by"])
-        exposed = (
-            "-" if found["exposed_median"] is None else f"{found['exposed_median']:.0f} / {found['exposed_90']:.0f}"
-        )
-        lines.append(f"| {name} ({found['runs']}) | {_percent(found['rollback'] + found['hold'])} | {by} | {exposed} |")
-    lines += [
-        "",
-        "In brackets: rollouts. Faults begin with the rollout and run through shadow and canaries; those marked *only served* have no shadow stage. A rollout of sticky units "
-        "has as many observations a stage as units: 2,000 of them cannot prove these margins, and the end is `inconclusive`, not a stop.",
-    ]
+        stopped, by = _percent(found["rollback"] + found["hold"]), ", ".join(found["by"])
+        middle, most = found["exposed_median"], found["exposed_90"]
+        exposed = "-" if middle is None else f"{middle:.0f} / {most:.0f}"
+        lines.append(f"| {name} ({found['runs']}) | {stopped} | {by} | {exposed} |")
+    lines += ["", FOOTNOTE]
     return "\n".join(lines) + "\n"
 
 
