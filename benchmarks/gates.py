@@ -64,8 +64,9 @@ def policy(requests: int, *, shadow: bool = True, canary_only: bool = False, **c
 
 MEASURED = "## Measured"
 FOOTNOTE = """\
-Faults run through shadow and canaries; those marked *only served* have no shadow stage. A rollout of sticky units has as
-many observations a stage as units: 2,000 of them cannot prove these margins, and the end is `inconclusive`, not a stop."""
+Faults run through shadow and canaries; those marked *only served* have no shadow stage. A rollout of sticky units has
+as many observations a stage as units: 2,000 of them cannot prove these margins, and the end is `inconclusive`, not a
+stop."""
 TRAPS: dict[str, Traffic] = {
     "cold start": Traffic(cold_start=150),
     "shared outage": Traffic(outage=0.3),
@@ -191,9 +192,9 @@ def one(job: tuple[dict[str, Any], int, Traffic, Fault, bool]) -> dict[str, Any]
     """One rollout, judged; and the peers' words on the same rows."""
     body, seed, traffic, fault, peers = job
     tables = simulate(Policy.parse(body), seed=seed, traffic=traffic, fault=fault)
-    started = time.perf_counter()
+    started = time.process_time()
     lines = judge(body, tables)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     last = lines[-1]
     rows = _canary(tables) if peers else {}
     said = {name: rule(rows) for name, rule in PEERS.items()} if peers else {}
@@ -296,7 +297,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"`python benchmarks/gates.py`, seed {result['seed']}, {size:,} requests in each stage, looked at all the"
     )
     lines.append("time over all metrics, slices and stages together.")
-    lines.append(f"{result['machine']}; {speed:,.0f} requests/s (one core, shared with other work).")
+    lines.append(f"{result['machine']}; {speed:,.0f} requests/s of processor time on one core.")
     lines += ["", "| judge | false stops on healthy rollouts |", "|---|---|"]
     bound = _percent(healthy["rollback_upper_95"])
     stops = f"{_percent(healthy['rollback'])} rollback (exact 95 % bound {bound}), {_percent(healthy['hold'])} hold"
