@@ -1,4 +1,4 @@
-"""`slipway gate`: judge files of `slipway-gate/1`, and plan what a policy needs."""
+"""`slipway gate`: judge files of `slipway-gate/1`, plan what a policy needs, simulate how it behaves."""
 
 from __future__ import annotations
 
@@ -71,6 +71,37 @@ def judge(
 
     lines = replay(_mapping(case / "policy.yaml", "policy of the case"), _tables(case))
     _write(out, "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines))
+
+
+@app.command()
+def simulate(
+    policy: Annotated[Path, typer.Option(help="Policy in the format of slipway-gate/1 (YAML).")],
+    what: Annotated[
+        str, typer.Option(help="`healthy`, or the name of a trap or fault (an unknown name lists them).")
+    ] = "healthy",
+    runs: Annotated[int, typer.Option(min=1, help="Rollouts to simulate.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the first rollout; the others follow.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Where the shares go (JSON); default: standard output.")] = None,
+) -> None:
+    """Say how a policy behaves on made-up traffic: false stops, detection, exposure."""
+    import difflib
+
+    from pipelines.contracts.errors import NotFoundError
+    from pipelines.rollout.catalogue import FAULTS, TRAPS, outcome, rates
+    from pipelines.rollout.offline import judge as replay
+    from pipelines.rollout.policy import Policy
+    from pipelines.rollout.simulator import HEALTHY, Traffic
+    from pipelines.rollout.simulator import simulate as rollout
+
+    names = ["healthy", *TRAPS, *FAULTS]
+    if what not in names:
+        near = difflib.get_close_matches(what, names, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else ""
+        raise NotFoundError("simulation", got=repr(what), expected="one of " + "; ".join(names), hint=hint)
+    body = _mapping(policy, "policy")
+    parsed, traffic, fault = Policy.parse(body), TRAPS.get(what, Traffic()), FAULTS.get(what, HEALTHY)
+    found = [outcome(replay(body, rollout(parsed, seed=seed + n, traffic=traffic, fault=fault))) for n in range(runs)]
+    _write(out, json.dumps({"simulated": what, "seed": seed} | rates(found), indent=2, allow_nan=False) + "\n")
 
 
 @app.command()

@@ -5,14 +5,20 @@ Sizes are those of continuous integration; `make proof` runs `benchmarks/gates.p
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from benchmarks.gates import peeking_z, rates, run, upper_bound
+from benchmarks.gates import peeking_z, run
+from pipelines.cli.gate import app
+from pipelines.rollout.catalogue import rates, upper_bound
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.simulator import HEALTHY, START_US, Fault, Traffic, simulate
 from pipelines.stats.nats import Floats
@@ -125,3 +131,13 @@ def test_every_fault_is_stopped_by_its_metric(fault: Fault, metric: str) -> None
     found = rates(run(jobs(TRAFFIC, fault, 8, 500), 1))
     assert found["rollback"] + found["hold"] == 1.0, found
     assert found["by"] == {metric: 8}, found
+
+
+def test_the_command_says_how_a_policy_behaves(tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(mapping(400, 400)), encoding="utf-8")
+    arguments = ["simulate", "--policy", str(tmp_path / "policy.yaml"), "--runs", "3", "--what"]
+    result = CliRunner().invoke(app, [*arguments, "errors .1 -> 5 %"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["rollback"] == 1.0
+    unknown = CliRunner().invoke(app, [*arguments, "errors .1 -> 4 %"])
+    assert "Did you mean 'errors .1 -> 5 %'" in str(unknown.exception)
