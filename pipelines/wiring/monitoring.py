@@ -38,11 +38,17 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     sentences: list[str] = []
 
 
+class Asked(Ask, frozen=True, kw_only=True):
+    """The decision about a retraining, with the digest of the report that it rests on."""
+
+    digest: str
+
+
 class Monitored(msgspec.Struct, frozen=True, kw_only=True):
     """A whole look: the report's name, what it found, and whether a retraining was asked for."""
 
     measured: Measured
-    ask: Ask
+    ask: Asked
 
 
 def table_of(model: str) -> str:
@@ -92,7 +98,7 @@ def report(settings: Settings, model: str, report: str, as_of_us: int) -> str:
         return mlflow_monitoring.log(settings.mlflow_url, found, [page])
 
 
-def retrain(settings: Settings, model: str, report: str, as_of_us: int) -> Ask:
+def retrain(settings: Settings, model: str, report: str, as_of_us: int) -> Asked:
     """Decide whether the report asks for a retraining, and write down what was decided, once for an `as_of_us`."""
     _, monitor_spec = _specs(settings, model)
     found = load(settings, model, report, as_of_us)
@@ -104,7 +110,7 @@ def retrain(settings: Settings, model: str, report: str, as_of_us: int) -> Ask:
     if ask.asked:
         extra = {"as_of_us": as_of_us, "digest": report, "reason": ask.reason}
         database.emit_asset(f"drift/{model}/{as_of_us}", f"drift://{model}", extra)
-    return ask
+    return Asked(drifted=ask.drifted, asked=ask.asked, reason=ask.reason, digest=report)
 
 
 def monitor(settings: Settings, model: str, as_of_us: int) -> Monitored:
