@@ -17,7 +17,7 @@ import yaml
 
 from pipelines.adapters.airflow_rest import AirflowRest, DagRun, TaskState
 from pipelines.adapters.control_db import control_db
-from pipelines.contracts.errors import TerminalError
+from pipelines.contracts.errors import NotFoundError, TerminalError, TransientError
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack import airflow_password, down, processes, up
 from pipelines.wiring import rollouts
@@ -214,3 +214,19 @@ def test_a_killed_triggerer_loses_no_gate(settings, admin, challenge):
     up(settings, PARTS)
     wait_until(admin, run_id, "gate_shadow", "success")
     wait_until(admin, run_id, "gate_canary_50", "deferred")
+
+
+def test_the_client_says_what_is_wrong(settings, admin):
+    with (
+        AirflowRest(settings.airflow_url, "admin", "guessed") as stranger,
+        pytest.raises(TerminalError, match="refused"),
+    ):
+        stranger.dag_ids()
+    with pytest.raises(NotFoundError):
+        admin.trigger("model.unknown.rollout")
+    with pytest.raises(TerminalError, match="as_of"):
+        admin.trigger(f"model.{MODEL}.train", run_id="wrong", conf={"as_of": "yesterday"})
+    with AirflowRest(f"http://127.0.0.1:{free_port()}", "admin", "x") as nobody, pytest.raises(TransientError):
+        nobody.health()
+    assert admin.import_errors() == {}
+    assert admin.dag_ids() == [f"model.{MODEL}.rollout", f"model.{MODEL}.train"]
