@@ -70,12 +70,14 @@ def decide(
     """
     if command is not None:
         return _obey(rollout, standing, now, overrides, command)
-    if overrides and (rollout.slot == "running" or rollout.status == "promoted"):
+    if overrides and (rollout.slot == "running" or _can_go_back(rollout)):
         reason = f"the gateway reduced exposure on its own ({', '.join(overrides)})"
         return _decision(rollout, standing, now, "rollback", "override", reason, overrides=tuple(overrides))
     if rollout.slot != "running":
         return _decision(rollout, standing, now, "continue", "verdict", f"the rollout is {rollout.status}")
     if rollout.status == "held":
+        if standing.word == "rollback":  # a person may be long in coming; proven harm does not wait
+            return _decision(rollout, standing, now, "rollback", "verdict", standing.sentence, metrics=standing.metrics)
         return _decision(rollout, standing, now, "continue", "verdict", "held until a person decides")
     stage = rollout.current
     if stage.kind == "approval":
@@ -177,7 +179,7 @@ def _obey(rollout: Rollout, standing: Standing, now: Now, overrides: Sequence[st
     allowed: dict[Verb, bool] = {
         "approve": rollout.status == "held" or (rollout.status == "running" and rollout.current.kind == "approval"),
         "reject": rollout.slot in ("running", "waiting"),
-        "rollback": rollout.slot in ("running", "waiting") or rollout.status == "promoted",
+        "rollback": rollout.slot in ("running", "waiting") or _can_go_back(rollout),
         "pause": rollout.status == "running" and not rollout.paused,
         "resume": rollout.status == "held" or bool(rollout.paused),
         "skip": rollout.status == "running" and rollout.current.kind != "approval",
@@ -229,7 +231,7 @@ def _obey(rollout: Rollout, standing: Standing, now: Now, overrides: Sequence[st
 _FITS: dict[Verb, str] = {
     "approve": "one that is held, or a first champion that waits for approval",
     "reject": "one that runs or waits",
-    "rollback": "one that runs, waits or was promoted",
+    "rollback": "one that runs, waits, or was promoted over another champion",
     "pause": "one that runs",
     "resume": "one that is held or paused",
     "skip": "one that runs in a stage",
@@ -240,6 +242,11 @@ _FITS: dict[Verb, str] = {
 def _answered(standing: Standing) -> tuple[str, ...]:
     """The verdicts a person answers for by letting the rollout go on; harm that is proven can not be answered for."""
     return standing.metrics if standing.word in ("hold", "pause") else ()
+
+
+def _can_go_back(rollout: Rollout) -> bool:
+    """Whether it was promoted over a champion that can answer again."""
+    return rollout.status == "promoted" and rollout.champion is not None
 
 
 def _elapsed(rollout: Rollout, clock: str, now: Now) -> int:

@@ -26,13 +26,13 @@ from pipelines.collect.case import Case
 from pipelines.collect.completeness import StreamReport, check
 from pipelines.collect.fold import Fold
 from pipelines.collect.tables import to_tables
-from pipelines.contracts.errors import ContractError
+from pipelines.contracts.errors import ContractError, TransientError
 from pipelines.contracts.events import KINDS, Override
 from pipelines.contracts.segments import Frame
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
-from pipelines.wiring.rollouts import observe_overrides, rollout_store
+from pipelines.wiring.rollouts import guard_held, observe_overrides, rollout_store
 
 _log = logging.getLogger("slipway.collector")
 
@@ -121,6 +121,8 @@ class Collector:
         self._counters, self._last = counters, plan.n
         self._positions |= {position.key: position for position in plan.after}
         observe_overrides(self.settings)
+        if touched:
+            guard_held(self.settings)
         newest = max((item.event.wall_us for item in numbered), default=0)
         return Report(
             batch=plan.n,
@@ -223,7 +225,13 @@ def run(
     told: dict[str, str] = {}
     while not stopping():
         began = time.monotonic()
-        report = collector.once()
+        try:
+            report = collector.once()
+        except TransientError as error:
+            _log.warning("%s", error)
+            _sleep(1.0, stopping)
+            collector = Collector(settings)  # what it knew may be behind what is stored
+            continue
         on_report(report)
         if report.problems != told:
             told = report.problems

@@ -34,6 +34,7 @@ __all__ = [
     "command",
     "explain",
     "find_release",
+    "guard_held",
     "list",
     "load",
     "look",
@@ -307,6 +308,19 @@ def observe_overrides(settings: Settings) -> int:
             continue  # decided by somebody else; the next look sees the override
         execute(store, {}, row.model)
     return len(fresh)
+
+
+def guard_held(settings: Settings) -> int:
+    """Withdraw held rollouts whose evidence has come to prove harm: no gate looks at them while a person is asked.
+
+    Sets the route; mirrors are left to the next `advance`. Returns how many were withdrawn.
+    """
+    store, withdrawn = rollout_store(settings), 0
+    for rollout in store.rollouts(slot="running"):
+        if rollout.status == "held" and look(settings, rollout.id).decision is not None:
+            execute(store, {}, rollout.model)
+            withdrawn += 1
+    return withdrawn
 
 
 def _concerned(store: RolloutStore, model: str, rollout_id: str | None, action: str) -> Rollout | None:

@@ -19,6 +19,7 @@ from pipelines.cli import log
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
 from pipelines.contracts.events import Label
+from pipelines.rollout.decide import Now, Standing, decide
 from pipelines.rollout.policy import Policy
 from pipelines.settings import Settings
 from pipelines.wiring import rollouts
@@ -242,6 +243,19 @@ def test_an_override_of_the_fallback_after_the_promotion_brings_the_old_champion
     collect_all(settings)
     assert installation.db.champion("m") == installation.champion
     assert installation.route.champion == installation.champion
+
+
+def test_a_held_rollout_that_proves_harmful_is_withdrawn_by_the_collector(installation: Installation) -> None:
+    settings = installation.settings
+    rollout = rollouts.load(settings, installation.rollout)
+    standing = Standing(word="hold", metrics=("sample_ratio",), sentence="odd")
+    rollouts.rollout_store(settings).commit(rollout, decide(rollout, standing, Now(0, 0)))
+    worker = Worker(installation.bus)
+    for number in range(100):
+        worker.request(installation.route, f"q{number}", fails=frozenset({"challenger"}))
+    collect_all(settings)
+    assert rollouts.load(settings, installation.rollout).status == "rolled_back"
+    assert (installation.route.mode, installation.route.champion) == ("single", installation.champion)
 
 
 def test_removing_one_frame_by_hand_makes_log_verify_fail(

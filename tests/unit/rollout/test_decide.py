@@ -74,6 +74,17 @@ def test_a_held_rollout_waits_for_a_person_even_when_its_requests_are_in() -> No
     assert decide(rollout("shadow", status="held"), done(), NOW).is_wait
 
 
+def test_proven_harm_ends_a_held_rollout_without_waiting_for_the_person() -> None:
+    assert decide(rollout("canary_50", status="held"), HARM, NOW).kind == "rollback"
+
+
+def test_a_first_champion_cannot_be_rolled_back_as_there_is_nothing_to_go_back_to() -> None:
+    first = rollout("approval", champion=None, status="promoted")
+    with pytest.raises(TerminalError, match="promoted over another champion"):
+        decide(first, Standing(), NOW, command=Command(verb="rollback", actor="anna"))
+    assert decide(first, Standing(), NOW, overrides=["gw0/0/1/7"]).is_wait
+
+
 def test_a_pause_is_decided_once_and_ends_when_the_evidence_says_so() -> None:
     paused = rollout("shadow", paused="gate")
     assert decide(paused, SLOW, NOW).is_wait
