@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _OBJECTIVE = {"binary": ("binary", "binary_logloss"), "regression": ("regression", "l2")}
 _ROUNDS = 200
 _PATIENCE = 15
+_LEAST_IN_LEAF = 10
 _ALONE = 60_000  # rows one thread fits as fast as two do
 _FIXED: Params = {
     "learning_rate": 0.12,
@@ -53,7 +54,11 @@ class LightGbmFitted:
 
 
 class LightGbmTrainer:
-    """Trees; stops when `watch` has not become better for 15 rounds, and notes how many rounds that were."""
+    """Trees; stops when `watch` has not become better for 15 rounds, and notes how many rounds that were.
+
+    Beside LightGBM's own parameters it takes `min_leaf_share`: the least share of the rows in a leaf, so that what was
+    found on a sample fits the whole.
+    """
 
     name = "lightgbm"
     tasks = frozenset({"binary", "regression"})
@@ -63,8 +68,8 @@ class LightGbmTrainer:
 
     def suggest(self, trial: Suggester) -> Params:
         return {
-            "num_leaves": trial.suggest_int("num_leaves", 7, 47, log=True),
-            "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 20, 1000, log=True),
+            "num_leaves": trial.suggest_int("num_leaves", 7, 31, log=True),
+            "min_leaf_share": trial.suggest_float("min_leaf_share", 5e-4, 2e-2, log=True),
             "feature_fraction": trial.suggest_float("feature_fraction", 0.5, 1.0),
             "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0),
             "lambda_l2": trial.suggest_float("lambda_l2", 1e-2, 30.0, log=True),
@@ -76,14 +81,17 @@ class LightGbmTrainer:
         objective, metric = _OBJECTIVE[task]
         given: dict[str, Any] = {**_FIXED, **params}
         rounds = int(given.pop("num_iterations", _ROUNDS))
+        kept = dict(given)
+        if share := given.pop("min_leaf_share", None):
+            given["min_data_in_leaf"] = max(_LEAST_IN_LEAF, round(float(share) * rows.y.size))
         threads = self.threads if rows.y.size > _ALONE else 1
         settings = {**given, "objective": objective, "metric": metric, "seed": seed, "num_threads": threads}
         train = lgb.Dataset(rows.x, rows.y, params=settings, free_raw_data=False)
         if watch is None:
             booster = lgb.train(settings, train, num_boost_round=rounds)
-            return LightGbmFitted(booster, task, {**given, "num_iterations": rounds})
+            return LightGbmFitted(booster, task, {**kept, "num_iterations": rounds})
         stop = lgb.early_stopping(_PATIENCE, verbose=False)
         valid = lgb.Dataset(watch.x, watch.y, reference=train, params=settings, free_raw_data=False)
         booster = lgb.train(settings, train, num_boost_round=rounds, valid_sets=[valid], callbacks=[stop])
         best = booster.best_iteration or booster.current_iteration()
-        return LightGbmFitted(booster, task, {**given, "num_iterations": best})
+        return LightGbmFitted(booster, task, {**kept, "num_iterations": best})

@@ -83,10 +83,11 @@ def log_release(settings: Settings, entry: Entry) -> str:
     _ensure_model(client, manifest.model, entry.description)
     client.create_model_version(
         manifest.model,
-        source=f"runs:/{run_id}/release",
+        source=f"{run.info.artifact_uri}/release",
         run_id=run_id,
         tags={"semver": manifest.semver, "release": entry.release.digest, "status": entry.status},
         description=entry.card,
+        await_creation_for=0,
     )
     return run_id
 
@@ -110,31 +111,6 @@ def tag_release(settings: Settings, model: str, digest: str, tags: dict[str, str
     version = _known_version(client, model, digest)
     for name, value in tags.items():
         client.set_model_version_tag(model, version.version, name, value)
-
-
-def log_report(settings: Settings, model: str, name: str, files: dict[str, Path], metrics: dict[str, float]) -> str:
-    """Keep a monitoring report: a run called `name` in the model's experiment with these files and numbers."""
-    from mlflow.entities import Metric
-
-    client = _client(settings)
-    run = client.create_run(_experiment(client, model), tags={"slipway.kind": "monitor"}, run_name=name)
-    run_id = str(run.info.run_id)
-    now = wall_us() // 1000
-    client.log_batch(run_id, [Metric(key, value, now, 0) for key, value in metrics.items() if np.isfinite(value)])
-    with tempfile.TemporaryDirectory() as folder:
-        for relative, path in files.items():
-            target = Path(folder) / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        _upload(settings, client, run_id, str(run.info.artifact_uri), Path(folder))
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
-
-
-def run_url(settings: Settings, model: str, run_id: str) -> str:
-    """Where the user interface shows a run."""
-    experiment = _experiment(_client(settings), model)
-    return f"{settings.mlflow_url}/#/experiments/{experiment}/runs/{run_id}"
 
 
 def answers(settings: Settings) -> bool:
@@ -314,8 +290,10 @@ def _mlmodel(features: list[Any], run_id: str) -> str:
 
 
 def _upload(settings: Settings, client: MlflowClient, run_id: str, artifact_uri: str, folder: Path) -> None:
-    if client.tracking_uri.startswith("http"):
+    """Into the server's artifact folder where it lies in this installation's home; else through the server."""
+    own = settings.root / "mlflow"
+    if artifact_uri.startswith(ARTIFACT_SCHEME) and (own / "mlflow.db").is_file():
+        place = artifact_uri.removeprefix(ARTIFACT_SCHEME).lstrip("/")
+        shutil.copytree(folder, own / "artifacts" / place, dirs_exist_ok=True)
+    else:
         client.log_artifacts(run_id, str(folder))
-        return
-    place = artifact_uri.removeprefix(ARTIFACT_SCHEME).lstrip("/")
-    shutil.copytree(folder, settings.root / "mlflow" / "artifacts" / place, dirs_exist_ok=True)
