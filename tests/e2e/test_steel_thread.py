@@ -26,6 +26,7 @@ import pytest
 
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.contracts.routes import Route
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.stages import from_spec
 from pipelines.rollout.state import Plan
@@ -262,17 +263,23 @@ def test_the_gateways_breaker_acts_at_once_and_the_record_follows(installation: 
         rollout = rollouts.start(settings, "broken", challenger, actor="test", plan=plan)
         rollouts.advance(settings, rollout.id)
         _wait(lambda: rollouts.load(settings, rollout.id).slot == "ended", 60, "the collector's decision")
-        route = control_db(settings).route("broken")
+        _wait(lambda: _routed(settings, "broken").clears_overrides, 5, "the route that deals with the override")
+        route = _routed(settings, "broken")
 
     shown = rollouts.show(settings, rollout.id)
     observed, decision = shown["decisions"][-2:]
     assert (shown["status"], observed["kind"], decision["cause"]) == ("rolled_back", "observed", "override")
-    assert route is not None
     assert (route.champion, route.clears_overrides) == (champion, decision["overrides"])
     assert not client.refused, "a failed challenger's requests are answered by the champion"
     failed = [answer for answer in client.answers.values() if answer["arm"] == "challenger"]
     assert len(failed) < 200
     assert_whole(settings, "broken")
+
+
+def _routed(settings: Settings, model: str) -> Route:
+    route = control_db(settings).route(model)
+    assert route is not None
+    return route
 
 
 def _served(client: Client) -> str:
