@@ -14,6 +14,9 @@ logging.getLogger("great_expectations").setLevel(logging.WARNING)
 
 if "scheduler" in sys.argv:
     gc.disable()  # collecting while millions of objects are made costs a fifth of the time and frees nothing
+    import airflow.providers.standard.operators.empty
+    import airflow.providers.standard.operators.hitl
+    import airflow.providers.standard.operators.trigger_dagrun  # noqa: F401
     import deltalake  # noqa: F401
     import duckdb  # noqa: F401
     import evidently  # noqa: F401
@@ -29,5 +32,16 @@ if "scheduler" in sys.argv:
     import pyarrow.dataset  # noqa: F401
     import skl2onnx  # noqa: F401
 
+    import pipelines.spec.loading
+    import pipelines.wiring.batch_scores
+    import pipelines.wiring.datasets
+    import pipelines.wiring.features
+    import pipelines.wiring.monitoring
+    import pipelines.wiring.rollout_runs
+    import pipelines.wiring.training  # noqa: F401
+
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the parent
     gc.enable()
+
+if "triggerer" in sys.argv:
+    import pipelines.wiring.rollouts  # noqa: F401  the first gate would wait for it

@@ -13,6 +13,8 @@ from typing import Any
 
 from airflow.sdk import Asset, AssetAll, AssetAny, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_parsing_context
 
+from pipelines.spec.loading import names
+
 PROJECT = Path(__file__).resolve().parent.parent
 RUNBOOKS = PROJECT / "docs" / "runbooks"
 FIRST_DAY = datetime(2024, 1, 1, tzinfo=UTC)
@@ -32,9 +34,9 @@ def spec_names(folder: str) -> Iterator[str]:
     DAG ids are `<kind>.<spec>` and `<kind>.<spec>.<part>`.
     """
     wanted = (get_parsing_context().dag_id or "").split(".")[1:2]
-    for path in sorted((include_dir() / folder).glob("*.yaml")):
-        if not wanted or path.stem == wanted[0]:
-            yield path.stem
+    for name in names(include_dir(), folder):
+        if not wanted or name == wanted[0]:
+            yield name
 
 
 def as_of_param() -> Param:

@@ -23,7 +23,7 @@ from pipelines.demo.story import Act
 from pipelines.demo.world import World
 from pipelines.monitoring.report import from_json
 from pipelines.settings import Settings
-from pipelines.spec.loading import load_model
+from pipelines.spec.loading import load_model, names
 from pipelines.wiring import monitoring, rollouts
 
 MODEL = "late_arrival"
@@ -83,8 +83,8 @@ def telling(stage: Stage, act: Act) -> Iterator[Told]:
 def load_lake(stage: Stage, through_us: int, name: str) -> None:
     """Raw data and features up to an event time, by DAG runs: datasets side by side, features as their assets fire."""
     specs = stage.settings.include_dir
-    dataset_dags = [f"dataset.{path.stem}" for path in sorted((specs / "datasets").glob("*.yaml"))]
-    feature_dags = [f"features.{path.stem}" for path in sorted((specs / "features").glob("*.yaml"))]
+    dataset_dags = [f"dataset.{each}" for each in names(specs, "datasets")]
+    feature_dags = [f"features.{each}" for each in names(specs, "features")]
     before = stage.runs.counts(feature_dags)
     with stage.show.part(f"datasets through {from_us(through_us):%d %b}: {len(dataset_dags)} DAG runs"):
         stage.runs.together(dataset_dags, name, through_us)
@@ -164,6 +164,10 @@ async def play(stage: Stage, told: Told, replay: Replay, digest: str) -> str:
     seen = Seen(settings, rollout_id)
     with stage.show.bar("backtest", 1) as bar:
         while not seen.ended:
+            if seen.status == "held":
+                raise TerminalError(
+                    f"act {act.key}", got=f"rollout {rollout_id} held: {seen.reason}", expected=act.expect
+                )
             if not seen.live:
                 await asyncio.sleep(0.1)
                 seen.read()
@@ -231,6 +235,7 @@ class Seen:
         """Read the rollout's state and verdicts."""
         shown = rollouts.show(self._settings, self._id)
         self.status, self.stage, self.requests = shown["status"], shown["stage"], shown["requests"]
+        self.reason = shown["decisions"][-1].get("reason", "") if shown["decisions"] else ""
         stages = {stage["name"]: stage for stage in shown["stages"]}
         self.wanted = int(stages.get(self.stage, {}).get("requests", 0))
         self.live = self.stage in stages and stages[self.stage]["kind"] not in ("backtest", "approval")
@@ -245,6 +250,6 @@ class Seen:
         return self.status in ENDED
 
     def changed(self, stage_name: str) -> bool:
-        """Whether the rollout has left a stage or ended."""
+        """Whether the rollout has left a stage, ended, or is held."""
         self.read()
-        return self.ended or self.stage != stage_name
+        return self.ended or self.status == "held" or self.stage != stage_name

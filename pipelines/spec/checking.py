@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pipelines.spec import dataset, model, view
 from pipelines.spec.dataset import DatasetSpec
-from pipelines.spec.loading import FOLDERS, Specs, names, parse_spec, path_of, render, shown_path
+from pipelines.spec.loading import FOLDERS, Specs, file_names, names, parse_spec, path_of, render, shown_path
 from pipelines.spec.model import ModelSpec
 from pipelines.spec.problems import Location, Problem
 from pipelines.spec.view import ViewSpec
@@ -32,12 +32,13 @@ def check_project(include: Path, policy: PolicyCheck | None = None) -> tuple[Spe
     loaded: dict[str, dict[str, Any]] = {folder: {} for folder in FOLDERS}
     mistakes: list[str] = []
     for folder, spec_type in FOLDERS.items():
-        for name in names(include, folder):
+        for name in file_names(include, folder):
             path = path_of(include, folder, name)
             spec, found = parse_spec(path, spec_type, _CHECKS[folder], shown_path(include, path))
             mistakes += found
             if spec is not None:
                 loaded[folder][name] = spec
+    brought = _brought_along(loaded["models"], loaded)
     specs = Specs(include=include, datasets=loaded["datasets"], views=loaded["features"], models=loaded["models"])
     known = {folder: names(include, folder) for folder in FOLDERS}
     groups: list[tuple[str, Mapping[str, BaseModel], Callable[..., Iterator[Problem]]]] = [
@@ -49,11 +50,28 @@ def check_project(include: Path, policy: PolicyCheck | None = None) -> tuple[Spe
         for name, spec in group.items():
             found_here = list(references(spec, specs, known))
             path = path_of(include, folder, name)
+            if (place := brought.get((folder, name))) is not None:
+                path = path_of(include, "models", place[0])
+                found_here = list(model.within(place[1], found_here))
             wrong_already = any(line.startswith(f"{shown_path(include, path)}:") for line in mistakes)
             if policy is not None and isinstance(spec, ModelSpec) and not wrong_already:
                 found_here += policy_problems(spec, policy)
             mistakes += render(path.read_text(), shown_path(include, path), found_here)
     return specs, sorted(mistakes, key=_place)
+
+
+def _brought_along(
+    models: Mapping[str, ModelSpec], loaded: Mapping[str, dict[str, Any]]
+) -> dict[tuple[str, str], tuple[str, Location]]:
+    """Add what models define to `loaded`; returns each one's model and its location there, by folder and name."""
+    places: dict[tuple[str, str], tuple[str, Location]] = {}
+    for owner, spec in models.items():
+        for folder in ("datasets", "features"):
+            for index, part in enumerate(getattr(spec.define, folder)):
+                if part.name not in loaded[folder]:
+                    loaded[folder][part.name] = part
+                    places[folder, part.name] = (owner, ("define", folder, index))
+    return places
 
 
 def _place(mistake: str) -> tuple[str, int]:

@@ -63,8 +63,27 @@ def load_model(include: Path, name: str) -> ModelSpec:
 
 
 def names(include: Path, folder: str) -> list[str]:
-    """Names of the specs in a folder (`datasets`, `features`, `models`), sorted."""
+    """Names of the specs of a kind (`datasets`, `features`, `models`), in their own files or in a model's; sorted."""
+    return sorted({*file_names(include, folder), *defined(include, folder)})
+
+
+def file_names(include: Path, folder: str) -> list[str]:
+    """Names of the spec files in a folder, sorted."""
     return sorted(path.stem for path in (include / folder).glob("*.yaml"))
+
+
+def defined(include: Path, folder: str) -> dict[str, tuple[str, int]]:
+    """Datasets or views that models bring along under `define`: the model, and the place in its list, by name."""
+    found: dict[str, tuple[str, int]] = {}
+    if folder == "models":
+        return found
+    for model_name in file_names(include, "models"):
+        text = path_of(include, "models", model_name).read_text()
+        if "\ndefine:" not in text:  # most models bring nothing along: their YAML is not parsed for it
+            continue
+        listed = (YAML(typ="safe").load(text).get("define") or {}).get(folder) or []
+        found.update({entry["name"]: (model_name, index) for index, entry in enumerate(listed) if "name" in entry})
+    return found
 
 
 def load_all(include: Path) -> Specs:
@@ -133,6 +152,9 @@ def _load_one(
     include: Path, folder: str, name: str, spec_type: type[AnySpec], check: Callable[[AnySpec], Iterator[Problem]]
 ) -> AnySpec:
     path = path_of(include, folder, name)
+    if not path.is_file() and (place := defined(include, folder).get(name)) is not None:
+        brought: list[AnySpec] = getattr(load_model(include, place[0]).define, folder)
+        return brought[place[1]]
     if not path.is_file():
         near = suggestion(name, names(include, folder)).removeprefix(".").removeprefix(";").strip()
         what = f"{folder.removesuffix('s')} spec '{name}'"

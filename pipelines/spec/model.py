@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from pipelines.spec import dataset, view
+from pipelines.spec.dataset import DatasetSpec
 from pipelines.spec.durations import EventDuration
 from pipelines.spec.fields import Name, Schedule, Strict, TransformFile, TransformRef
-from pipelines.spec.problems import Problem
+from pipelines.spec.problems import Location, Problem
+from pipelines.spec.view import ViewSpec
 
 Datatype = Literal["BYTES", "FP64", "FP32", "INT64", "INT32", "BOOL"]
 
@@ -176,6 +179,13 @@ class Score(Strict):
     schedule: Schedule | None = None
 
 
+class Define(Strict):
+    """Datasets and views that a model brings along in its own file; any other model may use them too."""
+
+    datasets: list[DatasetSpec] = Field(default_factory=list)
+    features: list[ViewSpec] = Field(default_factory=list)
+
+
 class ModelSpec(Strict):
     """`include/models/<model>.yaml`."""
 
@@ -198,6 +208,7 @@ class ModelSpec(Strict):
     monitor: Monitor | None = None
     score: Score | None = None
     schedule: Schedule | None = None
+    define: Define = Define()
 
     def datasets(self) -> list[str]:
         """Every dataset that requests and labels are made of, sorted."""
@@ -214,6 +225,7 @@ def problems(spec: ModelSpec) -> Iterator[Problem]:
     yield from _input_problems(spec)
     yield from _feature_problems(spec)
     yield from _rollout_problems(spec)
+    yield from _define_problems(spec)
     if spec.output.score not in spec.output.fields:
         yield Problem.unknown(("output", "score"), "output field", spec.output.score, spec.output.fields)
     if spec.output.low is not None and spec.output.high is not None and spec.output.low >= spec.output.high:
@@ -229,6 +241,19 @@ def problems(spec: ModelSpec) -> Iterator[Problem]:
                 ("offline_gates", index),
                 f"gate on '{gate.metric}': give min or max, or `against: champion` with max_worse_rel or max_worse_abs",
             )
+
+
+def _define_problems(spec: ModelSpec) -> Iterator[Problem]:
+    for index, brought in enumerate(spec.define.datasets):
+        yield from within(("define", "datasets", index), dataset.problems(brought))
+    for index, view_spec in enumerate(spec.define.features):
+        yield from within(("define", "features", index), view.problems(view_spec))
+
+
+def within(location: Location, found: Iterable[Problem]) -> Iterator[Problem]:
+    """Problems of a part, located in the whole."""
+    for problem in found:
+        yield Problem((*location, *problem.location), problem.message)
 
 
 def _input_problems(spec: ModelSpec) -> Iterator[Problem]:
