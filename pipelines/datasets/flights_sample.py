@@ -28,6 +28,10 @@ LAYOUT = 1
 
 FLIGHTS = 336_776
 IDS_PER_CYCLE = 1_000_000
+REPEATED_IDS = 500_000
+DECEMBER_FROM = 334
+REPEATED = ((278, 279, 56), (273, 301, 63))
+"""First and last day of October (days since 1 January) and by how many days they move to make December: whole weeks."""
 MISSING_ZONE = "America/Puerto_Rico"
 
 _FLIGHTS_SQL = f"""
@@ -95,24 +99,44 @@ def bind(
     shift: Shift,
     span_us: tuple[int | None, int],
     name: str,
+    december: str = "as_it_was",
 ) -> None:
     """Make a table of the sample readable as the view `name`, moved in time, all rows of the cycles a span touches.
 
-    cache: folder for the Parquet files, made when they are missing. span_us: (after, until] of knowledge.
+    cache: folder for the Parquet files, made when they are missing. span_us: (after, until] of knowledge. december:
+    `as_october` repeats October's days in its place.
     """
     path = cached(cache, table)
     cycles = [0] if table == "planes" else shift.cycles(*span_us)
-    parts = [_moved(table, path, shift, cycle) for cycle in cycles]
+    rows = _october_again(table, path) if december == "as_october" else f"read_parquet('{path}')"
+    parts = [_moved(table, rows, shift, cycle) for cycle in cycles]
     connection.execute(f'CREATE OR REPLACE TEMP VIEW "{name}" AS ' + " UNION ALL ".join(parts))
 
 
-def _moved(table: str, path: Path, shift: Shift, cycle: int) -> str:
+def _october_again(table: str, path: Path) -> str:
+    """A subquery: the rows before December, and October's days moved to stand in its place, under ids of their own."""
+    rows = f"read_parquet('{path}')"
+    if table == "planes":
+        return rows
+    parts = [f"SELECT * FROM {rows} WHERE day_number < {DECEMBER_FROM}"]
+    for first, last, days in REPEATED:
+        changed = [f"{time} + INTERVAL {days} DAY AS {time}" for time in _TIMES[table]]
+        changed.append(f"day_number + {days} AS day_number")
+        if table.startswith("flights_"):
+            changed.append(f"flight_id + {REPEATED_IDS} AS flight_id")
+        if table == "flights_scheduled":
+            changed.append("12 AS local_month")
+        parts.append(f"SELECT * REPLACE ({', '.join(changed)}) FROM {rows} WHERE day_number BETWEEN {first} AND {last}")
+    return f"({' UNION ALL '.join(parts)})"
+
+
+def _moved(table: str, source: str, shift: Shift, cycle: int) -> str:
     moved = [f"{time} + to_microseconds({shift.of(cycle)}) AS {time}" for time in _TIMES[table]]
     if table.startswith("flights_"):
         moved.append(f"flight_id + {cycle * IDS_PER_CYCLE} AS flight_id")
     # A cycle is one day shorter than the year: its last day gives way to the next cycle's first.
     rows = f" WHERE day_number < {CYCLE_DAYS}" if shift.repeats else ""
-    return f"SELECT * EXCLUDE (day_number) REPLACE ({', '.join(moved)}) FROM read_parquet('{path}'){rows}"
+    return f"SELECT * EXCLUDE (day_number) REPLACE ({', '.join(moved)}) FROM {source}{rows}"
 
 
 def cached(cache: Path, table: str) -> Path:

@@ -21,7 +21,7 @@ from pipelines.demo.driver import Replay, moment
 from pipelines.demo.kpi import cost_function
 from pipelines.demo.progress import Show
 from pipelines.demo.rehearsal import MODEL, Stage, Told
-from pipelines.demo.specs import copy_include, edit_model
+from pipelines.demo.specs import calm_december, copy_include, edit_model
 from pipelines.demo.story import Act, acts
 from pipelines.demo.world import World, of_the_year
 from pipelines.settings import Settings
@@ -85,12 +85,14 @@ def _prepare(settings: Settings, installation: Settings, variant: str, seed: int
         down(installation)
         _empty(installation.root)
         copy_include(settings.include_dir, installation.include_dir)
+        if variant == "calm-december":
+            calm_december(installation.include_dir)
         first = acts(variant)[0]
         edit_model(installation.include_dir, MODEL, first.spec, size=size, seed=seed)
         installation.event_clock().tick(moment(first.train_at))
     with show.part("stack up, and the year's flights read"), ThreadPoolExecutor(2) as pool:
         stack = pool.submit(up, installation, None, lambda part, what: show.line(f"{part}: {what}"))
-        truth = pool.submit(of_the_year, settings, installation, MODEL, WIDEST_SPEC)
+        truth = pool.submit(of_the_year, installation, MODEL, WIDEST_SPEC)
         features.apply(installation)
         stack.result()
         return truth.result()

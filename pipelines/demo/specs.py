@@ -34,3 +34,15 @@ def edit_model(include: Path, model: str, file: str, *, size: float, seed: int) 
     with target.open("w") as handle:
         yaml.dump(document, handle)
     return target
+
+
+def calm_december(include: Path) -> None:
+    """Let every dataset of the sample repeat October's days in place of December's."""
+    yaml = YAML()
+    yaml.width = 200
+    for path in sorted((include / "datasets").glob("*.yaml")):
+        document: Any = yaml.load(path.read_text())
+        if document["source"]["kind"] == "flights_sample":
+            document["source"]["december"] = "as_october"
+            with path.open("w") as handle:
+                yaml.dump(document, handle)

@@ -118,7 +118,7 @@ def acts(variant: str) -> tuple[Act, ...]:
     )
     same = replace(
         PROMOTION,
-        spec="late_arrival.v1.yaml",
+        spec="late_arrival.same.yaml",
         story=("The challenger is the champion's own spec under a new name: it must never be called better."),
     )
     return {

@@ -78,14 +78,14 @@ def _plain(column: pa.ChunkedArray) -> list[Any]:
     return list(column.to_pylist())
 
 
-def of_the_year(settings: Settings, installation: Settings, model: str, spec_file: str) -> World:
+def of_the_year(installation: Settings, model: str, spec_file: str) -> World:
     """The world of a model over the whole sample, taken up in a home of its own that knows everything at once.
 
     `spec_file` of `include/demo` says which inputs there are.
     """
     home = installation.root / "world"
     all_knowing = installation.model_copy(update={"home": home, "include_dir": home / "include"})
-    copy_include(settings.include_dir, all_knowing.include_dir)
+    copy_include(installation.include_dir, all_knowing.include_dir)
     edit_model(all_knowing.include_dir, model, spec_file, size=1.0, seed=0)
     spec = load_model(all_knowing.include_dir, model)
     for name in spec.datasets():

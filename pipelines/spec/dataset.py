@@ -20,6 +20,8 @@ class FlightsSample(Strict):
 
     kind: Literal["flights_sample"]
     table: Literal["flights_scheduled", "flights_departed", "flights_landed", "weather", "planes"]
+    december: Literal["as_it_was", "as_october"] = "as_it_was"
+    """`as_october`: its days are October's over again, flights and weather alike: a December without drift."""
 
 
 class FileSource(Strict):

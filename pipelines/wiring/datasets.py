@@ -269,9 +269,8 @@ def _bind_source(
         file_source.bind(connection, settings.include_dir, spec, spec.source, "source")
     else:
         cache = settings.root / "cache"
-        flights_sample.bind(
-            connection, cache, spec.source.table, sample_shift(settings), (after_us, as_of_us), "source"
-        )
+        shift, span = sample_shift(settings), (after_us, as_of_us)
+        flights_sample.bind(connection, cache, spec.source.table, shift, span, "source", spec.source.december)
 
 
 def _bind_settled(settings: Settings, connection: duckdb.DuckDBPyConnection, spec: DatasetSpec) -> str | None:

@@ -1,0 +1,94 @@
+"""The rehearsal is not canned: other inputs, other outcomes, through the same stack (stages shortened by size)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.settings import PROJECT, Settings
+from pipelines.stack import down
+
+SIZE = "0.2"
+SEED = os.environ.get("SLIPWAY_TEST_SEED", "7")
+PORTS = ("SLIPWAY_AIRFLOW_PORT", "SLIPWAY_MLFLOW_PORT", "SLIPWAY_GATEWAY_PORT")
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that are free at the moment."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+@contextmanager
+def rehearsed(home: Path, variant: str) -> Iterator[dict[str, Any]]:
+    """The report of a rehearsal in a home of its own; its stack is stopped afterwards."""
+    ports = dict(zip(PORTS, map(str, free_ports(3)), strict=True))
+    environment = os.environ | ports | {"SLIPWAY_HOME": str(home)}
+    command = [sys.executable, "-m", "pipelines.cli.main", "demo", "--variant", variant, "--size", SIZE]
+    try:
+        done = subprocess.run(
+            [*command, "--seed", SEED],
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        report = home / "demo" / "report.json"
+        assert report.exists(), done.stdout[-3000:] + done.stderr[-3000:]
+        yield json.loads(report.read_text()) | {"exit": done.returncode}
+    finally:
+        down(
+            Settings(
+                home=home / "demo", **{name.lower().removeprefix("slipway_"): int(port) for name, port in ports.items()}
+            )
+        )
+
+
+def outcomes(report: dict[str, Any]) -> dict[str, str]:
+    """Each act's outcome."""
+    return {act["key"]: act["outcome"] for act in report["acts"]}
+
+
+def failed_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Checks of the report that do not hold."""
+    return [check for check in report["checks"] if not check["ok"]]
+
+
+@pytest.mark.timeout(1000)
+def test_repaired_challengers_are_promoted(tmp_path: Path) -> None:
+    with rehearsed(tmp_path, "repaired-v3") as report:
+        assert failed_checks(report) == []
+        assert outcomes(report) == {"1": "promote", "2": "promote", "3a": "promote", "3b": "promote"}
+        assert report["exit"] == 0
+
+
+@pytest.mark.timeout(1000)
+def test_a_december_made_of_october_drifts_nowhere_and_retrains_nothing(tmp_path: Path) -> None:
+    with rehearsed(tmp_path, "calm-december") as report:
+        assert failed_checks(report) == []
+        assert outcomes(report) == {"1": "promote", "4": "none"}
+        facts = dict(map(tuple, report["acts"][-1]["facts"]))
+        assert facts["retraining"] == "not asked for"
+
+
+@pytest.mark.timeout(1000)
+def test_the_same_model_is_never_called_better(tmp_path: Path) -> None:
+    with rehearsed(tmp_path, "same-model") as report:
+        assert failed_checks(report) == []
+        verdicts = [v for act in report["acts"][1:] for rollout in act["rollouts"] for v in rollout["verdicts"]]
+        assert verdicts
+        assert [v for v in verdicts if v["better"] == "yes"] == []
