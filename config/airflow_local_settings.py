@@ -38,7 +38,7 @@ if "scheduler" in sys.argv:
     import pipelines.wiring.features
     import pipelines.wiring.monitoring
     import pipelines.wiring.rollout_runs
-    import pipelines.wiring.training  # noqa: F401
+    import pipelines.wiring.training
 
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the parent
     gc.enable()

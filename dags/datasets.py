@@ -1,6 +1,6 @@
 """One DAG a dataset: take what is new, check it, set bad rows aside, publish the rest."""
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, XComArg
 from slipway_dags import as_of_param, common, dataset_asset, include_dir, schedule, spec_names
 from slipway_operators import AS_OF, JobOperator
 
@@ -24,7 +24,7 @@ for name in spec_names("datasets"):
             task_id="publish",
             job=f"{JOBS}:publish",
             arguments={"ref": stage.output},
-            as_of=stage.output[AS_OF],
+            as_of=XComArg(stage, AS_OF),
             asset=dataset_asset(name),
         )
 

@@ -1,6 +1,6 @@
 """One DAG a feature view: build from the datasets, check, publish to the lake, make readable online."""
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, XComArg
 from slipway_dags import as_of_param, common, dataset_asset, include_dir, schedule, spec_names, view_asset
 from slipway_operators import AS_OF, JobOperator
 
@@ -24,7 +24,7 @@ for name in spec_names("features"):
             task_id="materialise",
             job=f"{JOBS}:materialise",
             arguments={"view": name},
-            as_of=build.output[AS_OF],
+            as_of=XComArg(build, AS_OF),
             asset=view_asset(name),
         )
 

@@ -2,7 +2,7 @@
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import DAG, TriggerRule, chain
+from airflow.sdk import DAG, TriggerRule, XComArg, chain
 from slipway_approval import REASON, RolloutApproval
 from slipway_dags import (
     as_of_param,
@@ -38,7 +38,7 @@ def train(spec: ModelSpec) -> None:
         **common("train", spec.owner, model=spec.name),
     ):
         data = JobOperator(task_id="training_set", job=f"{TRAINING}:make_training_set", arguments=model, as_of="run")
-        as_of = data.output[AS_OF]
+        as_of = XComArg(data, AS_OF)
         fit = JobOperator(
             task_id="fit", job=f"{TRAINING}:fit", arguments=model | {"training": data.output}, as_of=as_of
         )
@@ -172,7 +172,7 @@ def monitor(spec: ModelSpec) -> None:
             skip_unless="measured",
         )
         this = {"report": _pulled("measure", "digest"), "model": spec.name}
-        as_of = measure.output[AS_OF]
+        as_of = XComArg(measure, AS_OF)
         report = JobOperator(task_id="report", job=f"{MONITORING}:report", arguments=this, as_of=as_of)
         retrain = JobOperator(
             task_id="retrain",

@@ -63,7 +63,7 @@ class GateTrigger(BaseTrigger):
     """
 
     def __init__(self, rollout_id: str, stage: str, poll_s: float = POLL_S) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rollout_id = rollout_id
         self.stage = stage
         self.poll_s = poll_s

@@ -84,7 +84,7 @@ class JobOperator(BaseOperator):
         if self.needs is not None and not self.arguments[self.needs]:
             raise AirflowSkipException(f"no {self.needs}: a task before has failed")
         settings = Settings()
-        as_of_us = self.as_of
+        as_of_us: Any = self.as_of
         if as_of_us == "run":
             as_of_us = run_as_of_us(context, settings.event_clock().event_now_us)
             context["ti"].xcom_push(AS_OF, as_of_us)

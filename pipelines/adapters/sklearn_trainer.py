@@ -62,7 +62,7 @@ class LogisticTrainer(_LinearTrainer):
     name = "logistic"
     tasks = frozenset({"binary"})
 
-    def fit(self, task: str, rows: Rows, params: Params, *, seed: int, watch: Rows | None) -> LinearFitted:
+    def fit(self, task: str, rows: Rows, params: Params, *, seed: int, watch: Rows | None) -> LinearFitted:  # noqa: ARG002
         from sklearn.linear_model import LogisticRegression
 
         penalty = float(params.get("penalty", 1.0))
@@ -76,7 +76,7 @@ class RidgeTrainer(_LinearTrainer):
     name = "ridge"
     tasks = frozenset({"regression"})
 
-    def fit(self, task: str, rows: Rows, params: Params, *, seed: int, watch: Rows | None) -> LinearFitted:
+    def fit(self, task: str, rows: Rows, params: Params, *, seed: int, watch: Rows | None) -> LinearFitted:  # noqa: ARG002
         from sklearn.linear_model import Ridge
 
         penalty = float(params.get("penalty", 1.0))

@@ -27,8 +27,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(check.check)
-app.command()(check.apply)
-app.command()(check.check)
 app.add_typer(new.app, name="new")
 app.command()(check.apply)
 app.command()(stack.up)
