@@ -332,7 +332,7 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
     family = _family(policy, cells, live, sticky=sticky)
     log_e = float(family.log_e)
     reached = math.isfinite(bar) and log_e >= math.log(bar)
-    part, scoped = _loudest(policy, cells, live, family) if reached else (None, levels)
+    part, scoped, steady = _loudest(policy, cells, live, family) if reached else (None, levels, levels)
     may_act = acts(policy, metric, evidence, estimate.lower, levels.champion)
 
     proof_units = cells.whole[[k for k, s in enumerate(stages) if s in proof_stages(policy, metric)]]
@@ -347,6 +347,9 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
     stop, pause = None, None
     sentence = _sentence(metric, estimate, log_e, bar)
     worth = harmful(metric, scoped)
+    if metric.paired and policy.min_event_time_s > 0:
+        # Days swing, and a stage may be one: what the loudest stage says must also hold for the whole way.
+        worth = worth and harmful(metric, steady)
     if metric.kind == "quantile":
         # Slower for certain, yet within the margin that was ruled out or below the practical one: nothing to wait for.
         worth = worth and not proven and _beyond_margin(book, metric, stages)
@@ -382,8 +385,8 @@ def _family(policy: Policy, cells: _Cells, live: list[int], *, sticky: bool) -> 
     return harm(whole, parts, max_slices=policy.max_slices, sticky=sticky)
 
 
-def _loudest(policy: Policy, cells: _Cells, live: list[int], family: Family) -> tuple[str | None, _Levels]:
-    """The slice that speaks loudest (None: all traffic), and the levels of both arms there, in the loudest stage."""
+def _loudest(policy: Policy, cells: _Cells, live: list[int], family: Family) -> tuple[str | None, _Levels, _Levels]:
+    """The slice that speaks loudest (None: all traffic); both arms' levels there in the loudest stage, and in all."""
     rows, part = cells.whole, None
     if family.slices.shape[-1] > 1:
         loud = int(np.argmax(family.slices))
@@ -391,7 +394,7 @@ def _loudest(policy: Policy, cells: _Cells, live: list[int], family: Family) -> 
         if float(family.slices[loud]) - math.log(room) > float(family.overall):
             rows, part = cells.parts[loud], cells.names[loud]
     stage = loudest_stage(rows[live][:, HARM])
-    return part, _levels(rows if stage is None else rows[live[stage]][None, :])
+    return part, _levels(rows if stage is None else rows[live[stage]][None, :]), _levels(rows)
 
 
 def _beyond_margin(book: _Book, metric: Metric, stages: tuple[str, ...]) -> bool:

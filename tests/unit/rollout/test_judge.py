@@ -175,3 +175,16 @@ def test_missing_sequence_numbers_hold_the_rollout() -> None:
     stop = judge(chosen, fold.evidence(), "canary_50").stop
     assert stop is not None
     assert (stop.action, stop.metric) == ("hold", "lost_assignments")
+
+
+def test_one_bad_stage_is_no_harm_of_pairs_while_the_whole_way_shows_none() -> None:
+    stages = [{"name": "backtest", "requests": 5000}, {"name": "shadow", "requests": 1200}]
+
+    def stopped(minimum_s: float) -> bool:
+        body = mapping(stages=stages, min_event_time_s=minimum_s)
+        body["metrics"] = [row | {"harm_rel": 0.15} if row["name"] == "logloss" else row for row in METRICS]
+        stop = judged(Fault(logit_noise=2.0, begins=5000), chosen=Policy.parse(body), stage="shadow").stop
+        return stop is not None and stop.metric == "logloss"
+
+    assert stopped(0.0)
+    assert not stopped(1.0)
