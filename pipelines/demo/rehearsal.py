@@ -239,7 +239,7 @@ class Seen:
         stages = {stage["name"]: stage for stage in shown["stages"]}
         self.wanted = int(stages.get(self.stage, {}).get("requests", 0))
         self.live = self.stage in stages and stages[self.stage]["kind"] not in ("backtest", "approval")
-        total = int(shown["counts"].get("requests", 0))
+        total = sum(shown["counts"].get("assignments", {}).values())
         if total != self._total and shown["verdicts"]:
             self._total = total
             self.history.append({"requests": total, "stage": self.stage, "verdicts": shown["verdicts"]})

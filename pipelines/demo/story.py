@@ -123,7 +123,7 @@ def acts(variant: str) -> tuple[Act, ...]:
     )
     return {
         "standard": standard,
-        "repaired-v3": (FIRST, PROMOTION, repaired_v3, repaired_v4),
+        "repaired-v3": (FIRST, repaired_v3, repaired_v4),
         "calm-december": (FIRST, calm),
         "same-model": (FIRST, same),
     }[variant]

@@ -183,6 +183,7 @@ def write(folder: Path, report: dict[str, Any]) -> tuple[Path, Path]:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["number"] = lambda value: "" if value is None else f"{value:,.4g}"
     requests = sum(act["requests"] for act in report["acts"])
     decisions = [d for act in report["acts"] for rollout in act["rollouts"] for d in rollout["decisions"]]
     routed = sorted(d["route_seconds"] for d in decisions if d["route_seconds"] is not None)

@@ -34,6 +34,9 @@ from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
 from pipelines.wiring.rollouts import guard_held, observe_overrides, rollout_store
 
+COUNTED_AFTER_S = 120.0
+"""For how long after a rollout's end its late rows are still counted (exposed requests among them)."""
+
 _log = logging.getLogger("slipway.collector")
 
 
@@ -54,12 +57,15 @@ class _Live:
         policy = Policy.parse(rollout.plan.policy)
         self.case = Case(rollout.id, rollout.model, policy.slices)
         self.fold = Fold(policy)
-        self.digest = ""
+        self.ended_s: float | None = None
 
     def take(self, tables: dict[str, pa.Table]) -> bool:
-        """Fold one batch; whether any of its rows belonged to the rollout."""
+        """Fold one batch; whether any of its rows belonged to the rollout.
+
+        What comes after its end (a gateway follows a route a moment later) is counted, and is no evidence.
+        """
         made = self.case.take(tables)
-        if made:
+        if made and self.ended_s is None:
             self.fold.add(**made)
         return bool(made)
 
@@ -169,7 +175,9 @@ class Collector:
         """Case and fold of every running rollout; those not in memory are rebuilt from the lake before `batch`."""
         running = {rollout.id: rollout for rollout in self.rollouts.rollouts(slot="running")}
         for gone in self._live.keys() - running.keys():
-            del self._live[gone]
+            ended = self._live[gone].ended_s = self._live[gone].ended_s or time.monotonic()
+            if time.monotonic() - ended > COUNTED_AFTER_S:
+                del self._live[gone]
         for rollout_id, rollout in running.items():
             if rollout_id not in self._live:
                 self._live[rollout_id] = live = _Live(rollout)

@@ -72,7 +72,7 @@ def failed_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
 def test_repaired_challengers_are_promoted(tmp_path: Path) -> None:
     with rehearsed(tmp_path, "repaired-v3") as report:
         assert failed_checks(report) == []
-        assert outcomes(report) == {"1": "promote", "2": "promote", "3a": "promote", "3b": "promote"}
+        assert outcomes(report) == {"1": "promote", "3a": "promote", "3b": "promote"}
         assert report["exit"] == 0
 
 
