@@ -2,13 +2,15 @@
 
 A part is started as the leader of its own session. Its record names the pid, the moment the process was created and
 the boot of the machine, so that a pid used again by somebody else is recognised. When a leader was killed, what is
-left of its session is still ours and is ended with it.
+left of it is still ours and is ended with it: it is known by its session, or, where it has made one of its own (as
+the gateway's workers do), by a mark in its environment.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -22,6 +24,9 @@ from pipelines.contracts.errors import TerminalError
 
 _CREATION_TOLERANCE_S = 2.0
 """Creation times are derived from the boot time, which a clock correction may move."""
+
+MARK = "SLIPWAY_PART_MARK"
+"""Environment variable that everything a part starts inherits; its value is new for every start."""
 
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """What this process started itself: it has to be waited for, or it stays as a zombie."""
@@ -37,6 +42,7 @@ class Record(msgspec.Struct, frozen=True):
     command: list[str]
     log: str
     log_offset: int
+    mark: str = ""
 
 
 def boot_id() -> str:
@@ -53,12 +59,13 @@ def start(
     """Start a part in its own session with its output appended to `log`, and write its record."""
     run_dir.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(8)
     with log.open("ab") as output:
         offset = output.tell()
         try:
             child = subprocess.Popen(
                 list(command),
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, MARK: mark},
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -78,6 +85,7 @@ def start(
         command=list(command),
         log=str(log),
         log_offset=offset,
+        mark=mark,
     )
     draft = run_dir / f".{part}.json"
     draft.write_bytes(msgspec.json.encode(record))
@@ -115,20 +123,27 @@ def leader(record: Record) -> psutil.Process | None:
 
 
 def members(record: Record) -> list[psutil.Process]:
-    """Every living process of the part: its leader, what descends from the leader, and the leader's session."""
+    """Every living process of the part: its leader, what descends from it, its session, and what bears its mark."""
+    if record.boot_id != boot_id():
+        return []
     first = leader(record)
-    if record.boot_id != boot_id() or (first is None and _lives(record.pid)):
-        return []  # the pid, and the session of that name, are somebody else's by now
     found: dict[int, psutil.Process] = {}
     if first is not None:
         found[first.pid] = first
         with contextlib.suppress(psutil.NoSuchProcess):
             found |= {child.pid: child for child in first.children(recursive=True)}
+    # Without its leader the pid, and the session of that name, may be somebody else's by now.
+    session = None if first is None and _lives(record.pid) else record.pid
     for pid in psutil.pids():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            if pid not in found and os.getsid(pid) == record.pid and _lives(pid):
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if pid not in found and (os.getsid(pid) == session or _bears(pid, record.mark)) and _lives(pid):
                 found[pid] = psutil.Process(pid)
     return list(found.values())
+
+
+def _bears(pid: int, mark: str) -> bool:
+    """Whether a process was started, directly or not, by the part of this mark."""
+    return bool(mark) and psutil.Process(pid).environ().get(MARK) == mark
 
 
 def _lives(pid: int) -> bool:

@@ -71,8 +71,10 @@ def test_a_part_that_ignores_the_request_to_end_is_killed_after_its_grace(start)
     assert 0.3 <= time.monotonic() - began < 5
 
 
-def test_children_of_a_killed_leader_are_still_found_and_ended(start):
-    family = start([sys.executable, "-c", f"import subprocess, time; subprocess.Popen({SLEEP!r}); time.sleep(60)"])
+@pytest.mark.parametrize("own_session", [False, True])
+def test_children_of_a_killed_leader_are_still_found_and_ended(start, own_session):
+    child = f"subprocess.Popen({SLEEP!r}, start_new_session={own_session})"
+    family = start([sys.executable, "-c", f"import subprocess, time; {child}; time.sleep(60)"])
     wait_for(lambda: len(processes.members(family)) == 2)
     os.kill(family.pid, signal.SIGKILL)
     wait_for(lambda: processes.leader(family) is None)
