@@ -5,7 +5,7 @@ PYTHON_FOUND = $$(scripts/find-python)
 BIN := .venv/bin
 SERVING_BIN := serving/.venv/bin
 
-.PHONY: help setup demo test lint up down status bench proof lock clean
+.PHONY: help setup demo test lint up down status bench proof docs lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ bench: setup ## The benchmarks, beside their peers
 
 proof: setup ## The long simulations and benchmarks; writes benchmarks/results/*.json
 	@scripts/run-benchmarks proof
+
+docs: setup ## The generated pages of docs/reference and docs/schema
+	@$(BIN)/python scripts/reference.py
+	@$(BIN)/slipway check --write-schemas >/dev/null
 
 lock: setup ## Compile the locks again after a change of requirements*.in
 	@scripts/compile-locks

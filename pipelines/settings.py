@@ -26,22 +26,35 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SLIPWAY_", env_file=".env", extra="ignore", frozen=True)
 
     home: Path = Path("var")
+    """Everything the installation writes lies under it."""
     include_dir: Path = PROJECT / "include"
+    """Where the specs and transforms lie."""
     clock: Literal["wall", "replay"] = "wall"
+    """`wall`: event time is the time of day. `replay`: it is the tick of whoever drives the installation."""
     host: str = "127.0.0.1"
     """Where the servers are reached."""
     bind: str = ""
     """Where they listen; empty: on `host`."""
     airflow_port: int = 8080
+    """Airflow's pages and REST API."""
     mlflow_port: int = 5000
+    """MLflow's pages and API."""
     gateway_port: int = 3000
+    """The gateway."""
     gateway_name: str = "gw0"
+    """Names the gateway in event ids, and its folders under `bus` and `gateway`."""
     gateway_workers: int = 1
+    """Worker processes of the gateway."""
     route_poll_ms: int = 200
+    """How often the gateway looks for new routes."""
     durability: Literal["process", "power"] = "process"
+    """`process`: an answer is logged before it leaves; `power`: and on the disk, too (labels and KPIs always are)."""
     control_url: str = ""
+    """SQLAlchemy URL of the control database; empty: SQLite in `home`."""
     token: SecretStr = SecretStr("")
+    """Bearer token of a rollback at the gateway; empty: the one in `home/secrets`, made by `slipway up`."""
     pii_key: SecretStr = SecretStr("")
+    """Key of the hash that replaces PII; empty: as `token`. Keep it as long as the data: entities are found by it."""
 
     @model_validator(mode="before")
     @classmethod

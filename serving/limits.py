@@ -14,15 +14,28 @@ class Limits(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SLIPWAY_GATEWAY_", env_file=".env", extra="ignore", frozen=True)
 
     max_body_bytes: int = 8 * 1024 * 1024
+    """A longer body is refused with 413."""
     max_rows: int = 10_000
+    """Rows in one infer request; more are refused with 413."""
     max_labels: int = 10_000
+    """Labels or KPI values in one call; more are refused with 413."""
     max_id_chars: int = 256
+    """Length of a request id, and of a randomisation unit."""
     max_inflight: int = 512
+    """Requests being served at once, a worker; one more is refused with 429 and `Retry-After`."""
     body_timeout_s: float = 10.0
+    """How long a body may take to arrive."""
     shadow_queue: int = 1024
+    """Requests whose second arm waits to be scored; one more is answered without its pair, and counted as shed."""
     remembered_ids: int = 100_000
+    """Client ids of which the first arm is remembered, so that a retry gets it again."""
     segment_bytes: int = 8 * 1024 * 1024
+    """A segment of the inference log that has reached it is followed by the next."""
     segment_age_s: float = 300.0
+    """So is one that is older."""
     fsync_ms: int = 100
+    """Longest time between an append and its fsync."""
     load_timeout_s: float = 60.0
+    """How long a starting gateway waits for its routes' releases before it serves what it has."""
     pinned_releases: int = 4
+    """Releases addressed by version that are kept loaded beyond those of routes."""
