@@ -6,7 +6,6 @@ from traffic are held in `test_steel_thread.py`, over the same jobs.)
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from pipelines.settings import PROJECT, Settings
 from pipelines.stack import airflow_password, down, processes, up
 from pipelines.wiring import rollouts
 from tests.builders import constant_release
+from tests.free_ports import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -29,11 +29,6 @@ MODEL, DAG = "steady", "model.steady.rollout"
 PARTS = ["airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"]
 BEGIN_US, DAY_US = 1_370_000_000_000_000, 86_400_000_000
 PATIENCE_S = 180.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def include_with_one_model(folder: Path) -> Path:

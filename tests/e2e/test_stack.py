@@ -15,16 +15,9 @@ import pytest
 
 from pipelines.settings import Settings
 from pipelines.stack import PART_NAMES, PartStatus, airflow_password, down, processes, status, up
+from tests.free_ports import free_ports
 
 pytestmark = pytest.mark.e2e
-
-
-def free_ports(count: int) -> list[int]:
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +71,11 @@ def test_mlflow_keeps_what_it_is_given(settings, stack):
 def test_a_killed_part_comes_back_alone(settings, stack):
     before = {part.part: part.pid for part in status(settings)}
     os.kill(before["collector"], signal.SIGKILL)
-    time.sleep(0.2)
-    assert {part.part for part in status(settings) if part.state == "crashed"} == {"collector"}
+    deadline = time.monotonic() + 30
+    while not (crashed := {part.part for part in status(settings) if part.state == "crashed"}):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert crashed == {"collector"}
     up(settings)
     after = {part.part: part.pid for part in status(settings)}
     assert after.pop("collector") != before.pop("collector")

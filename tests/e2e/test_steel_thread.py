@@ -10,7 +10,6 @@ import itertools
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +33,7 @@ from pipelines.settings import PROJECT, Settings
 from pipelines.wiring import rollouts
 from pipelines.wiring.collect import verify_log
 from tests.builders import constant_release
+from tests.free_ports import free_port
 
 SERVING = PROJECT / "serving" / ".venv" / "bin" / "python"
 STAGES: list[dict[str, Any]] = [
@@ -107,9 +107,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     if not SERVING.exists():
         assert os.environ.get("CI") != "true", f"{SERVING} is missing: run `make setup`"
         pytest.skip("no serving environment: run `make setup`")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     made = Installation(tmp_path_factory.mktemp("steel"), port)
     control_db(made.settings)
     bentoml = ("-m", "bentoml", "serve", "serving.service:Gateway", "--host", "127.0.0.1", "--port", str(port))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pipelines.stack import down, up
 from pipelines.wiring import datasets, features, projects, rollouts, training
 from pipelines.wiring.collect import collect_all
 from tests.e2e.pumps.generate import readings
+from tests.free_ports import free_port
 
 PUMPS = Path(__file__).parent / "pumps"
 MODEL = "pump_failure"
@@ -33,9 +33,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     shutil.copy(PUMPS / "pump_failure.yaml", include / "models")
     shutil.copytree(PUMPS / "transforms", include / "transforms")
     readings(include / "data" / "pump_readings.csv")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     made = Settings(home=home, include_dir=include, clock="replay", gateway_port=port)
     made.event_clock().tick(AS_OF_US)
     yield made

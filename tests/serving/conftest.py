@@ -89,12 +89,15 @@ class Running:
         """Wait until the route of `m` with this version is followed."""
         await self.until(lambda: self.gateway.table.plans["m"].route.version == version)
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> float:
+        """Wait for the condition; how many seconds it took."""
         import anyio
 
+        began = anyio.current_time()
         with anyio.fail_after(timeout_s):
             while not condition():  # noqa: ASYNC110 - the conditions are state of other threads
                 await anyio.sleep(0.005)
+        return anyio.current_time() - began
 
     async def shadows_done(self) -> None:
         await self.until(lambda: self.gateway.shadow.taken == 0)

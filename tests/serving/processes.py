@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import httpx
 import psutil
+
+from tests.free_ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +32,7 @@ class GatewayProcess:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [one for one in children if "_bentoml_impl.worker.service" in " ".join(one.cmdline())]
 
-    def wait_ready(self, timeout_s: float = 40.0) -> None:
+    def wait_ready(self, timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
@@ -47,15 +48,13 @@ class GatewayProcess:
     def stop(self) -> None:
         """SIGTERM, and wait for the end."""
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
 
 
 @contextmanager
 def bentoml_serve(home: Path, **environment: str) -> Iterator[GatewayProcess]:
     """A ready gateway over `home`; ended with its whole process group."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     output = home / "gateway.out"
     command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", "--host", "127.0.0.1", "--port"]
     variables = {"SLIPWAY_HOME": str(home), "SLIPWAY_TOKEN": "sesame", "BENTOML_DO_NOT_TRACK": "True", **environment}

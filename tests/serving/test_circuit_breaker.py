@@ -142,7 +142,7 @@ async def test_a_rollback_is_durable_and_shared_before_it_is_confirmed(home: Ins
         (file,) = running.gateway.overrides.folder.glob("*.json")
         assert str(json.loads(file.read_text())["event"]["id"][0]) == "gw0"
         await second_worker.until(
-            lambda: second_worker.gateway.table.plans["m"].effective.override == done.json()["override"], timeout_s=1.0
+            lambda: second_worker.gateway.table.plans["m"].effective.override == done.json()["override"]
         )
         assert (await second_worker.infer("q")).json()["parameters"]["arm"] == "champion"
 

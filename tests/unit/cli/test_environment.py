@@ -15,7 +15,7 @@ COMMAND = ["-m", "pipelines.cli.main", "status"]
 
 def test_run_from_the_serving_environment_it_names_the_right_one():
     done = subprocess.run(
-        [serving_python(), *COMMAND], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=30
+        [serving_python(), *COMMAND], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 1
     assert "got the serving environment" in done.stderr

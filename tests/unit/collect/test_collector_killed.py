@@ -71,7 +71,7 @@ def at_work(installation: Installation) -> subprocess.Popen[bytes]:
     """A collector that has completed a batch of its own."""
     store = CollectorStore(installation.db)
     before, process = store.last_batch(), collector(installation)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while store.last_batch() < before + 2:  # the first may be the one that was begun before the kill
         assert process.poll() is None, (installation.settings.root / "collector.out").read_text()
         assert time.monotonic() < deadline
@@ -98,7 +98,7 @@ def test_every_acknowledged_event_is_stored_exactly_once_whenever_the_collector_
     traffic.stopping.set()
     traffic.join()
     process.terminate()
-    assert process.wait(30) == 0, "SIGTERM finishes the batch in work and ends in order"
+    assert process.wait(60) == 0, "SIGTERM finishes the batch in work and ends in order"
     collect_all(installation.settings)
 
     stored = installation.stored()

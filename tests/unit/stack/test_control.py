@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ import pytest
 
 from pipelines.contracts.errors import NotFoundError, TerminalError, TransientError
 from pipelines.settings import Settings
-from pipelines.stack import control, down, parts, status, up
+from pipelines.stack import PartStatus, control, down, parts, status, up
 from pipelines.stack.processes import read_record
 from pipelines.stack.readiness import beats
+from tests.free_ports import free_port
 
 SERVER = """
 import http.server, sys
@@ -26,11 +26,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200); self.end_headers(); self.wfile.write(b"{}")
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @pytest.fixture
@@ -49,6 +44,17 @@ def small_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
 def use_command(monkeypatch, command):
     changed = tuple(dataclasses.replace(p, command=command) if p.name == "gateway" else p for p in parts.PARTS)
     monkeypatch.setattr(parts, "PARTS", changed)
+
+
+def crashed_parts(settings: Settings) -> list[PartStatus]:
+    """The crashed parts, as soon as there is one."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = [part for part in status(settings, ["gateway"]) if part.state == "crashed"]
+        if found:
+            return found
+        assert time.monotonic() < deadline, status(settings)
+        time.sleep(0.02)
 
 
 def test_up_waits_until_the_part_answers_and_is_idempotent(settings):
@@ -73,8 +79,7 @@ def test_down_stops_it_frees_the_port_and_may_be_repeated(settings):
 def test_a_killed_part_is_reported_as_crashed_and_comes_up_again(settings):
     (first,) = up(settings, ["gateway"])
     os.kill(first.pid, signal.SIGKILL)
-    time.sleep(0.1)
-    (crashed,) = status(settings, ["gateway"])
+    (crashed,) = crashed_parts(settings)
     assert (crashed.state, crashed.pid) == ("crashed", first.pid)
     (second,) = up(settings, ["gateway"])
     assert second.state == "running"

@@ -12,17 +12,18 @@ import pytest
 from pipelines.contracts.errors import TerminalError
 from pipelines.settings import Settings
 from pipelines.stack import ports, up
+from tests.free_ports import free_port
 
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
         yield server.getsockname()[1]
 
 
 def test_a_port_somebody_listens_on_is_not_free_until_they_leave():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         assert not ports.is_free("127.0.0.1", port)
     assert ports.is_free("127.0.0.1", port)
 
