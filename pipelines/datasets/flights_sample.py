@@ -28,10 +28,10 @@ LAYOUT = 1
 
 FLIGHTS = 336_776
 IDS_PER_CYCLE = 1_000_000
-REPEATED_IDS = 500_000
 DECEMBER_FROM = 334
-REPEATED = ((278, 279, 56), (273, 301, 63))
-"""First and last day of October (days since 1 January) and by how many days they move to make December: whole weeks."""
+REPEATED = ((278, 279, 56, 900_000), (273, 301, 63, 500_000))
+"""First and last day of October (days since 1 January), by how many days they move to make December (whole weeks), and
+what is added to the flights' ids (October's are below 60,000): two of the days are used twice."""
 MISSING_ZONE = "America/Puerto_Rico"
 
 _FLIGHTS_SQL = f"""
@@ -119,11 +119,11 @@ def _october_again(table: str, path: Path) -> str:
     if table == "planes":
         return rows
     parts = [f"SELECT * FROM {rows} WHERE day_number < {DECEMBER_FROM}"]
-    for first, last, days in REPEATED:
+    for first, last, days, ids in REPEATED:
         changed = [f"{time} + INTERVAL {days} DAY AS {time}" for time in _TIMES[table]]
         changed.append(f"day_number + {days} AS day_number")
         if table.startswith("flights_"):
-            changed.append(f"flight_id + {REPEATED_IDS} AS flight_id")
+            changed.append(f"flight_id + {ids} AS flight_id")
         if table == "flights_scheduled":
             changed.append("12 AS local_month")
         parts.append(f"SELECT * REPLACE ({', '.join(changed)}) FROM {rows} WHERE day_number BETWEEN {first} AND {last}")

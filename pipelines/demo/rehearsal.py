@@ -25,6 +25,7 @@ from pipelines.monitoring.report import from_json
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_model, names
 from pipelines.wiring import monitoring, rollouts
+from pipelines.wiring.scoring import load_release
 
 MODEL = "late_arrival"
 ENDED = ("promoted", "rolled_back", "rejected", "replaced")
@@ -120,8 +121,10 @@ def first_champion(stage: Stage, told: Told, model: str, digest: str, as_of_us: 
 
 
 def replay_of(stage: Stage, act: Act, mistake: str | None) -> Replay:
-    """The act's replay, from where the year stands: the application sends the inputs that the act's spec asks for."""
-    names = frozenset(load_model(stage.settings.include_dir, MODEL).inputs)
+    """The act's replay, from where the year stands: the application sends what the act's spec and the champion ask for."""
+    settings = stage.settings
+    champion = load_release(settings, control_db(settings).champion(MODEL) or "").manifest
+    names = frozenset(load_model(settings.include_dir, MODEL).inputs) | {field.name for field in champion.inputs}
     return Replay(
         MODEL,
         stage.world,
