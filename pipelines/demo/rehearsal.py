@@ -121,7 +121,7 @@ def first_champion(stage: Stage, told: Told, model: str, digest: str, as_of_us: 
 
 
 def replay_of(stage: Stage, act: Act, mistake: str | None) -> Replay:
-    """The act's replay, from where the year stands: the application sends what the act's spec and the champion ask for."""
+    """The act's replay, from where the year stands: the application sends what the spec and the champion ask for."""
     settings = stage.settings
     champion = load_release(settings, control_db(settings).champion(MODEL) or "").manifest
     names = frozenset(load_model(settings.include_dir, MODEL).inputs) | {field.name for field in champion.inputs}
