@@ -62,17 +62,16 @@ class Replay:
 
         `on_hour(event_us, requests)` is called behind each hour.
         """
-        hour = 0
-        while not until():
-            if self.now_us >= end_us:
-                return False
+        hour, holds = 0, until()
+        while not holds and self.now_us < end_us:
             asked = await self._hour()
             hour += 1
             if hour % FACTS_EVERY == 0:
                 self._start_report()
             on_hour(self.now_us, asked)
+            holds = until()
         await self._report()
-        return True
+        return holds
 
     async def _hour(self) -> int:
         end = self.now_us + HOUR_US
