@@ -35,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Record]]:
         processes.stop(record, grace_s=0)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -68,7 +68,7 @@ def test_a_part_that_ignores_the_request_to_end_is_killed_after_its_grace(start)
     began = time.monotonic()
     processes.stop(stubborn, grace_s=0.3)
     assert processes.leader(stubborn) is None
-    assert 0.3 <= time.monotonic() - began < 5
+    assert 0.3 <= time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("own_session", [False, True])
