@@ -22,16 +22,24 @@ if "scheduler" in sys.argv:
     import evidently  # noqa: F401
     import feast  # noqa: F401
     import great_expectations  # noqa: F401
-    import ibis  # noqa: F401
+    import ibis.backends.duckdb  # noqa: F401
     import lightgbm  # noqa: F401
-    import mlflow  # noqa: F401
-    import onnxmltools  # noqa: F401
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401, ICN001
+    import mlflow.tracking.client  # noqa: F401
+    import onnxmltools.convert.lightgbm.convert  # noqa: F401
     import onnxruntime  # noqa: F401
     import optuna  # noqa: F401
     import pandas  # noqa: F401, ICN001
     import pyarrow.dataset  # noqa: F401
     import skl2onnx  # noqa: F401
 
+    import pipelines.adapters.evaluation_plot
+    import pipelines.adapters.gx_checks
+    import pipelines.adapters.lightgbm_trainer
+    import pipelines.adapters.mlflow_registry
+    import pipelines.adapters.onnx_export
+    import pipelines.adapters.sklearn_trainer
     import pipelines.spec.loading
     import pipelines.wiring.batch_scores
     import pipelines.wiring.datasets

@@ -89,7 +89,8 @@ PARTS: tuple[Part, ...] = (
     Part(
         "airflow-api-server",
         _api_server,
-        _answers("/api/v2/version", "airflow_port"),
+        # Airflow builds the tasks' own API at its first request, for seconds: not while the first tasks wait for it.
+        _answers("/execution/health/ping", "airflow_port"),
         "apache-airflow",
         database="airflow",
         port_setting="airflow_port",
