@@ -14,6 +14,7 @@ from pipelines.adapters.rollout_store import EvidenceRow, upsert_evidence
 from pipelines.collect.numbering import Block, Counters
 from pipelines.collect.streams import Gap, Position, Range, StreamKey
 from pipelines.contracts.clocks import wall_us
+from pipelines.contracts.errors import TerminalError
 from pipelines.contracts.events import Override
 
 
@@ -101,16 +102,23 @@ class CollectorStore:
             return [Block(**dict(row)) for row in rows]
 
     def plan(self, plan: BatchPlan) -> None:
-        """Write a batch down before it is worked on."""
-        with self.db.write() as connection:
-            connection.execute(
-                sa.insert(schema.collector_batch).values(
-                    n=plan.n,
-                    status="planned",
-                    plan=msgspec.json.encode(plan, order="sorted").decode(),
-                    planned_us=wall_us(),
-                )
-            )
+        """Write a batch down before it is worked on. Raises TerminalError when another collector already has."""
+        row = {
+            "n": plan.n,
+            "status": "planned",
+            "plan": msgspec.json.encode(plan, order="sorted").decode(),
+            "planned_us": wall_us(),
+        }
+        try:
+            with self.db.write() as connection:
+                connection.execute(sa.insert(schema.collector_batch).values(row))
+        except sa.exc.IntegrityError as error:
+            raise TerminalError(
+                f"batch {plan.n}",
+                got="planned by another collector",
+                expected="one collector an installation",
+                hint="`slipway status collector` shows the one that runs.",
+            ) from error
 
     def complete(self, plan: BatchPlan, done: BatchDone) -> None:
         """Everything of a batch at once: positions, numbers, evidence, overrides, its completion."""
