@@ -24,7 +24,7 @@ if "scheduler" in sys.argv:
     import great_expectations  # noqa: F401
     import ibis.backends.duckdb  # noqa: F401
     import lightgbm  # noqa: F401
-    import matplotlib.backends.backend_agg  # noqa: F401
+    import matplotlib.backends.backend_agg
     import matplotlib.pyplot  # noqa: F401, ICN001
     import mlflow.tracking.client  # noqa: F401
     import onnxmltools.convert.lightgbm.convert  # noqa: F401

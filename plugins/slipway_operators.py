@@ -29,12 +29,13 @@ AS_OF = "as_of_us"
 """XCom key under which the first task of a run leaves the run's event time, in microseconds."""
 
 RETRIES: dict[str, Any] = {
-    "retries": 3,
+    "retries": 6,
     "retry_delay": timedelta(seconds=5),
     "retry_exponential_backoff": True,
     "max_retry_delay": timedelta(minutes=5),
 }
-"""Only errors that may pass are retried: a lock, a server that is starting. All others fail at once."""
+"""Only errors that may pass are retried, for five minutes: a lock, a server that is starting, and, in a new
+installation where every schedule begins at once, data that another DAG is still making. All others fail at once."""
 
 
 class JobOperator(BaseOperator):

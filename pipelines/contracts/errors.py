@@ -58,3 +58,9 @@ class StaleDecisionError(TerminalError):
 
 class NotFoundError(TerminalError):
     """The named thing does not exist; the message lists near names."""
+
+
+class NotYetError(NotFoundError):
+    """The named thing is made by another job that has not done so yet: in a new installation all begin at once."""
+
+    retryable = True

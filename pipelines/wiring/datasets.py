@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
-from pipelines.contracts.errors import ContractError, DataError
+from pipelines.contracts.errors import ContractError, DataError, NotYetError
 from pipelines.datasets import file_source, flights_sample
 from pipelines.datasets.conform import conforming_sql, key_sql
 from pipelines.datasets.quarantine import stop_if_unfit
@@ -204,9 +204,11 @@ def bind(
     """Make a dataset readable as a view: rows known by `as_of_us` and, when given, after `after_us`.
 
     as_name: the view's name; the dataset's when it is not given. Times are naive UTC, as the transforms see them.
-    Raises NotFoundError for a dataset that was never published.
+    Raises NotYetError for a dataset that was never published.
     """
     lake = DeltaLake(settings.lake)
+    if not lake.exists(table_of(name)):
+        raise NotYetError(f"dataset {table_of(name)}", got="never published", hint=f"Run dataset.{name} first.")
     lake.bind(connection, f"lake {name}", table_of(name))
     where = f"known_at <= make_timestamptz({as_of_us}) AND day <= DATE '{from_us(as_of_us).date()}'"
     if after_us is not None:

@@ -18,7 +18,7 @@ from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
 from pipelines.adapters.feast_online import FeastOnline
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
-from pipelines.contracts.errors import DataError, NotFoundError
+from pipelines.contracts.errors import DataError, NotYetError
 from pipelines.contracts.release import ViewPin
 from pipelines.datasets.suite import view_suite
 from pipelines.features import asof, engine
@@ -110,7 +110,7 @@ def apply(settings: Settings) -> list[str]:
 def build(settings: Settings, view: str, as_of_us: int) -> BuildRef:
     """Compute the rows whose stamps lie after the last published one, up to `as_of_us` or as far as the data reach.
 
-    Raises NotFoundError when a dataset was never published.
+    Raises NotYetError when a dataset was never published.
     """
     spec = load_view(settings.include_dir, view)
     version = spec.feast_name(settings.include_dir)
@@ -118,9 +118,7 @@ def build(settings: Settings, view: str, as_of_us: int) -> BuildRef:
     for name in spec.datasets:
         through = datasets.published_through(settings, name)
         if through is None:
-            raise NotFoundError(
-                f"view {view}: dataset {name}", got="never published", hint=f"Run dataset.{name} first."
-            )
+            raise NotYetError(f"view {view}: dataset {name}", got="never published", hint=f"Run dataset.{name} first.")
         complete.append(through)
     until_us = engine.horizon_us(spec, as_of_us, complete)
     span = Span(built_through(settings, version), until_us)
@@ -239,7 +237,7 @@ class Publisher:
         return sum(self.materialise(name, as_of_us).values for name in self._specs)
 
     def materialise(self, view: str, as_of_us: int) -> Materialised:
-        """One view becomes readable up to `as_of_us`. Raises NotFoundError when it was never built."""
+        """One view becomes readable up to `as_of_us`. Raises NotYetError when it was never built."""
         version = self._versions[view]
         held = self._pending.get(view)
         if held is None or held[1] < as_of_us:
@@ -259,7 +257,7 @@ class Publisher:
             self._prepare(spec, as_of_us + self._ahead_us)
             through_us = built_through(self.settings, version)
         if through_us is None:
-            raise NotFoundError(f"view {view} ({version})", got="never built", hint=f"Run features.{view} first.")
+            raise NotYetError(f"view {view} ({version})", got="never built", hint=f"Run features.{view} first.")
         if held is not None and held[1] == through_us:
             return held
         online_us = self._online.through_us(version)
@@ -288,12 +286,16 @@ def historical(
     """The entity frame with the views' features as they could be read online at each row's time.
 
     entity: has `timestamp` and the columns that the pins' `entity` maps join keys to; comes back unchanged, in order.
+    Raises NotYetError for a view that was never published.
     Features come under their own names. stamps: also `<view>__event_timestamp`, when the value became readable.
     """
     lake = DeltaLake(settings.lake)
     joins = []
     with connect() as connection:
         for pin in views:
+            if not lake.exists(table_of(pin.view)):
+                hint = f"Run features.{pin.view.partition('__')[0]} first."
+                raise NotYetError(f"view {pin.view}", got="never published", hint=hint)
             lake.bind(connection, pin.view, table_of(pin.view))
             joins.append(
                 asof.ViewJoin(

@@ -14,7 +14,7 @@ import pytest
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.feast_online import FeastOnline
 from pipelines.contracts.clocks import from_us, parse_event_time
-from pipelines.contracts.errors import ContractError, DataError, NotFoundError
+from pipelines.contracts.errors import ContractError, DataError, NotYetError
 from pipelines.contracts.release import ViewPin
 from pipelines.features import engine
 from pipelines.features.engine import Span
@@ -67,10 +67,11 @@ def test_a_build_reaches_as_far_as_its_data_and_repeating_it_changes_nothing(fre
 
 def test_a_build_without_its_dataset_names_the_dag_to_run(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, clock="replay")
-    with pytest.raises(NotFoundError, match=r"never published.*dataset\.weather"):
+    with pytest.raises(NotYetError, match=r"never published.*dataset\.weather") as build:
         features.build(settings, "weather_at_origin", UNTIL)
-    with pytest.raises(NotFoundError, match=r"features\.weather_at_origin"):
+    with pytest.raises(NotYetError, match=r"features\.weather_at_origin"):
         features.materialise(settings, "weather_at_origin", UNTIL)
+    assert build.value.retryable, "in a new installation the dataset's own run is under way"
 
 
 def _damaged(include: Path, view: str, change: Callable[[str], str]) -> Path:
