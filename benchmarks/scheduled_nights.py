@@ -45,7 +45,7 @@ def main() -> int:
     return 0 if result["ok"] else 1
 
 
-def watch(home: Path, minutes: int) -> dict[str, Any]:
+def watch(home: Path, minutes: int = 3) -> dict[str, Any]:
     """Bring a new home up and look on until each model has two releases; what was found."""
     shutil.rmtree(home, ignore_errors=True)
     settings = new_home(home, minutes)
