@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,11 @@ import pytest
 
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack import down
+from tests.free_ports import free_ports
 
 SIZE = "0.2"
 SEED = os.environ.get("SLIPWAY_TEST_SEED", "7")
 PORTS = ("SLIPWAY_AIRFLOW_PORT", "SLIPWAY_MLFLOW_PORT", "SLIPWAY_GATEWAY_PORT")
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that are free at the moment."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
 
 
 @contextmanager
