@@ -18,6 +18,7 @@ from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.cli import log
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
+from pipelines.contracts.errors import TerminalError
 from pipelines.contracts.events import Label
 from pipelines.rollout.decide import Now, Standing, decide
 from pipelines.rollout.policy import Policy
@@ -168,7 +169,7 @@ def test_a_second_collector_at_the_same_time_stores_nothing_twice(installation: 
     drive(Worker(installation.bus), installation, 0, 40)
     first, second = Collector(installation.settings), Collector(installation.settings)
     first.once()
-    with pytest.raises(Exception, match=r"UNIQUE|unique"):
+    with pytest.raises(TerminalError, match="another collector"):
         second.once()
     stored = installation.stored()
     assert len(set(stored)) == len(stored)
