@@ -158,6 +158,7 @@ class GatewayApp:
         return {
             "gateway": self.gateway.settings.gateway_name,
             "database": table.source.error or "ok",
+            "shadow_waiting": self.gateway.shadow.taken,
             "routes": [
                 {
                     "model": model,

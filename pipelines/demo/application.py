@@ -142,6 +142,15 @@ class Application:
             await self._post(f"/v1/models/{model}/kpis", {"kpis": rows}, (202,))
         self.tally.kpis += len(facts)
 
+    async def paired(self) -> None:
+        """Wait until the gateway's second arms have scored what they owe: they too must see this hour's features."""
+        assert self._session is not None
+        for _ in range(200):
+            async with self._session.get("/v1/routes") as response:
+                if (await response.json())["shadow_waiting"] == 0:
+                    return
+            await asyncio.sleep(0.005)
+
     async def stage_of(self, model: str) -> str:
         """The stage of the route that the gateway follows for a model; empty when it has none."""
         assert self._session is not None

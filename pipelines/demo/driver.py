@@ -81,6 +81,7 @@ class Replay:
             asks = [Ask(ask.request_id, ask.event_us, self.payload(ask)) for ask in asks]
         if asks:
             await self.application.ask(self.model, asks, self.world.datatypes, self._remember)
+            await self.application.paired()
         self.sent += len(asks)
         self.now_us = end
         self.clock.tick(end)
