@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Builds both environments from their locks: `.venv` (orchestration) and `serving/.venv` (gateway).
 
+`--peers` builds a third, `benchmarks/peers/.venv`: what the gateway is measured against and tested with.
+
 Standard library only, because it runs before anything is installed. Run it by `make setup`.
 What only apt can give (a C library, pip, ensurepip) is found out first, named in one line, and installed when this
 user may: as root, or through sudo without a password. Under `CI=true` the attempt is always made.
@@ -71,6 +73,9 @@ SERVING = Environment(
     ROOT / "serving" / ".venv",
     (ROOT / "serving" / "requirements.txt", ROOT / "serving" / "requirements-dev.txt"),
     command=False,
+)
+PEERS = Environment(
+    "peers", ROOT / "benchmarks" / "peers" / ".venv", (ROOT / "benchmarks" / "peers" / "requirements.txt",), command=False
 )
 
 
@@ -288,20 +293,21 @@ def run_quietly(command: list[str]) -> bool:
 
 def main() -> int:
     started = time.monotonic()
+    wanted = [PEERS] if "--peers" in sys.argv[1:] else [ORCHESTRATION, SERVING]
     try:
         check_python()
-        if all(environment.is_current() for environment in (ORCHESTRATION, SERVING)) and not missing_apt_packages():
+        if all(environment.is_current() for environment in wanted) and not missing_apt_packages():
             return 0
         TOOLS.mkdir(exist_ok=True)
         with (TOOLS / "setup.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two `make` at once: the second waits and finds the work done
             ensure_system_packages()
-            if stale := [e for e in (ORCHESTRATION, SERVING) if not e.is_current()]:
+            if stale := [e for e in wanted if not e.is_current()]:
                 build(stale)
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
-    say(f"both environments are ready ({time.monotonic() - started:.0f} s)")
+    say(f"{' and '.join(environment.name for environment in wanted)}: ready ({time.monotonic() - started:.0f} s)")
     return 0
 
 
