@@ -75,7 +75,10 @@ SERVING = Environment(
     command=False,
 )
 PEERS = Environment(
-    "peers", ROOT / "benchmarks" / "peers" / ".venv", (ROOT / "benchmarks" / "peers" / "requirements.txt",), command=False
+    "peers",
+    ROOT / "benchmarks" / "peers" / ".venv",
+    (ROOT / "benchmarks" / "peers" / "requirements.txt",),
+    command=False,
 )
 
 
