@@ -14,8 +14,6 @@ champion and challenger run side by side, and training runs the very same file.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +23,7 @@ import numpy as np
 
 from pipelines.contracts.canonical import canonical_json, file_digest
 from pipelines.contracts.errors import ContractError, NotFoundError
+from pipelines.contracts.source_functions import load_function
 
 SCHEMA = "slipway-release/1"
 Columns = dict[str, np.ndarray]
@@ -131,30 +130,6 @@ def verify(folder: Path, release: str) -> Manifest:
     return manifest
 
 
-def load_function(path: Path, digest: str, name: str) -> Callable[..., Columns]:
-    """The function `name` of a numpy-only source file, in a module named by the file's digest.
-
-    Raises ContractError when the file has no such function.
-    """
-    module_name = f"slipway_release_{digest}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        writing, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.dont_write_bytecode = writing
-        sys.modules[module_name] = module
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ContractError(f"{path}", got=f"no function {name}", expected=f"def {name}(...)")
-    return function  # type: ignore[no-any-return]
-
-
 class Release:
     """A verified bundle, ready to turn request inputs and feature values into the model's matrix and its outputs.
 
@@ -166,7 +141,8 @@ class Release:
         self.digest = digest
         self.manifest = verify(folder, digest)
         files = self.manifest.files
-        self._build = self._apply = None
+        self._build: Callable[..., Columns] | None = None
+        self._apply: Callable[..., Columns] | None = None
         if "request_features.py" in files:
             self._build = load_function(folder / "request_features.py", files["request_features.py"], "build")
         if "postprocess.py" in files:

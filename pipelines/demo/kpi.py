@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.contracts.canonical import file_digest
-from pipelines.contracts.release import load_function
+from pipelines.contracts.source_functions import load_function
 from pipelines.demo.application import Ask
 
 COST_FILE = "late_arrival_cost.py"

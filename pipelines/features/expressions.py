@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,14 @@ import pyarrow as pa
 
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.errors import ContractError, SpecError
+from pipelines.contracts.source_functions import load_function
 
 Tables = dict[str, Any]
 Transform = Callable[[Tables], Any]
 
 
 def load(include: Path, reference: str) -> Transform:
-    """The function of `file.py:function`, in a module named by the file's digest: a changed file is a new module.
+    """The function of `file.py:function` in `include/transforms`.
 
     Raises SpecError when the file or the function is missing, or the file cannot be run.
     """
@@ -27,22 +26,10 @@ def load(include: Path, reference: str) -> Transform:
     path = include / "transforms" / file
     if not path.is_file():
         raise SpecError(f"transform {reference}", got=f"no {path}", expected="a Python file in include/transforms")
-    module_name = f"slipway_transform_{path.stem}_{file_digest(path)}"
-    module = sys.modules.get(module_name)
-    if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            raise SpecError(f"transform {path}", got=f"{type(error).__name__}: {error}", expected="a module") from error
-        sys.modules[module_name] = module
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise SpecError(f"transform {path}", got=f"no function {name}", expected=f"def {name}(tables)")
-    return function  # type: ignore[no-any-return]
+    try:
+        return load_function(path, file_digest(path), name)
+    except ContractError as error:
+        raise SpecError(f"transform {path}", got=error.got, expected=error.expected) from error
 
 
 def compiled(connection: duckdb.DuckDBPyConnection, include: Path, reference: str, tables: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.errors import SpecError
-from pipelines.contracts.release import Columns, Manifest, Release, load_function
+from pipelines.contracts.release import Columns, Manifest, Release
+from pipelines.contracts.source_functions import load_function
 
 
 class Draft(Release):
