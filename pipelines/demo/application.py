@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -31,15 +31,10 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back: the arm that answered and the outputs by name."""
+    """What came back: the outputs by name."""
 
     request_id: str
     event_us: int
-    arm: str
-    release: str
-    route_version: int
-    logged: bool
-    degraded: bool
     outputs: dict[str, Any]
 
 
@@ -58,10 +53,6 @@ class Tally:
 
     sent: int = 0
     answered: int = 0
-    failed: int = 0
-    labels: int = 0
-    kpis: int = 0
-    by_arm: dict[str, int] = field(default_factory=dict)
 
 
 def oip_inputs(inputs: dict[str, Any], datatypes: dict[str, str]) -> list[dict[str, Any]]:
@@ -111,36 +102,23 @@ class Application:
             body["parameters"] = {"event_time": ask.event_us}
         self.tally.sent += 1
         answer = await self._post(f"/v2/models/{model}/infer", body, (200,))
-        parameters = answer["parameters"]
         self.tally.answered += 1
-        arm = parameters["arm"]
-        self.tally.by_arm[arm] = self.tally.by_arm.get(arm, 0) + 1
-        return Answer(
-            answer["id"],
-            ask.event_us,
-            arm,
-            parameters["release"],
-            parameters["route_version"],
-            parameters["logged"],
-            bool(parameters["degraded"]),
-            {output["name"]: output["data"][0] for output in answer["outputs"]},
-        )
+        outputs = {output["name"]: output["data"][0] for output in answer["outputs"]}
+        return Answer(answer["id"], ask.event_us, outputs)
 
     async def labels(self, model: str, facts: Sequence[Fact]) -> None:
         """Report truths; returns once the gateway has them on disk."""
-        for start in range(0, len(facts), PER_CALL):
-            part = facts[start : start + PER_CALL]
-            rows = [{"id": fact.request_id, "value": fact.value, "at": fact.event_us} for fact in part]
-            await self._post(f"/v1/models/{model}/labels", {"labels": rows}, (202,))
-        self.tally.labels += len(facts)
+        await self._report(f"/v1/models/{model}/labels", "labels", facts)
 
     async def kpis(self, model: str, facts: Sequence[Fact]) -> None:
         """Report costs; returns once the gateway has them on disk."""
+        await self._report(f"/v1/models/{model}/kpis", "kpis", facts)
+
+    async def _report(self, path: str, key: str, facts: Sequence[Fact]) -> None:
         for start in range(0, len(facts), PER_CALL):
             part = facts[start : start + PER_CALL]
             rows = [{"id": fact.request_id, "value": fact.value, "at": fact.event_us} for fact in part]
-            await self._post(f"/v1/models/{model}/kpis", {"kpis": rows}, (202,))
-        self.tally.kpis += len(facts)
+            await self._post(path, {key: rows}, (202,))
 
     async def paired(self) -> None:
         """Wait until the gateway's second arms have scored what they owe: they too must see this hour's features."""
@@ -169,12 +147,10 @@ class Application:
                     if response.status in good:
                         return json.loads(text) if text else {}
                     if response.status not in (429, 503):
-                        self.tally.failed += 1
                         raise TerminalError(f"POST {path}", got=f"{response.status} {text[:300]}", expected=str(good))
             except (TimeoutError, aiohttp.ClientConnectionError):
                 pass
             await asyncio.sleep(0.05 * (attempt + 1))
-        self.tally.failed += 1
         raise TransientError(
             f"POST {path}", got="no answer in 20 tries", expected=str(good), hint="slipway status; logs/gateway.log"
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
-from pipelines.contracts.clocks import from_us, to_us
+from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import TerminalError
 from pipelines.demo.application import Application
 from pipelines.demo.dag_runs import DagRuns
@@ -49,8 +49,8 @@ class Told:
 
 
 @dataclass(slots=True)
-class Stage:
-    """The running rehearsal's things."""
+class Rehearsal:
+    """What the acts are played with: the stack's interfaces, the year's truth, and how far event time has come."""
 
     settings: Settings
     runs: DagRuns
@@ -59,113 +59,113 @@ class Stage:
     world: World
     show: Show
     cost: Cost
-    size: float
-    seed: int
-    now_us: int = 0
+    now_us: int
 
 
 @contextlib.contextmanager
-def telling(stage: Stage, act: Act) -> Iterator[Told]:
+def telling(rehearsal: Rehearsal, act: Act) -> Iterator[Told]:
     """Time an act and gather its DAG runs and requests."""
-    stage.show.title(act.title)
+    rehearsal.show.title(act.title)
     told = Told(act)
-    begun, runs, sent = time.monotonic(), len(stage.runs.done), stage.application.tally.sent
-    with stage.show.part(act.title):
+    begun, runs, sent = time.monotonic(), len(rehearsal.runs.done), rehearsal.application.tally.sent
+    with rehearsal.show.part(act.title):
         yield told
     told.seconds = time.monotonic() - begun
-    told.dag_runs = stage.runs.done[runs:]
-    told.requests = stage.application.tally.sent - sent
+    told.dag_runs = rehearsal.runs.done[runs:]
+    told.requests = rehearsal.application.tally.sent - sent
     for rollout_id in told.rollout_ids:
         told.outcome = {"promoted": "promote", "rolled_back": "rollback"}.get(
-            rollouts.show(stage.settings, rollout_id)["status"], "none"
+            rollouts.show(rehearsal.settings, rollout_id)["status"], "none"
         )
 
 
-def load_lake(stage: Stage, through_us: int, name: str) -> None:
+def load_lake(rehearsal: Rehearsal, through_us: int, name: str) -> None:
     """Raw data and features up to an event time, by DAG runs: datasets side by side, features as their assets fire."""
-    specs = stage.settings.include_dir
+    specs = rehearsal.settings.include_dir
     dataset_dags = [f"dataset.{each}" for each in names(specs, "datasets")]
     feature_dags = [f"features.{each}" for each in names(specs, "features")]
-    before = stage.runs.counts(feature_dags)
-    with stage.show.part(f"datasets through {from_us(through_us):%d %b}: {len(dataset_dags)} DAG runs"):
-        stage.runs.together(dataset_dags, name, through_us)
-    with stage.show.part(f"features, started by their assets: {len(feature_dags)} DAG runs"):
-        stage.runs.started_by_assets(feature_dags, before)
+    before = rehearsal.runs.counts(feature_dags)
+    with rehearsal.show.part(f"datasets through {from_us(through_us):%d %b}: {len(dataset_dags)} DAG runs"):
+        rehearsal.runs.together(dataset_dags, name, through_us)
+    with rehearsal.show.part(f"features, started by their assets: {len(feature_dags)} DAG runs"):
+        rehearsal.runs.started_by_assets(feature_dags, before)
 
 
 def monitored(settings: Settings, as_of_us: int) -> list[tuple[str, str]]:
     """Name and sentence of each verdict of the monitor's report of that event time that asks or could ask."""
-    table = DeltaLake(settings.lake).read(monitoring.table_of(MODEL), ["as_of", "document"])
-    documents = [row["document"] for row in table.to_pylist() if to_us(row["as_of"]) == as_of_us]
-    return [(verdict.name, verdict.sentence) for document in documents for verdict in from_json(document).verdicts]
+    where = f"as_of = TIMESTAMPTZ '{from_us(as_of_us).isoformat()}'"
+    documents = DeltaLake(settings.lake).read(monitoring.table_of(MODEL), ["document"], where).column("document")
+    return [(one.name, one.sentence) for text in documents.to_pylist() for one in from_json(text).verdicts]
 
 
-def train(stage: Stage, told: Told, as_of_us: int, model: str = MODEL) -> str:
+def train(rehearsal: Rehearsal, told: Told, as_of_us: int, model: str = MODEL) -> str:
     """A training DAG run; the digest of the release it registered."""
     name = f"act-{told.act.key}"
-    with stage.show.part(f"model.{model}.train"):
-        stage.runs.run(f"model.{model}.train", name, as_of_us)
-    newest = control_db(stage.settings).releases(model)[-1]
+    with rehearsal.show.part(f"model.{model}.train"):
+        rehearsal.runs.run(f"model.{model}.train", name, as_of_us)
+    newest = control_db(rehearsal.settings).releases(model)[-1]
     told.facts.append((f"release of {model}", f"{newest.semver}, {newest.digest[:12]}, MLflow run {newest.mlflow_run}"))
     return newest.digest
 
 
-def first_champion(stage: Stage, told: Told, model: str, digest: str, as_of_us: int) -> None:
+def first_champion(rehearsal: Rehearsal, told: Told, model: str, digest: str, as_of_us: int) -> None:
     """Rollout without a champion to beat: a named approver decides."""
     dag_id = f"model.{model}.rollout"
-    with stage.show.part(f"{dag_id}: approved by a person"):
-        run = stage.runs.start(dag_id, f"act-{told.act.key}", as_of_us, {"challenger": digest, "actor": "rehearsal"})
-        stage.runs.approve(run, "approve", "offline gates passed")
-        stage.runs.finish(run)
-    told.rollout_ids.append(rollouts.list(stage.settings, model)[-1].id)
+    with rehearsal.show.part(f"{dag_id}: approved by a person"):
+        run = rehearsal.runs.start(
+            dag_id, f"act-{told.act.key}", as_of_us, {"challenger": digest, "actor": "rehearsal"}
+        )
+        rehearsal.runs.approve(run, "approve", "offline gates passed")
+        rehearsal.runs.finish(run)
+    told.rollout_ids.append(rollouts.list(rehearsal.settings, model)[-1].id)
 
 
-def replay_of(stage: Stage, act: Act, mistake: str | None) -> Replay:
+def replay_of(rehearsal: Rehearsal, act: Act, mistake: str | None) -> Replay:
     """The act's replay, from where the year stands: the application sends what the spec and the champion ask for."""
-    settings = stage.settings
+    settings = rehearsal.settings
     champion = load_release(settings, control_db(settings).champion(MODEL) or "").manifest
-    names = frozenset(load_model(settings.include_dir, MODEL).inputs) | {field.name for field in champion.inputs}
+    taken = frozenset(load_model(settings.include_dir, MODEL).inputs) | {field.name for field in champion.inputs}
     return Replay(
         MODEL,
-        stage.world,
-        stage.application,
-        stage.publisher,
-        stage.settings.event_clock(),
-        stage.now_us,
-        cost=stage.cost,
+        rehearsal.world,
+        rehearsal.application,
+        rehearsal.publisher,
+        rehearsal.settings.event_clock(),
+        rehearsal.now_us,
+        cost=rehearsal.cost,
         keep=act.keep,
-        payload=lambda ask: payload(ask, names, mistake),
+        payload=lambda ask: payload(ask, taken, mistake),
     )
 
 
-async def quiet(stage: Stage, act: Act, replay: Replay) -> None:
+async def quiet(rehearsal: Rehearsal, act: Act, replay: Replay) -> None:
     """The champion alone, through the act's quiet days."""
     start, end = moment(act.quiet_from), moment(act.quiet_until)
     if replay.now_us < start:
         await replay.jump(start)
     if end <= replay.now_us:
         return
-    total = sum(1 for _ in stage.world.between(replay.now_us, end, replay.keep))
-    with stage.show.bar("champion alone", total) as bar:
+    total = sum(1 for _ in rehearsal.world.between(replay.now_us, end, replay.keep))
+    with rehearsal.show.bar("champion alone", total) as bar:
         await replay.hours(
             lambda: False, end, lambda at, _: bar.update(replay.sent, f"champion alone, {from_us(at):%d %b}")
         )
-    stage.now_us = replay.now_us
-    stage.show.line(f"{replay.sent:,} requests answered by the champion alone, to {from_us(replay.now_us):%d %b}")
+    rehearsal.now_us = replay.now_us
+    rehearsal.show.line(f"{replay.sent:,} requests answered by the champion alone, to {from_us(replay.now_us):%d %b}")
 
 
-async def play(stage: Stage, told: Told, replay: Replay, digest: str) -> str:
+async def play(rehearsal: Rehearsal, told: Told, replay: Replay, digest: str) -> str:
     """A rollout from its start to its end, with traffic as long as its gates ask for it. Returns the rollout's id.
 
     Raises TerminalError when the act's days are over before the rollout has ended.
     """
-    act, settings, dag_id = told.act, stage.settings, f"model.{MODEL}.rollout"
-    run = stage.runs.start(dag_id, f"act-{act.key}", replay.now_us, {"challenger": digest, "actor": "rehearsal"})
+    act, settings, dag_id = told.act, rehearsal.settings, f"model.{MODEL}.rollout"
+    run = rehearsal.runs.start(dag_id, f"act-{act.key}", replay.now_us, {"challenger": digest, "actor": "rehearsal"})
     rollout_id = await started(settings, digest)
     told.rollout_ids.append(rollout_id)
     replay.keep = 1
     seen = Seen(settings, rollout_id)
-    with stage.show.bar("backtest", 1) as bar:
+    with rehearsal.show.bar("backtest", 1) as bar:
         while not seen.ended:
             if seen.status == "held":
                 raise TerminalError(
@@ -174,20 +174,20 @@ async def play(stage: Stage, told: Told, replay: Replay, digest: str) -> str:
             if not seen.live:
                 await asyncio.sleep(0.1)
                 seen.read()
-            elif await application_sees(stage, seen) and not await feed(replay, seen, moment(act.limit), bar):
+            elif await application_sees(rehearsal, seen) and not await feed(replay, seen, moment(act.limit), bar):
                 raise TerminalError(
                     f"act {act.key}", got=f"rollout {rollout_id} in {seen.stage}", expected=f"an end by {act.limit}"
                 )
     told.evidence[rollout_id] = seen.history
-    stage.now_us = replay.now_us
-    await asyncio.to_thread(partial(stage.runs.finish, run, may_fail=seen.status == "rolled_back"))
+    rehearsal.now_us = replay.now_us
+    await asyncio.to_thread(partial(rehearsal.runs.finish, run, may_fail=seen.status == "rolled_back"))
     return rollout_id
 
 
-async def application_sees(stage: Stage, seen: Seen) -> bool:
+async def application_sees(rehearsal: Rehearsal, seen: Seen) -> bool:
     """Wait until the gateway follows the stage's route; False when the stage is over before."""
     name = seen.stage
-    while await stage.application.stage_of(MODEL) != name:
+    while await rehearsal.application.stage_of(MODEL) != name:
         if seen.changed(name):
             return False
         await asyncio.sleep(0.05)

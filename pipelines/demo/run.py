@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -14,13 +15,25 @@ from rich.table import Table
 
 from pipelines.adapters.airflow_rest import AirflowRest
 from pipelines.adapters.control_db import control_db
-from pipelines.demo import rehearsal, summary
+from pipelines.demo import summary
 from pipelines.demo.application import Application
 from pipelines.demo.dag_runs import DagRuns
 from pipelines.demo.driver import Replay, moment
 from pipelines.demo.kpi import cost_function
 from pipelines.demo.progress import Show
-from pipelines.demo.rehearsal import MODEL, Stage, Told
+from pipelines.demo.rehearsal import (
+    MODEL,
+    Rehearsal,
+    Told,
+    first_champion,
+    load_lake,
+    monitored,
+    play,
+    quiet,
+    replay_of,
+    telling,
+    train,
+)
 from pipelines.demo.specs import calm_december, copy_include, edit_model
 from pipelines.demo.story import Act, acts
 from pipelines.demo.world import World, of_the_year
@@ -99,8 +112,6 @@ def _prepare(settings: Settings, installation: Settings, variant: str, seed: int
 
 
 def _empty(home: Path) -> None:
-    import shutil
-
     if home.exists():
         shutil.rmtree(home)
     home.mkdir(parents=True)
@@ -115,74 +126,62 @@ async def _acts(
     runs = DagRuns(admin, approver, f"rehearsal-{variant}-{seed}")
     with show.part("DAGs parsed"):
         await asyncio.to_thread(admin.wait_for_dags, [f"model.{MODEL}.train", f"model.{MODEL}.rollout"])
-    publisher: Publisher | None = None
+    story = acts(variant)
     async with Application(installation.gateway_url, replay=True) as application:
-        for act in acts(variant):
-            edit_model(installation.include_dir, MODEL, act.spec, size=size, seed=seed)
-            if publisher is None:
-                publisher = Publisher(installation, ahead_us=AHEAD_US)
-                stage = Stage(
-                    installation,
-                    runs,
-                    application,
-                    publisher,
-                    world,
-                    show,
-                    cost_function(installation.include_dir),
-                    size,
-                    seed,
-                    moment(act.train_at),
-                )
-            with rehearsal.telling(stage, act) as one:
-                told.append(one)
-                await _play(stage, one)
-    publisher.close() if publisher else None
+        with Publisher(installation, ahead_us=AHEAD_US) as publisher:
+            cost, began_us = cost_function(installation.include_dir), moment(story[0].train_at)
+            rehearsal = Rehearsal(installation, runs, application, publisher, world, show, cost, began_us)
+            for act in story:
+                edit_model(installation.include_dir, MODEL, act.spec, size=size, seed=seed)
+                with telling(rehearsal, act) as one:
+                    told.append(one)
+                    await _play(rehearsal, one)
     return application.tally.answered
 
 
-async def _play(stage: Stage, told: Told) -> None:
+async def _play(rehearsal: Rehearsal, told: Told) -> None:
     act = told.act
     train_us = moment(act.train_at)
     if act.key == "1":
-        rehearsal.load_lake(stage, train_us, "act-1")
-        digest = rehearsal.train(stage, told, train_us)
-        rehearsal.first_champion(stage, told, MODEL, digest, train_us)
-        other = rehearsal.train(stage, told, train_us, "air_time")
-        rehearsal.first_champion(stage, told, "air_time", other, train_us)
+        load_lake(rehearsal, train_us, "act-1")
+        digest = train(rehearsal, told, train_us)
+        first_champion(rehearsal, told, MODEL, digest, train_us)
+        other = train(rehearsal, told, train_us, "air_time")
+        first_champion(rehearsal, told, "air_time", other, train_us)
         return
-    replay = rehearsal.replay_of(stage, act, act.payload)
+    replay = replay_of(rehearsal, act, act.payload)
     if act.key == "4":
-        await _drift(stage, told, act, replay)
+        await _drift(rehearsal, told, act, replay)
         return
     if train_us <= moment(act.quiet_from):
-        digest = rehearsal.train(stage, told, train_us)
-    await rehearsal.quiet(stage, act, replay)
-    await rehearsal.play(stage, told, replay, digest)
+        digest = train(rehearsal, told, train_us)
+    await quiet(rehearsal, act, replay)
+    await play(rehearsal, told, replay, digest)
 
 
-async def _drift(stage: Stage, told: Told, act: Act, replay: Replay) -> None:
+async def _drift(rehearsal: Rehearsal, told: Told, act: Act, replay: Replay) -> None:
     """Weeks of the champion alone, then the monitor's DAG; what it asks for is what happens."""
-    await rehearsal.quiet(stage, act, replay)
+    await quiet(rehearsal, act, replay)
     as_of_us = replay.now_us
-    rehearsal.load_lake(stage, as_of_us, "act-4")
-    trainings = stage.runs.counts([f"model.{MODEL}.train"])
-    with stage.show.part(f"model.{MODEL}.monitor"):
-        stage.runs.run(f"model.{MODEL}.monitor", "act-4", as_of_us)
-    for name, sentence in rehearsal.monitored(stage.settings, as_of_us):
+    load_lake(rehearsal, as_of_us, "act-4")
+    trainings = rehearsal.runs.counts([f"model.{MODEL}.train"])
+    with rehearsal.show.part(f"model.{MODEL}.monitor"):
+        rehearsal.runs.run(f"model.{MODEL}.monitor", "act-4", as_of_us)
+    for name, sentence in monitored(rehearsal.settings, as_of_us):
         told.facts.append((f"monitor: {name}", sentence))
-    database = control_db(stage.settings)
+    database = control_db(rehearsal.settings)
     asked = [row for row in database.retrains(MODEL) if row.status == monitoring.ASKED]
     if not asked:
         told.facts.append(("retraining", "not asked for"))
         return
     told.facts.append(("retraining asked for", asked[-1].reason))
-    with stage.show.part(f"model.{MODEL}.train, started by drift://{MODEL}"):
-        stage.runs.started_by_assets([f"model.{MODEL}.train"], trainings)
+    with rehearsal.show.part(f"model.{MODEL}.train, started by drift://{MODEL}"):
+        rehearsal.runs.started_by_assets([f"model.{MODEL}.train"], trainings)
     newest = database.releases(MODEL)[-1]
     told.facts.append(("retrained release", f"{newest.semver}, {newest.digest[:12]}"))
-    await rehearsal.play(stage, told, replay, newest.digest)
-    with stage.show.part(f"model.{MODEL}.score"):
-        stage.runs.run(f"model.{MODEL}.score", "act-4", replay.now_us)
+    await play(rehearsal, told, replay, newest.digest)
+    with rehearsal.show.part(f"model.{MODEL}.score"):
+        rehearsal.runs.run(f"model.{MODEL}.score", "act-4", replay.now_us)
 
 
 def _checks(installation: Settings, found: list[dict[str, Any]], answered: int) -> list[dict[str, Any]]:

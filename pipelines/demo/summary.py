@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -88,7 +90,7 @@ def rollout_summary(settings: Settings, rollout_id: str, history: Sequence[dict[
             {
                 "requests": look["requests"],
                 "stage": look["stage"],
-                "e_values": {_name(v): v["log_e_value"] for v in look["verdicts"] if v.get("log_e_value") is not None},
+                "e_values": {_name(verdict): verdict["e_value"] for verdict in look["verdicts"]},
             }
             for look in history
         ],
@@ -119,10 +121,7 @@ def _verdict(verdict: dict[str, Any], stage: str) -> dict[str, Any]:
 
 def _charts(rollout_id: str, history: Sequence[dict[str, Any]]) -> list[str]:
     """E-values against their bars over requests, harm first."""
-    import math
-
     stages: list[tuple[int, str]] = []
-    series: dict[str, Series] = {}
     points: dict[str, list[tuple[int, float]]] = {}
     bars: dict[str, float | None] = {}
     for look in history:
@@ -135,9 +134,8 @@ def _charts(rollout_id: str, history: Sequence[dict[str, Any]]) -> list[str]:
             name = _name(verdict)
             points.setdefault(name, []).append((look["requests"], math.log(max(float(e_value), 1e-6))))
             bars[name] = math.log(verdict["threshold"]) if verdict.get("threshold") else None
-    for name, line in points.items():
-        series[name] = Series(name, line, bars[name])
-    chart = evidence_chart(f"Evidence of rollout {rollout_id}", list(series.values()), stages)
+    series = [Series(name, line, bars[name]) for name, line in points.items()]
+    chart = evidence_chart(f"Evidence of rollout {rollout_id}", series, stages)
     return [chart] if chart else []
 
 
@@ -172,8 +170,6 @@ def commit() -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    import os
-
     return {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
 
 
