@@ -51,6 +51,7 @@ class Gateway:
             fsync_ms=limits.fsync_ms,
             segment_bytes=limits.segment_bytes,
             segment_age_s=limits.segment_age_s,
+            slow_ms=limits.slow_disk_ms,
         )
         self.memory = ArmMemory(limits.remembered_ids)
         self.arms = ArmThreads()

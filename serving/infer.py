@@ -231,15 +231,24 @@ async def _answer(exchange: _Exchange) -> Answer:
     logged = exchange.logged
     if arm == "champion":
         logged = exchange.respond("champion", outcome, served=True, fallback=fallback)
+    if logged and exchange.gateway.settings.durability == "power":
+        logged = await _on_disk(exchange.gateway)
     if not logged:
         exchange.gateway.metrics.unlogged.labels(exchange.plan.route.model).inc()
-    elif exchange.gateway.settings.durability == "power":
-        await exchange.gateway.log.durable()
     status, body = _body(exchange, exchange.model_of(arm), outcome, arm, logged)
     if exchange.paired:
         exchange.paired = False
         return Answer(status, body, lambda: _score_other(exchange, _OTHER[arm]))
     return Answer(status, body)
+
+
+async def _on_disk(gateway: Gateway) -> bool:
+    """Wait for the disk; False when it refused or is slow: the answer leaves, and says that it is not logged."""
+    try:
+        await gateway.log.durable()
+    except LogWriteError:
+        return False
+    return True
 
 
 async def _score(exchange: _Exchange, arm: Arm) -> Outcome:

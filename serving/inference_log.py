@@ -3,7 +3,11 @@
 An append hands one whole frame to the kernel by one write before it returns, so the event survives the death of the
 process; `durable` waits until it survives the death of the machine. A worker's start makes a new epoch and never
 touches an old one. A segment is closed when a later one lies beside it, or when its folder holds `closed` (written when
-the worker ended in order) or a later epoch of the worker exists; a growing one may be read up to its last whole frame.
+the worker ended in order, with the number of its events) or a later epoch of the worker exists; a growing one may be
+read up to its last whole frame.
+
+A disk that is full refuses an append; one that is slow does, too: while an fsync takes longer than `slow_ms`, nothing
+more is handed to the kernel, which would otherwise stop the process once its buffers are full.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ _log = logging.getLogger("slipway.log")
 
 
 class LogWriteError(TransientError):
-    """The event was not written: disk full, read-only, or failing. Nothing of it is in the log."""
+    """The event was not written: disk full, slow, read-only, or failing. Nothing of it is in the log."""
 
 
 class InferenceLog:
@@ -42,6 +46,7 @@ class InferenceLog:
         fsync_ms: int = 100,
         segment_bytes: int = 8 * 1024 * 1024,
         segment_age_s: float = 300.0,
+        slow_ms: int = 1000,
     ) -> None:
         self.bus = bus
         self.gateway = gateway
@@ -51,6 +56,8 @@ class InferenceLog:
         self._fsync_s = fsync_ms / 1000
         self._segment_bytes = segment_bytes
         self._segment_age_s = segment_age_s
+        self._slow_s = slow_ms / 1000
+        self._sync_began = 0.0  # when the fsync that runs now began; 0: none runs
         self._descriptor = -1
         self._size = 0
         self._opened = 0.0
@@ -67,11 +74,19 @@ class InferenceLog:
         """The epoch's folder."""
         return self.bus / self.gateway / f"{self.worker}-{self.epoch}"
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether an fsync has been running for longer than a disk that keeps up needs."""
+        began = self._sync_began  # once: the other thread may end the fsync meanwhile
+        return bool(began) and time.monotonic() - began > self._slow_s
+
     def append(self, make: Callable[[EventId], Event]) -> EventId:
         """Write the event that `make` builds from its id, and return the id.
 
         Raises LogWriteError; then the counter has not moved and the log holds nothing of the event.
         """
+        if self.is_slow:
+            raise LogWriteError("inference log", got="a slow disk", expected=f"an fsync within {self._slow_s} s")
         event_id = EventId(self.gateway, self.worker, self.epoch, self.n)
         data = segments.frame(self.n, encode(make(event_id)))
         if self._descriptor < 0 or self._size >= self._segment_bytes or self._too_old():
@@ -90,9 +105,9 @@ class InferenceLog:
         return event_id
 
     async def durable(self) -> None:
-        """Return when everything appended so far is on the disk. Raises LogWriteError when the disk refused.
+        """Return when everything appended so far is on the disk.
 
-        Callers that wait together share one fsync.
+        Callers that wait together share one fsync. Raises LogWriteError when the disk refused, or is slow.
         """
         target = self.n
         if self._synced_n >= target:
@@ -102,7 +117,11 @@ class InferenceLog:
         with self._condition:
             self._waiters.append((target, loop, future))
             self._condition.notify()
-        await future
+        try:
+            # Two turns: an fsync that runs already does not cover what was appended since.
+            await asyncio.wait_for(future, 2 * self._slow_s + self._fsync_s)
+        except TimeoutError as error:
+            raise LogWriteError("inference log", got="a slow disk", expected="an fsync in time") from error
 
     def close(self) -> None:
         """Sync, write the mark of an orderly end, and stop."""
@@ -114,8 +133,11 @@ class InferenceLog:
             os.fsync(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
-        (self.folder / CLOSED).touch()
-        _sync_folder(self.folder)
+        try:
+            (self.folder / CLOSED).write_text(str(self.n))
+            _sync_folder(self.folder)
+        except OSError as error:  # a later epoch ends this one, too
+            _log.error("%s is not marked as closed: %s", self.folder, error)
 
     def _too_old(self) -> bool:
         return self._size > len(segments.MAGIC) and time.monotonic() - self._opened > self._segment_age_s
@@ -176,6 +198,7 @@ class InferenceLog:
 
     def _sync(self, retired: list[int], descriptor: int) -> OSError | None:
         failure: OSError | None = None
+        self._sync_began = time.monotonic()
         for one in [*retired, descriptor]:
             if one < 0:
                 continue
@@ -183,6 +206,7 @@ class InferenceLog:
                 os.fdatasync(one)
             except OSError as error:
                 failure = error
+        self._sync_began = 0.0
         for one in retired:
             os.close(one)
         return failure

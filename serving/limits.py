@@ -35,6 +35,8 @@ class Limits(BaseSettings):
     """So is one that is older."""
     fsync_ms: int = 100
     """Longest time between an append and its fsync."""
+    slow_disk_ms: int = 1000
+    """While an fsync takes longer, champions answer unlogged and challengers step back."""
     load_timeout_s: float = 60.0
     """How long a starting gateway waits for its routes' releases before it serves what it has."""
     pinned_releases: int = 4

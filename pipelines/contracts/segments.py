@@ -6,8 +6,8 @@ A segment file is `<bus>/<gateway>/<worker>-<epoch>/<first_n:012d>.seg`: an 8-by
 killed: the reader stops there, and the next start of the worker opens a new epoch and never appends to an old file.
 
 A segment grows by whole frames, each written at once, and may be read while it grows. Nothing more will come when a
-later segment lies beside it, when a later epoch of the worker exists, or when its folder holds an empty file `closed`,
-which the worker writes after its last event when it ends in order.
+later segment lies beside it, when a later epoch of the worker exists, or when its folder holds a file `closed`, which
+the worker writes after its last event when it ends in order; it holds the number of the epoch's events.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from pipelines.contracts import events, segments
@@ -39,7 +41,7 @@ async def test_every_start_is_a_later_epoch_and_leaves_the_old_files_alone(tmp_p
     assert 99999999999999999 < first.epoch < second.epoch
     assert other.epoch < first.epoch
     assert {path: path.read_bytes() for path in first.folder.iterdir()} == before
-    assert (first.folder / "closed").exists()
+    assert (first.folder / "closed").read_text() == "1", "the number of its events"
 
 
 async def test_segments_rotate_by_size_without_losing_a_number(tmp_path: Path) -> None:
@@ -175,6 +177,63 @@ async def test_a_failed_fsync_is_told_to_those_who_wait(tmp_path: Path, monkeypa
         with pytest.raises(LogWriteError, match="Input/output error"):
             await log.durable()
     log.close()
+
+
+class SlowDisk:
+    """An `fdatasync` that takes as long as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._let_go = threading.Event()
+        self.began = threading.Event()
+        self._sync = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", self)
+
+    def __call__(self, descriptor: int) -> None:
+        self.began.set()
+        self._let_go.wait()
+        self._sync(descriptor)
+
+    def recover(self) -> None:
+        self._let_go.set()
+
+
+async def test_on_a_slow_disk_the_champion_answers_unlogged_and_the_challenger_steps_back(
+    home: Installation, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.publish("split", share_ppm=1_000_000)
+    async with start({"slow_disk_ms": 100}) as running:
+        disk = SlowDisk(monkeypatch)
+        try:
+            before = (await running.infer("q0")).json()["parameters"]
+            await running.until(disk.began.is_set)
+            await anyio.sleep(0.15)  # the fsync is now slower than the bound
+            answer = (await running.infer("q1")).json()["parameters"]
+            label_answer = await running.client.post("/v1/models/m/labels", json={"labels": [{"id": "q0", "value": 1}]})
+        finally:
+            disk.recover()
+        assert (before["arm"], before["logged"]) == ("challenger", True)
+        assert (answer["arm"], answer["logged"]) == ("champion", False)
+        assert label_answer.status_code == 503, "no truth is acknowledged that is not on the disk"
+        await running.until(lambda: not running.gateway.log.is_slow)
+        after = (await running.infer("q2")).json()["parameters"]
+        await running.shadows_done()
+        assert (after["arm"], after["logged"]) == ("challenger", True)
+        assert 'slipway_unlogged_total{model="m"} 1.0' in (await running.client.get("/metrics")).text
+    assert {event.request_id for event in home.events()} == {"q0", "q2"}
+
+
+async def test_an_answer_that_should_be_on_the_disk_says_when_it_is_not(
+    home: Installation, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.publish()
+    async with start({"slow_disk_ms": 50}, durability="power") as running:
+        assert (await running.infer("q0")).json()["parameters"]["logged"] is True
+        disk = SlowDisk(monkeypatch)
+        try:
+            answer = await running.infer("q1")
+        finally:
+            disk.recover()
+        assert (answer.status_code, answer.json()["parameters"]["logged"]) == (200, False)
 
 
 def test_the_events_of_the_log_are_those_of_the_contract(tmp_path: Path) -> None:
