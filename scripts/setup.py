@@ -2,6 +2,7 @@
 """Builds both environments from their locks: `.venv` (orchestration) and `serving/.venv` (gateway).
 
 `--peers` builds a third, `benchmarks/peers/.venv`: what the gateway is measured against and tested with.
+`--servers` installs the servers that tests start; where it may not, it names them, and their tests are skipped.
 
 Standard library only, because it runs before anything is installed. Run it by `make setup`.
 What only apt can give (a C library, pip, ensurepip) is found out first, named in one line, and installed when this
@@ -126,6 +127,32 @@ def missing_apt_packages() -> list[str]:
     if not (has_uv() or has_pip() or has_ensurepip()):
         missing.append(f"python3.{sys.version_info[1]}-venv")
     return missing
+
+
+# What tests start themselves: a program, and the Debian and Ubuntu package that brings it.
+SERVERS = {"postgres": "postgresql"}
+
+
+def has_program(name: str) -> bool:
+    """Whether a server's program is there; Debian keeps PostgreSQL's by version, off the path."""
+    return shutil.which(name) is not None or any(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+
+
+def missing_servers() -> list[str]:
+    """The packages of the servers that tests would have to do without."""
+    return [package for program, package in SERVERS.items() if not has_program(program)]
+
+
+def ensure_servers() -> None:
+    """Install them. Where this user may not, say so: their tests are skipped (under CI=true it is an error)."""
+    if not (missing := missing_servers()):
+        return
+    if may_install() is None:
+        say(f"tests that start servers will be skipped without: sudo {apt_line(missing)}")
+        return
+    install_apt(missing)
+    if still := missing_servers():
+        raise SetupError(f"apt-get gave no usable {' '.join(still)}. Run: sudo {apt_line(still)}")
 
 
 def apt_line(packages: Iterable[str]) -> str:
@@ -299,6 +326,9 @@ def main() -> int:
     wanted = [PEERS] if "--peers" in sys.argv[1:] else [ORCHESTRATION, SERVING]
     try:
         check_python()
+        if "--servers" in sys.argv[1:]:
+            ensure_servers()
+            return 0
         if all(environment.is_current() for environment in wanted) and not missing_apt_packages():
             return 0
         TOOLS.mkdir(exist_ok=True)

@@ -1,31 +1,27 @@
-"""The control database: connections, transactions, and the small tables that need no store of their own.
+"""The control database: transactions, and the small tables that need no store of their own.
 
-SQLite in WAL mode on one host, or Postgres. A write takes the lock at its beginning (`BEGIN IMMEDIATE`), so that what
-it has read cannot change before it commits; transactions are short and do no I/O of their own.
+SQLite in WAL mode on one host, or Postgres (`control_engine.py`). Transactions are short and do no I/O of their own.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from pipelines.adapters import control_schema as schema
+from pipelines.adapters.control_engine import named_lock, open_engine, reading, writing
 from pipelines.contracts import routes
 from pipelines.contracts.clocks import wall_us
-from pipelines.contracts.errors import NotFoundError, TransientError
+from pipelines.contracts.errors import NotFoundError
 from pipelines.settings import Settings
-
-_BUSY_MS = 15_000
 
 
 class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,28 +53,20 @@ class ControlDb:
 
     def __init__(self, url: str, *, durable: bool = False) -> None:
         self.url = url
-        self.engine = sa.create_engine(url, pool_size=4, max_overflow=8)
-        if self.engine.dialect.name == "sqlite":
-            if database := sa.make_url(url).database:
-                Path(database).parent.mkdir(parents=True, exist_ok=True)
-            _sqlite_transactions(self.engine, "FULL" if durable else "NORMAL")
+        self.engine = open_engine(url, durable=durable)
         with self.write() as connection:
             schema.metadata.create_all(connection)
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One consistent snapshot."""
-        with _busy_is_transient(), self.engine.connect() as connection:
+        with reading(self.engine) as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction that holds the write lock from its first statement; commits, or rolls back on an error."""
-        with (
-            _busy_is_transient(),
-            self.engine.connect().execution_options(slipway_write=True) as connection,
-            connection.begin(),
-        ):
+        """One transaction that alone may write, from its first statement on; commits, or rolls back on an error."""
+        with writing(self.engine) as connection:
             yield connection
 
     @contextmanager
@@ -88,26 +76,12 @@ class ControlDb:
         Yields False when it was not to be had within `patience_s`. Holds no database lock.
         """
         deadline = time.monotonic() + patience_s
-        with self._try_lock(name) as try_lock:
+        with named_lock(self.engine, name) as try_lock:
             is_mine = try_lock()
             while not is_mine and time.monotonic() < deadline:
                 time.sleep(0.05)
                 is_mine = try_lock()
             yield is_mine
-
-    @contextmanager
-    def _try_lock(self, name: str) -> Iterator[Callable[[], bool]]:
-        if self.engine.dialect.name == "sqlite":
-            path = Path(str(sa.make_url(self.url).database)).with_name(f".{name}.lock")
-            with path.open("a") as handle:
-                yield lambda: _flock(handle)
-            return
-        with self.engine.connect() as connection:
-            key = sa.func.hashtext(name)
-            try:
-                yield lambda: bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(key))).scalar())
-            finally:
-                connection.execute(sa.select(sa.func.pg_advisory_unlock_all()))
 
     # --- routes -------------------------------------------------------------------------------------------------
     def route(self, model: str) -> routes.Route | None:
@@ -257,44 +231,3 @@ def control_db(settings: Settings) -> ControlDb:
 @cache
 def _opened(url: str, durable: bool, _pid: int) -> ControlDb:
     return ControlDb(url, durable=durable)
-
-
-def _flock(handle: IO[str]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def _busy_is_transient() -> Iterator[None]:
-    try:
-        yield
-    except OperationalError as error:
-        if "locked" not in str(error) and "busy" not in str(error):
-            raise
-        raise TransientError(
-            "control database",
-            got=str(error.orig),
-            expected="the write lock",
-            hint="Another writer holds it; try again.",
-        ) from error
-
-
-def _sqlite_transactions(engine: sa.Engine, synchronous: str) -> None:
-    """Let SQLAlchemy begin transactions itself: the driver's own begin is late and cannot be IMMEDIATE."""
-
-    @sa.event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute(f"PRAGMA synchronous={synchronous}")
-        cursor.close()
-
-    @sa.event.listens_for(engine, "begin")
-    def _began(connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("slipway_write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pipelines.adapters.collector_store import BatchPlan, CollectorStore
@@ -12,8 +10,8 @@ from pipelines.contracts.errors import TerminalError
 from pipelines.settings import Settings
 
 
-def test_a_second_collector_is_refused_with_a_hint(tmp_path: Path) -> None:
-    database = control_db(Settings(home=tmp_path))
+def test_a_second_collector_is_refused_with_a_hint(settings: Settings) -> None:
+    database = control_db(settings)
     plan = BatchPlan(n=1, ranges=[], after=[], gaps=[])
     CollectorStore(database).plan(plan)
 

@@ -1,18 +1,20 @@
-"""Rules that the control database itself keeps, whoever writes."""
+"""Rules that the control database itself keeps, whoever writes, on SQLite and on Postgres."""
 
 from __future__ import annotations
 
-import sqlite3
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from typer.testing import CliRunner
 
 from pipelines.adapters import control_schema as schema
-from pipelines.adapters.control_db import ControlDb, ReleaseRow, control_db
+from pipelines.adapters.control_db import ControlDb, ReleaseRow, control_db, insert_route
 from pipelines.cli import audit
 from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError, TransientError
 from pipelines.contracts.routes import Route
@@ -20,17 +22,23 @@ from pipelines.rollout.decide import Standing, begin, decide
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
 from pipelines.wiring import rollouts
+from tests.postgres import PostgresServer, running_postgres
 from tests.unit.rollout.examples import NOW, OLD, PLAN, rollout
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path)
+def db(settings: Settings) -> Iterator[ControlDb]:
+    opened = control_db(settings)
+    yield opened
+    opened.engine.dispose()
 
 
-@pytest.fixture
-def db(settings: Settings) -> ControlDb:
-    return control_db(settings)
+def behind_the_triggers(settings: Settings, statement: str, *, drop: str) -> None:
+    """Change a record as somebody with all rights could."""
+    on = " ON decision" if settings.control_url else ""
+    with control_db(settings).write() as connection:
+        connection.exec_driver_sql(f"DROP TRIGGER {drop}{on}")
+        connection.exec_driver_sql(statement)
 
 
 def queued(settings: Settings, number: int) -> Rollout:
@@ -63,32 +71,40 @@ def test_what_was_recorded_cannot_be_changed_or_removed(settings: Settings, tabl
         connection.execute(statement)
 
 
+@pytest.mark.parametrize("table", ["decision", "decision_effect", "route", "anchor"])
+def test_nor_by_the_ways_round_updates_and_deletes(settings: Settings, table: str) -> None:
+    state = started(settings)
+    store = rollouts.rollout_store(settings)
+    store.commit(state, decide(state, Standing(), NOW))
+    store.anchor("2026-01-01")
+    store.db.set_route(Route(model="m", version=0, mode="single", champion=OLD))
+    statement = f"TRUNCATE {table}" if settings.control_url else f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}"
+    with pytest.raises(DBAPIError, match=f"{table} is append-only"), store.db.write() as connection:
+        connection.exec_driver_sql(statement)
+
+
 def test_a_row_changed_behind_the_triggers_is_found_by_the_audit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(home=tmp_path)
     state = started(settings)
     rollouts.rollout_store(settings).commit(state, decide(state, Standing(), NOW))
-    monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path))
+    monkeypatch.setenv("SLIPWAY_HOME", str(settings.home))
+    monkeypatch.setenv("SLIPWAY_CONTROL_URL", settings.control_url)
     assert CliRunner().invoke(audit.app, ["verify"]).exit_code == 0
-    with sqlite3.connect(tmp_path / "control.db") as raw:
-        raw.execute("DROP TRIGGER decision_no_update")
-        raw.execute("UPDATE decision SET body = replace(body, 'continue', 'rollback') WHERE n = 2")
+    changed = "UPDATE decision SET body = replace(body, 'continue', 'rollback') WHERE n = 2"
+    behind_the_triggers(settings, changed, drop="decision_no_update")
     result = CliRunner().invoke(audit.app, ["verify"])
     assert result.exit_code == 1
     assert "m:2: its body or number is not what its hash was taken of" in result.output
 
 
-def test_a_record_cut_behind_the_triggers_is_found_by_its_anchor(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
+def test_a_record_cut_behind_the_triggers_is_found_by_its_anchor(settings: Settings) -> None:
     state = started(settings)
     store = rollouts.rollout_store(settings)
     store.commit(state, decide(state, Standing(), NOW))
     assert store.anchor("2026-01-01") == 1
     assert store.anchor("2026-01-01") == 0, "once a day"
-    with sqlite3.connect(tmp_path / "control.db") as raw:
-        raw.execute("DROP TRIGGER decision_no_delete")
-        raw.execute("DELETE FROM decision WHERE n = 2")
+    behind_the_triggers(settings, "DELETE FROM decision WHERE n = 2", drop="decision_no_delete")
     (fault,) = rollouts.audit(settings)["m"]
     assert "entry 2: anchored hash" in fault
 
@@ -137,15 +153,79 @@ def test_two_writers_at_once_both_get_their_route_version(db: ControlDb) -> None
     assert route.version == 60
 
 
-def test_a_lock_that_is_never_released_is_a_transient_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.adapters.control_db._BUSY_MS", 50)
-    db = ControlDb(f"sqlite:///{tmp_path / 'control.db'}")
-    holder = sqlite3.connect(tmp_path / "control.db", isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    with pytest.raises(TransientError, match="write lock"):
-        db.set_route(Route(model="m", version=0, mode="single", champion="x"))
-    holder.execute("ROLLBACK")
+def test_what_a_writer_has_read_cannot_change_before_it_commits(db: ControlDb) -> None:
+    """Two that both see a free place would else both take it."""
+    both_ready = threading.Barrier(2)
+    taken = []
+
+    def take(name: str) -> None:
+        both_ready.wait()
+        with db.write() as connection:
+            table = schema.champion
+            if connection.execute(sa.select(table.c.release).where(table.c.model == "m")).scalar() is None:
+                time.sleep(0.05)  # long enough for the other to look, if it could
+                connection.execute(sa.insert(table).values(model="m", release=name, decision_id="m:1"))
+                taken.append(name)
+
+    threads = [threading.Thread(target=take, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [db.champion("m")] == taken
+
+
+def test_a_reader_sees_one_moment_whatever_is_committed_meanwhile(db: ControlDb) -> None:
+    db.set_route(Route(model="m", version=0, mode="single", champion="x"))
+    count = sa.select(sa.func.count()).select_from(schema.route)
+    with db.read() as connection:
+        before = connection.execute(count).scalar()
+        db.set_route(Route(model="m", version=0, mode="single", champion="y"))
+        assert connection.execute(count).scalar() == before == 1
+    with db.read() as connection:
+        assert connection.execute(count).scalar() == 2
+
+
+def test_a_reader_cannot_write_on_postgres(postgres: PostgresServer) -> None:
+    """On SQLite it is a plain transaction that nobody commits."""
+    db = ControlDb(postgres.new_database())
+    with pytest.raises(DBAPIError, match="read-only"), db.read() as connection:
+        connection.execute(sa.insert(schema.champion).values(model="m", release="x", decision_id="m:1"))
     db.engine.dispose()
+
+
+def test_text_is_ordered_by_its_bytes(db: ControlDb) -> None:
+    """The same overrides are chained in the same order on every server, whatever language it was set up in."""
+    names = ["gw0/0-1/9", "gw0/0-1/10", "GW1/0-1/1", "gw-1/0-1/1", "gé/0-1/1"]
+    for name in names:
+        db.emit_asset(name, "u", {})
+    with db.read() as connection:
+        found = connection.execute(sa.select(schema.asset_event.c.key).order_by(schema.asset_event.c.key)).scalars()
+        assert list(found) == sorted(names)
+
+
+def test_a_lock_that_is_never_released_is_a_transient_error(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.adapters.control_engine.BUSY_MS", 50)
+    holder, other = ControlDb(settings.control), ControlDb(settings.control)
+    with holder.write(), pytest.raises(TransientError, match="write lock"):
+        other.set_route(Route(model="m", version=0, mode="single", champion="x"))
+    assert other.set_route(Route(model="m", version=0, mode="single", champion="x")).version == 1
+    for db in (holder, other):
+        db.engine.dispose()
+
+
+def test_many_processes_may_open_a_new_database_at_once(settings: Settings) -> None:
+    opened: list[ControlDb] = []
+    threads = [threading.Thread(target=lambda: opened.append(ControlDb(settings.control))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 4
+    for db in opened:
+        db.engine.dispose()
 
 
 def test_a_turn_is_one_process_at_a_time(db: ControlDb) -> None:
@@ -187,3 +267,41 @@ def test_a_retraining_is_asked_for_once_a_moment(db: ControlDb) -> None:
 def test_the_plan_is_frozen_into_the_rollout(settings: Settings) -> None:
     state = started(settings)
     assert rollouts.load(settings, state.id).plan.digest() == PLAN.digest()
+
+
+def test_a_server_that_goes_away_is_a_transient_error_and_is_found_again(tmp_path: Path) -> None:
+    with running_postgres() as server:
+        db = ControlDb(server.url())
+        db.set_route(Route(model="m", version=0, mode="single", champion="x"))
+        with db.turn("t") as mine:
+            assert mine
+            server.kill()
+        with pytest.raises(TransientError, match="a server that answers"):
+            db.route("m")
+        with pytest.raises(TransientError, match="a server that answers"):
+            ControlDb(server.url())
+        server.start()
+        assert db.set_route(Route(model="m", version=0, mode="single", champion="y")).version == 2
+        with db.turn("t", patience_s=0.1) as mine:
+            assert mine, "the lock went with the connection"
+        with pytest.raises(TerminalError, match="SLIPWAY_CONTROL_URL"):
+            ControlDb(server.url("nowhere"))
+        db.engine.dispose()
+
+
+def test_a_database_that_is_neither_is_refused() -> None:
+    with pytest.raises(TerminalError, match="got mysql; expected sqlite:/// or postgresql://"):
+        ControlDb("mysql://localhost/slipway")
+
+
+def test_a_new_route_is_told_when_its_transaction_commits(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    db = ControlDb(url)
+    with psycopg.connect(url, autocommit=True) as listener:
+        listener.execute(f"LISTEN {schema.ROUTE_CHANNEL}")
+        with db.write() as connection:
+            insert_route(connection, Route(model="m", version=0, mode="single", champion="x"))
+            assert list(listener.notifies(timeout=0.1)) == []
+        (told,) = listener.notifies(timeout=5, stop_after=1)
+        assert told.payload == "m"
+    db.engine.dispose()
