@@ -37,7 +37,7 @@ class GatewayApp:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self._pinned = PinnedModels(gateway.settings.releases, gateway.store, gateway.limits.pinned_releases)
+        self._pinned = PinnedModels(gateway.settings.releases, gateway.limits.pinned_releases)
         self._inflight = 0
 
     @staticmethod

@@ -14,7 +14,7 @@ from serving.circuit_breaker import CallWindow
 from serving.inference_log import InferenceLog, LogWriteError
 from serving.limits import Limits
 from serving.metrics import Metrics
-from serving.online_features import OnlineStore
+from serving.online_features.sqlite_store import SqliteStore
 from serving.overrides import OverrideStore
 from serving.route_source import RouteSource
 from serving.route_table import Plan, RouteTable
@@ -35,13 +35,12 @@ class Gateway:
         self.metrics = Metrics()
         self.clock = settings.event_clock()
         home = settings.root / "gateway" / settings.gateway_name
-        self.store = OnlineStore(settings.feast_dir / "online_store.db")
+        self.store = SqliteStore(settings.feast_dir / "online_store.db", limits.features_budget_ms)
         self.overrides = OverrideStore(home / "overrides")
         self.table = RouteTable(
             RouteSource(settings.control, home / "routes.json"),
             self.overrides,
             settings.releases,
-            self.store,
             settings.route_poll_ms,
         )
         self.log = InferenceLog(

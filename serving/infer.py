@@ -21,6 +21,7 @@ from serving.models import LoadedModel
 from serving.oip.errors import Malformed, ModelFailed
 from serving.oip.request import InferRequest
 from serving.oip.response import check_outputs, error_body, infer_answer
+from serving.online_features.plan import NOTHING
 from serving.route_table import Plan
 from serving.routing import arm_of
 from serving.scoring import Outcome, Scorer
@@ -111,10 +112,13 @@ async def infer(gateway: Gateway, plan: Plan, request: InferRequest, traceparent
     check_outputs(request, plan.champion.manifest)
     bound = bind(request, plan.fields, plan.champion.required, gateway.limits.max_rows)
     request_id, given = _request_id(request, gateway.limits.max_id_chars)
-    scorer = Scorer(bound, event_us, gateway.store)
-    exchange = _Exchange(gateway, plan, request, bound, scorer, request_id, event_us)
+    exchange = _Exchange(gateway, plan, request, bound, Scorer(bound, NOTHING), request_id, event_us)
     _assign(exchange, given, traceparent)
     try:
+        both = exchange.paired or exchange.arm == "challenger"
+        read_plan = plan.reads if both else plan.champion.reads
+        if read_plan.pinned:
+            exchange.scorer.reads = gateway.store.read(read_plan, bound.columns, bound.rows, event_us)
         return await _answer(exchange)
     except BaseException:
         # Whatever ended the request early, its place in the shadow queue is free again.
@@ -302,7 +306,8 @@ async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferReque
     check_outputs(request, model.manifest)
     bound = bind(request, model.fields, model.required, gateway.limits.max_rows)
     request_id, _ = _request_id(request, gateway.limits.max_id_chars)
-    outcome = Scorer(bound, event_us, gateway.store).score(model)
+    reads = gateway.store.read(model.reads, bound.columns, bound.rows, event_us) if model.reads.pinned else NOTHING
+    outcome = Scorer(bound, reads).score(model)
     if failure := _failure(model.manifest.model, outcome):
         raise failure
     parameters: dict[str, Any] = {

@@ -37,6 +37,9 @@ class Limits(BaseSettings):
     """Longest time between an append and its fsync."""
     slow_disk_ms: int = 1000
     """While an fsync takes longer, champions answer unlogged and challengers step back."""
+    features_budget_ms: float = 5.0
+    """How long reading online features may take, for each started hundred rows of a request; past it the release's
+    `on_features_unavailable` decides."""
     load_timeout_s: float = 60.0
     """How long a starting gateway waits for its routes' releases before it serves what it has."""
     pinned_releases: int = 4

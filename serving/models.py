@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import InputField, Release
 from serving.inputs import bind
 from serving.oip import request as oip_request
-from serving.online_features import OnlineStore
+from serving.online_features.plan import ReadPlan
 
 _ONNX_FLOAT = "tensor(float)"
 
@@ -25,13 +24,14 @@ class LoadedModel:
     Raises ContractError (bundle or sample request) or an ONNX Runtime error; NotFoundError without a bundle.
     """
 
-    def __init__(self, folder: Path, digest: str, store: OnlineStore) -> None:
+    def __init__(self, folder: Path, digest: str) -> None:
         started = time.monotonic()
         self.digest = digest
         self.release = Release(folder, digest)
         self.manifest = self.release.manifest
         self.fields: dict[str, InputField] = {field.name: field for field in self.manifest.inputs}
         self.required = frozenset(field.name for field in self.manifest.inputs if field.required)
+        self.reads = ReadPlan({digest: self.manifest.views})
         self._session = _session(self.release.onnx_path)
         self._output = self._session.get_outputs()[0].name
         if self.manifest.output.score not in self.manifest.output.fields:
@@ -40,7 +40,7 @@ class LoadedModel:
                 got=sorted(self.manifest.output.fields),
                 expected=f"a field {self.manifest.output.score}",
             )
-        self._warm_up(store)
+        self._warm_up()
         self.load_seconds = time.monotonic() - started
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
@@ -51,17 +51,15 @@ class LoadedModel:
             raise ContractError("model output", got=np.shape(raw), expected=f"one score for each of {len(matrix)} rows")
         return flat
 
-    def _warm_up(self, store: OnlineStore) -> None:
+    def _warm_up(self) -> None:
         path = self.release.folder / "sample_request.json"
         if not path.exists():
             return
         request = oip_request.decode(path.read_bytes())
         bound = bind(request, self.fields, self.required, max_rows=10_000)
-        features = {
-            (view.view, name): column
-            for view in self.manifest.views
-            for name, column in store.read(view, bound.columns, bound.rows, wall_us()).columns.items()
-        }
+        # Nothing is read online: a release must be able to answer by its defaults.
+        reads = self.reads.without_store(bound.columns, bound.rows, "warm-up")
+        features = {(read.logged.view, name): column for read in reads.views for name, column in read.columns.items()}
         for _ in range(3):
             raw = self.predict(self.release.matrix(bound.columns, features, bound.rows))
             made = self.release.outputs(raw, bound.columns)

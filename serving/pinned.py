@@ -13,7 +13,6 @@ import msgspec
 from pipelines.contracts.errors import SlipwayError
 from serving.models import LoadedModel
 from serving.oip.errors import Unavailable, Unknown
-from serving.online_features import OnlineStore
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -30,9 +29,8 @@ _decoder = msgspec.json.Decoder(_Name)
 class PinnedModels:
     """At most `capacity` releases beyond those that routes hold."""
 
-    def __init__(self, releases: Path, store: OnlineStore, capacity: int) -> None:
+    def __init__(self, releases: Path, capacity: int) -> None:
         self._releases = releases
-        self._store = store
         self._capacity = capacity
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._lock = asyncio.Lock()
@@ -75,7 +73,7 @@ class PinnedModels:
         if known is not None:
             return known
         try:
-            return LoadedModel(self._releases / digest, digest, self._store)
+            return LoadedModel(self._releases / digest, digest)
         except SlipwayError as error:
             raise Unavailable(
                 f"release {digest[:12]}", got=str(error), expected="a bundle that can be loaded"

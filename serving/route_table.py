@@ -16,7 +16,7 @@ import msgspec
 from pipelines.contracts.release import InputField
 from pipelines.contracts.routes import Route
 from serving.models import LoadedModel
-from serving.online_features import OnlineStore
+from serving.online_features.plan import ReadPlan
 from serving.overrides import OverrideStore
 from serving.route_source import RouteSource
 from serving.routing import Effective, effective
@@ -34,21 +34,20 @@ class Plan(msgspec.Struct, frozen=True):
     champion: LoadedModel
     challenger: LoadedModel | None
     fields: dict[str, InputField]
+    reads: ReadPlan
+    """What is read online for a request that both arms score; the champion's own plan is `champion.reads`."""
 
 
 class RouteTable:
     """`plans` by model, for the request path; everything else happens in its own thread."""
 
-    def __init__(
-        self, source: RouteSource, overrides: OverrideStore, releases: Path, store: OnlineStore, poll_ms: int
-    ) -> None:
+    def __init__(self, source: RouteSource, overrides: OverrideStore, releases: Path, poll_ms: int) -> None:
         self.plans: dict[str, Plan] = {}
         self.wanted: dict[str, Route] = {}
         self.load_errors: dict[str, str] = {}
         self.source = source
         self._overrides = overrides
         self._releases = releases
-        self._store = store
         self._poll_s = poll_ms / 1000
         self._models: dict[str, LoadedModel] = {}
         self._loading: dict[str, Future[LoadedModel]] = {}
@@ -132,7 +131,9 @@ class RouteTable:
         fields = dict(before.fields) if before is not None else {}
         fields.update(challenger.fields if challenger else {})
         fields.update(champion.fields)
-        self.plans = {**self.plans, route.model: Plan(route, plan, champion, challenger, fields)}
+        arms = [champion, challenger] if challenger else [champion]
+        reads = ReadPlan({arm.digest: arm.manifest.views for arm in arms})
+        self.plans = {**self.plans, route.model: Plan(route, plan, champion, challenger, fields, reads)}
 
     def _all_loaded(self, route: Route) -> bool:
         needed = [digest for digest in (route.champion, route.challenger, route.fallback) if digest]
@@ -140,7 +141,7 @@ class RouteTable:
         for digest in missing:
             failed = self._failed_at.get(digest)
             if digest not in self._loading and (failed is None or time.monotonic() - failed > _RETRY_LOAD_S):
-                self._loading[digest] = self._loader.submit(LoadedModel, self._releases / digest, digest, self._store)
+                self._loading[digest] = self._loader.submit(LoadedModel, self._releases / digest, digest)
         return not missing
 
     def _collect_loaded(self) -> None:

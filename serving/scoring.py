@@ -10,11 +10,10 @@ import numpy as np
 
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import FeatureRead
-from pipelines.contracts.release import ViewPin
 from serving.inputs import Bound, complete
 from serving.models import LoadedModel
 from serving.oip.request import Scalar
-from serving.online_features import OnlineStore, ViewRead
+from serving.online_features.plan import Reads, ViewRead
 
 _ERROR_CHARS = 300
 _SCALARS = (float, int, str, bool)
@@ -36,47 +35,30 @@ class Outcome(msgspec.Struct):
 
 
 class Scorer:
-    """Scores one request, for one arm or for both: what one arm has read of the online store, the other one reuses."""
+    """Scores one request, for one arm or for both, from what was read online for it beforehand."""
 
-    def __init__(self, bound: Bound, event_us: int, store: OnlineStore) -> None:
+    def __init__(self, bound: Bound, reads: Reads) -> None:
         self.bound = bound
-        self._event_us = event_us
-        self._store = store
-        self._reads: dict[tuple[str, tuple[str, ...]], ViewRead] = {}
+        self.reads = reads
 
     def score(self, model: LoadedModel) -> Outcome:
         """The model's outcome. A failure of any kind is an outcome with status `error`."""
         started = perf_counter_ns()
         reads: list[ViewRead] = []
-        reused_us = 0
         try:
             if missing := complete(model.manifest.inputs, self.bound.columns):
                 raise ContractError(f"input {missing}", got="null", expected="a value: this release requires it")
-            for view in model.manifest.views:
-                read, took_us = self._read(view)
-                reads.append(read)
-                reused_us += took_us
-            after_features = perf_counter_ns()
+            if model.manifest.views:
+                reads = self.reads.of(model.digest)
             outcome = self._evaluate(model, reads)
         except Exception as error:  # noqa: BLE001 - whatever a release's own code raises is that release's failure
             outcome = Outcome("error", 0, error=_text_of(error))
-            after_features = started
-        ended = perf_counter_ns()
-        # A read that the other arm paid for counts here too: the arms' latencies stay comparable.
-        outcome.features_us = max(0, after_features - started) // 1000 + reused_us
-        outcome.latency_us = (ended - started) // 1000 + reused_us
+        # The reading was done once for both arms and counts for each: their latencies stay comparable.
+        outcome.features_us = self.reads.took_us
+        outcome.latency_us = (perf_counter_ns() - started) // 1000 + self.reads.took_us
         outcome.features = [read.logged for read in reads]
         outcome.degraded = [read.degraded for read in reads if read.degraded]
         return outcome
-
-    def _read(self, view: ViewPin) -> tuple[ViewRead, int]:
-        """The view's read, and the microseconds to add when it was made before."""
-        key = (view.view, tuple(view.features))
-        known = self._reads.get(key)
-        if known is not None:
-            return known, known.took_us
-        read = self._reads[key] = self._store.read(view, self.bound.columns, self.bound.rows, self._event_us)
-        return read, 0
 
     def _evaluate(self, model: LoadedModel, reads: list[ViewRead]) -> Outcome:
         release, bound = model.release, self.bound

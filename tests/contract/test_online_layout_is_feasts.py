@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.contracts.clocks import to_us
 from pipelines.contracts.release import ViewPin
-from serving.online_features import OnlineStore
+from serving.online_features.plan import ReadPlan
+from serving.online_features.sqlite_store import SqliteStore
 
 pytest.importorskip("feast", reason="the serving environment has no Feast; this runs in the other one")
 
@@ -73,7 +74,8 @@ def test_the_gateway_reads_what_the_feast_sdk_wrote_and_reads(tmp_path: Path) ->
         "from": np.array([row["origin"] for row in rows], dtype=object),
         "n": np.array([row["number"] for row in rows]),
     }
-    read = OnlineStore(tmp_path / "online_store.db").read(pin, inputs, 3, to_us(at + timedelta(hours=1)))
+    plan = ReadPlan({"release": [pin]})
+    (read,) = SqliteStore(tmp_path / "online_store.db").read(plan, inputs, 3, to_us(at + timedelta(hours=1))).views
     for name, values in zip(read.logged.names, read.logged.values, strict=True):
         for ours, theirs in zip(values, sdk[name], strict=True):
             assert ours == theirs or (ours != ours and theirs != theirs) or (ours != ours and theirs is None), name

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipelines.contracts import assignment, events, routes, segments
 from pipelines.contracts.errors import ContractError
-from serving import feast_values
-from serving.entity_keys import EntityKey
+from serving.online_features import feast_values
+from serving.online_features.entity_keys import EntityKey
 
 VECTORS = Path(__file__).parent / "vectors"
 

@@ -14,8 +14,10 @@ import pytest
 from pipelines.contracts.clocks import to_us
 from pipelines.contracts.events import Response
 from pipelines.contracts.release import InputField, ModelFeature, ViewPin
-from serving.entity_keys import EntityKey
-from serving.online_features import OnlineStore
+from serving.online_features.entity_keys import EntityKey
+from serving.online_features.plan import ReadPlan, ViewRead
+from serving.online_features.sqlite_store import SqliteStore
+from serving.shadow import Job
 from tests.serving.conftest import Installation, Start
 
 NOON = to_us(datetime(2013, 1, 1, 12))
@@ -55,6 +57,12 @@ def put(path: Path, pin: ViewPin, key: dict[str, object], stamp: str | int, feat
     connection.close()
 
 
+def read_by(store: SqliteStore, pin: ViewPin, inputs: dict[str, np.ndarray], rows: int, event_us: int) -> ViewRead:
+    """One view, read by one release."""
+    (read,) = store.read(ReadPlan({"release": [pin]}), inputs, rows, event_us).of("release")
+    return read
+
+
 def origins(*values: object) -> dict[str, np.ndarray]:
     return {"from": np.array(values, dtype=object)}
 
@@ -62,7 +70,7 @@ def origins(*values: object) -> dict[str, np.ndarray]:
 def test_a_row_is_read_with_its_event_time(tmp_path: Path) -> None:
     path = tmp_path / "feast" / "online_store.db"
     put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5, "wind": None, "other": 1.0})
-    read = OnlineStore(path).read(view(), origins("EWR", "EWR"), 2, NOON)
+    read = read_by(SqliteStore(path), view(), origins("EWR", "EWR"), 2, NOON)
     assert read.logged.names == ["temp", "wind"]
     assert read.logged.event_us == [NOON - HOUR] * 2
     assert read.logged.values == [[39.5, 39.5], [None, None]]
@@ -81,7 +89,7 @@ def test_seconds_are_read_as_feast_wrote_them_in_any_time_zone(
         feasts = int(datetime(2013, 1, 1, 11).timestamp())
         path = tmp_path / "online_store.db"
         put(path, view(), {"origin": "EWR"}, feasts, {"temp": 39.5})
-        read = OnlineStore(path).read(view(), origins("EWR"), 1, NOON)
+        read = read_by(SqliteStore(path), view(), origins("EWR"), 1, NOON)
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -104,7 +112,7 @@ def test_time_to_live_is_held_against_the_requests_event_time(
 ) -> None:
     path = tmp_path / "online_store.db"
     put(path, view(), {"origin": "EWR"}, stamp, {"temp": 39.5})
-    read = OnlineStore(path).read(view(ttl_us=ttl_us), origins("EWR"), 1, NOON)
+    read = read_by(SqliteStore(path), view(ttl_us=ttl_us), origins("EWR"), 1, NOON)
     assert read.logged.values[0] == [value]
     assert said in read.degraded
     assert bool(read.degraded) == bool(said)
@@ -116,7 +124,7 @@ def test_keys_of_several_columns_are_told_apart(tmp_path: Path) -> None:
     put(path, pin, {"a": "EWR", "b": 7}, "2013-01-01 11:00:00", {"temp": 1.0})
     put(path, pin, {"a": "EWR", "b": 8}, "2013-01-01 10:00:00", {"temp": 2.0})
     inputs = {"from": np.array(["EWR", "EWR", "JFK"], dtype=object), "dest": np.array([8, 7, 7])}
-    read = OnlineStore(path).read(pin, inputs, 3, NOON)
+    read = read_by(SqliteStore(path), pin, inputs, 3, NOON)
     assert read.logged.values == [[2.0, 1.0, None]]
     assert read.degraded == "weather__3f2a: missing"
 
@@ -124,7 +132,7 @@ def test_keys_of_several_columns_are_told_apart(tmp_path: Path) -> None:
 def test_a_null_key_gives_nulls_and_is_no_fault_of_the_store(tmp_path: Path) -> None:
     path = tmp_path / "online_store.db"
     put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 1.0})
-    read = OnlineStore(path).read(view(), origins(None), 1, NOON)
+    read = read_by(SqliteStore(path), view(), origins(None), 1, NOON)
     assert read.logged.values == [[None], [None]]
     assert read.degraded == ""
 
@@ -133,24 +141,24 @@ def test_more_keys_than_one_query_may_bind_are_read(tmp_path: Path) -> None:
     path = tmp_path / "online_store.db"
     for name in ("K3", "K1999"):
         put(path, view(), {"origin": name}, "2013-01-01 11:00:00", {"temp": 1.0})
-    read = OnlineStore(path).read(view(), origins(*(f"K{k}" for k in range(2000))), 2000, NOON)
+    read = read_by(SqliteStore(path), view(), origins(*(f"K{k}" for k in range(2000))), 2000, NOON)
     assert [k for k, value in enumerate(read.logged.values[0]) if value is not None] == [3, 1999]
 
 
 def test_a_missing_store_table_or_broken_file_degrades_and_heals(tmp_path: Path) -> None:
     path = tmp_path / "online_store.db"
-    store = OnlineStore(path)
-    assert "unreadable" in store.read(view(), origins("EWR"), 1, NOON).degraded
+    store = SqliteStore(path)
+    assert "unavailable" in read_by(store, view(), origins("EWR"), 1, NOON).degraded
     put(path, view(view="other"), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 1.0})
-    assert "no such table" in store.read(view(), origins("EWR"), 1, NOON).degraded
+    assert "no such table" in read_by(store, view(), origins("EWR"), 1, NOON).degraded
     put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 1.0})
-    assert store.read(view(), origins("EWR"), 1, NOON).degraded == ""
+    assert read_by(store, view(), origins("EWR"), 1, NOON).degraded == ""
     # The store is rebuilt under the same name, as a materialisation from scratch does.
     put(tmp_path / "new.db", view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 2.0})
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     (tmp_path / "new.db").replace(path)
-    assert store.read(view(), origins("EWR"), 1, NOON).logged.values[0] == [2.0]
+    assert read_by(store, view(), origins("EWR"), 1, NOON).logged.values[0] == [2.0]
 
 
 @pytest.mark.anyio
@@ -183,3 +191,58 @@ async def test_features_reach_the_model_the_log_and_the_answer_says_when_they_ar
         assert (read.view, read.names, read.event_us, read.values) == (pin.view, ["temp"], [NOON - HOUR], [[39.5]])
         assert by_id["JFK", arm].degraded == ["weather__3f2a: missing"]
     assert by_id["EWR", "challenger"].features_us > 0
+
+
+def test_a_view_of_two_releases_is_read_once_whatever_features_each_takes(tmp_path: Path) -> None:
+    path = tmp_path / "online_store.db"
+    put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5, "wind": 12.0})
+    one, two = view(features=["wind"]), view(features=["temp", "wind"], ttl_us=HOUR // 2)
+    plan = ReadPlan({"a": [one], "b": [two], "c": [one]})
+    assert [list(entity.views[0].features) for entity in plan.entities] == [["wind", "temp"]]
+    reads = SqliteStore(path).read(plan, origins("EWR"), 1, NOON)
+    assert [read.logged.values for read in reads.of("a")] == [[[12.0]]]
+    assert [(read.logged.names, read.degraded) for read in reads.of("b")] == [
+        (["temp", "wind"], "weather__3f2a: expired")
+    ]
+    assert reads.of("c") == reads.of("a")
+
+
+def test_a_key_that_no_row_can_have_is_no_error_and_is_said(tmp_path: Path) -> None:
+    pin = view(entity={"plane": "from"}, join_key_types={"plane": "int64"}, features=["temp"])
+    path = tmp_path / "online_store.db"
+    put(path, pin, {"plane": 7}, "2013-01-01 11:00:00", {"temp": 1.0})
+    read = read_by(SqliteStore(path), pin, origins("seven", 7.5, 2**70, float("inf"), 7.0), 5, NOON)
+    assert read.logged.values == [[None, None, None, None, 1.0]]
+    assert read.degraded == "weather__3f2a: unusable key"
+
+
+@pytest.mark.anyio
+async def test_the_second_arm_sees_the_moment_of_the_request_not_its_own(
+    home: Installation, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pin = view(entity={"origin": "origin"}, features=["temp"])
+    field = InputField(name="origin", datatype="BYTES", required=False)
+    x = InputField(name="x", datatype="FP64", required=False)
+    features = [ModelFeature(name="temp", source="view", view=pin.view)]
+    releases = [
+        home.release(0.4, semver=f"2.{minor}.0", inputs=[x, field], views=[pin], features=features) for minor in (0, 1)
+    ]
+    home.publish("shadow", champion=releases[0], challenger=releases[1])
+    path = home.home / "feast" / "online_store.db"
+    put(path, pin, {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5})
+    tensor = {"name": "origin", "datatype": "BYTES", "shape": [1], "data": ["EWR"]}
+    body = {"inputs": [tensor], "parameters": {"event_time": "2013-01-01T12:00:00Z"}}
+    async with start(clock="replay") as running:
+        shadow = running.gateway.shadow
+        held: list[Job] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(shadow, "put", held.append)
+            assert (await running.client.post("/v2/models/m/infer", json=body)).status_code == 200
+        put(path, pin, {"origin": "EWR"}, "2013-01-01 12:00:01", {"temp": 99.0})
+        shadow.put(*held)
+        await running.shadows_done()
+    champion, challenger = home.events(Response)
+    assert (champion.arm, challenger.arm) == ("champion", "challenger")
+    assert champion.features == challenger.features
+    assert challenger.features[0].values == [[39.5]]
+    assert challenger.degraded == []

@@ -1,7 +1,7 @@
 """Feast's entity key serialisation, version 3, without Feast: the key of a row in an online store.
 
 Little endian: number of join keys; each name (sorted) as type STRING, length, UTF-8; then each value as type, length,
-bytes. Published vectors made with Feast's own function: `tests/contract/vectors/entity_keys.json`.
+bytes. Published vectors made with Feast's own function: `tests/contract/vectors/feast.json`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ class EntityKey:
             struct.pack("<II", _STRING, len(name)) + name for name in encoded
         )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EntityKey) and (self._prefix, self._types) == (other._prefix, other._types)
+
+    def __hash__(self) -> int:
+        return hash((self._prefix, *self._types))
+
     def serialize(self, values: list[object]) -> bytes:
         """The key's bytes; `values` in the order of `names`. Raises ContractError for a value of another type."""
         parts = [self._prefix]
@@ -36,8 +42,11 @@ class EntityKey:
                 data = str(value).encode()
             else:
                 try:
-                    data = struct.pack("<i" if kind == _INT32 else "<q", int(value))  # type: ignore[call-overload]
-                except (TypeError, ValueError, struct.error) as error:
+                    number = int(value)  # type: ignore[call-overload]
+                    if number != value:
+                        raise ValueError("it has a fraction")
+                    data = struct.pack("<i" if kind == _INT32 else "<q", number)
+                except (TypeError, ValueError, OverflowError, struct.error) as error:
                     raise ContractError("entity key value", got=repr(value), expected=f"an integer ({error})") from None
             parts.append(struct.pack("<II", kind, len(data)))
             parts.append(data)

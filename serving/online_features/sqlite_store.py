@@ -1,0 +1,107 @@
+"""Feast's SQLite online store, read without the SDK: a table `<project>_<view>`, a row a feature.
+
+Reading is synchronous: a key takes microseconds, and a writer in WAL mode never makes a reader wait. The budget bounds
+what can take long: waiting for a lock, and statements over many keys.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from time import monotonic, perf_counter_ns
+
+from pipelines.contracts.clocks import to_us
+from pipelines.contracts.errors import ContractError
+from pipelines.contracts.release import Columns
+from serving.online_features import feast_values
+from serving.online_features.plan import Found, ReadPlan, Reads, Row, ViewFetch
+
+# SQLite's oldest limit on bound parameters is 999.
+_KEYS_PER_QUERY = 900
+# Instructions of SQLite's machine between two looks at the clock: about a hundred keys.
+_INSTRUCTIONS_PER_LOOK = 10_000
+
+
+class SqliteStore:
+    """Reads with one read-only connection a thread. `budget_ms` is wall time for each started hundred rows."""
+
+    def __init__(self, path: Path, budget_ms: float = 5.0, project: str = "slipway") -> None:
+        self._path = str(path)
+        self._budget_s = budget_ms / 1000
+        self._project = project
+        self._local = threading.local()
+
+    def read(self, plan: ReadPlan, columns: Columns, rows: int, event_us: int) -> Reads:
+        """Every view of the plan for every row of a request at `event_us`. Never raises for the store's condition."""
+        started = perf_counter_ns()
+        keys = plan.keys(columns, rows)
+        self._local.deadline = monotonic() + self._budget_s * (1 + (rows - 1) // 100)
+        found = [
+            [self._find(view, of_entity.unique) for view in entity.views]
+            for entity, of_entity in zip(plan.entities, keys, strict=True)
+        ]
+        return plan.reads(keys, found, event_us, (perf_counter_ns() - started) // 1000)
+
+    def _find(self, view: ViewFetch, keys: list[bytes]) -> Found:
+        found = Found({})
+        if not keys:
+            return found
+        try:
+            connection = self._connection()
+            for first in range(0, len(keys), _KEYS_PER_QUERY):
+                self._fetch(connection, view, keys[first : first + _KEYS_PER_QUERY], found.rows)
+        except (sqlite3.Error, OSError, ContractError, ValueError, IndexError, TypeError) as error:
+            return Found({}, "over its time budget" if _interrupted(error) else str(error))
+        return found
+
+    def _fetch(
+        self, connection: sqlite3.Connection, view: ViewFetch, keys: list[bytes], into: dict[bytes, Row]
+    ) -> None:
+        # The text is the same for every request with as many keys: the connection keeps the statement prepared.
+        for key, name, value, stamp in connection.execute(_query(self._project, view.view, len(keys)), keys):
+            position = view.features.get(name)
+            if position is None:
+                continue
+            row = into.get(key)
+            if row is None:
+                row = into[key] = (_stamp_us(stamp), [None] * len(view.features))
+            row[1][position] = feast_values.decode(value)
+
+    def _connection(self) -> sqlite3.Connection:
+        local = self._local
+        connection: sqlite3.Connection | None = getattr(local, "connection", None)
+        inode = os.stat(self._path).st_ino  # noqa: PTH116 - a request's path: pathlib costs four times as much
+        if connection is None or local.inode != inode:
+            # A store that was rebuilt is another file under the same name.
+            uri = f"file:{self._path}?mode=ro"
+            connection = sqlite3.connect(uri, uri=True, timeout=self._budget_s, check_same_thread=False)
+            connection.set_progress_handler(lambda: int(monotonic() > local.deadline), _INSTRUCTIONS_PER_LOOK)
+            local.connection, local.inode = connection, inode
+        return connection
+
+
+@lru_cache(maxsize=1024)
+def _query(project: str, view: str, keys: int) -> str:
+    table = f"{project}_{view}".replace('"', '""')
+    chosen = "= ?" if keys == 1 else f"IN ({','.join('?' * keys)})"
+    return f'SELECT entity_key, feature_name, value, event_ts FROM "{table}" WHERE entity_key {chosen}'
+
+
+@lru_cache(maxsize=4096)
+def _stamp_us(stamp: int | float | str) -> int:
+    """The event time of a row in microseconds.
+
+    Feast 0.67 stores whole seconds: it takes the naive UTC moment for local time, so it is read back the same way
+    (writer and reader run on one host). Other versions write ISO text in UTC.
+    """
+    if isinstance(stamp, str):
+        return to_us(datetime.fromisoformat(stamp))
+    return to_us(datetime.fromtimestamp(stamp))  # noqa: DTZ006 - local on purpose, see above
+
+
+def _interrupted(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorname == "SQLITE_INTERRUPT"
