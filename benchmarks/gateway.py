@@ -81,10 +81,10 @@ async def load(port: int, path: str, connections: int, seconds: float, pid: int)
         (await loop.create_connection(lambda: Connection(path, latencies), "127.0.0.1", port))[0]
         for _ in range(connections)
     ]
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(1.0)  # warm-up
     latencies.clear()
     started, cpu_before = time.perf_counter(), cpu_seconds(pid)
-    await asyncio.sleep(seconds)
+    await asyncio.sleep(seconds)  # the measurement
     measured, elapsed = sorted(latencies), time.perf_counter() - started
     cpu = cpu_seconds(pid) - cpu_before
     for transport in transports:
@@ -108,7 +108,7 @@ def server(command: list[str], port: int, environment: dict[str, str]) -> Iterat
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=1).read()
                 break
             except OSError:
-                time.sleep(0.1)
+                time.sleep(0.1)  # the server is starting
         else:
             raise SystemExit(f"{command} did not become ready")
         for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:

@@ -122,7 +122,7 @@ def measure(home: Path, *, keep: bool) -> dict[str, Any]:
 def _settings(home: Path, ports: Path) -> Settings:
     ports.parent.mkdir(parents=True, exist_ok=True)
     free = {f"{name}_port": _free_port() for name in ("airflow", "mlflow", "gateway")}
-    return Settings(home=home, clock="replay", **free)  # type: ignore[arg-type]
+    return Settings(home=home, clock="replay", **free)  # type: ignore[arg-type]  # ports by name
 
 
 def _free_port() -> int:
@@ -159,7 +159,7 @@ def bare_night(settings: Settings) -> dict[str, Any]:
 def bare(settings: Settings, as_of_us: int, models: list[str], out: Path) -> None:
     """Every job of the night, in the order of its tasks, in this process."""
     sys.argv.append("scheduler")  # what is preloaded for tasks is loaded here too
-    import airflow_local_settings  # type: ignore[import-not-found]  # noqa: F401
+    import airflow_local_settings  # type: ignore[import-not-found]  # noqa: F401  # on Airflow's path; for its effect
 
     from pipelines.wiring import datasets, features, training
 
@@ -261,7 +261,7 @@ def until_successful(admin: AirflowRest, dags: list[str], timeout_s: float = 300
             return
         if time.monotonic() > end:
             raise SystemExit(f"not within {timeout_s} s: {states}")
-        time.sleep(0.4)
+        time.sleep(0.4)  # between two looks
 
 
 def _processor_s(settings: Settings) -> dict[str, float]:

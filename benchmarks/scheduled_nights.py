@@ -61,7 +61,7 @@ def watch(home: Path, minutes: int = 3) -> dict[str, Any]:
                 for model in models:
                     releases = control_db(settings).releases(model)
                     at[model] += [round(time.monotonic() - ready, 1)] * (len(releases) - len(at[model]))
-                time.sleep(0.5)
+                time.sleep(0.5)  # between two looks
             runs = admin.runs("~")
             rows = [new_rows(admin, run.dag_id, run.dag_run_id) for run in runs if run.dag_id.startswith("dataset.")]
     finally:
@@ -101,7 +101,7 @@ def new_home(home: Path, minutes: int) -> Settings:
     root.mkdir()
     (root / "sample_shift.json").write_text(json.dumps({"first_us": moved, "repeats": True}))
     ports = {f"{name}_port": free_port() for name in ("airflow", "mlflow", "gateway")}
-    return Settings(home=root, include_dir=include, **ports)  # type: ignore[arg-type]
+    return Settings(home=root, include_dir=include, **ports)  # type: ignore[arg-type]  # ports by name
 
 
 def free_port() -> int:

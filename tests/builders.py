@@ -45,7 +45,7 @@ def _hit(inputs, share):
 
 def apply(raw, inputs, params):
     if params["sleep_s"] and _hit(inputs, params["sleep_share"]):
-        time.sleep(params["sleep_s"])
+        time.sleep(params["sleep_s"])  # a slow release, on order
     if params["crash_share"] and _hit(inputs, params["crash_share"]):
         os._exit(70)
     if _hit(inputs, params["error_share"]):
@@ -115,7 +115,7 @@ def constant_release(
     manifest = release.Manifest(
         model=model,
         semver=semver,
-        task=task,  # type: ignore[arg-type]
+        task=task,  # type: ignore[arg-type]  # a string of the caller's
         inputs=inputs if inputs is not None else fields,
         views=views or [],
         features=features or [release.ModelFeature(name="x", source="input", default=0.0)],

@@ -128,7 +128,7 @@ class AirflowRest:
                 raise TerminalError(
                     "DAGs", got=f"not parsed: {missing[:5]}", hint="\n".join(self.import_errors().values())[:2000]
                 )
-            time.sleep(poll_s)
+            time.sleep(poll_s)  # the API can only be asked
 
     def pause(self, dag_id: str, *, paused: bool) -> None:
         """Pause or unpause a DAG."""
@@ -202,7 +202,7 @@ class AirflowRest:
                 raise TransientError(
                     f"{dag_id} {run_id}", got=f"{run.state} after {timeout_s:g} s", hint=", ".join(waiting)
                 )
-            time.sleep(poll_s)
+            time.sleep(poll_s)  # the API can only be asked
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """A task's result. Raises NotFoundError when it has none."""
@@ -253,6 +253,7 @@ class AirflowRest:
         """
         path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/-1/hitlDetails"
         asked_at = datetime.fromisoformat(self._json("GET", path)["created_at"])
+        # An earlier answer would be lost: see SETTLED_S.
         time.sleep(max(0.0, SETTLED_S - (datetime.now(UTC) - asked_at).total_seconds()))
         self._json("PATCH", path, json={"chosen_options": [option], "params_input": dict(params or {})})
 
@@ -287,7 +288,7 @@ class AirflowRest:
                     raise TransientError(
                         f"Airflow at {self.url}", got=type(error).__name__, hint="`slipway status` shows what runs."
                     ) from error
-                time.sleep(0.25 * 2**attempt)
+                time.sleep(0.25 * 2**attempt)  # a server that restarts is back soon
         raise AssertionError
 
     @staticmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.monitoring.columns import Column
+from pipelines.monitoring.columns import Category, Column, Numbers
 
 MOST_ROWS = 5_000
 """Rows a window in the report; more make the page heavy and show nothing else."""
@@ -35,15 +35,15 @@ def write(columns: Sequence[Column], path: Path) -> Path:
     return path
 
 
-def _thinned(values: object) -> object:
+def _thinned(values: Numbers | Sequence[Category]) -> Numbers | list[str]:
     """Every k-th value, so that the whole window is shown; missing categories get a name."""
-    step = max(1, len(values) // MOST_ROWS)  # type: ignore[arg-type]
+    step = max(1, len(values) // MOST_ROWS)
     if isinstance(values, np.ndarray):
         return values[::step]
-    return ["(missing)" if value is None else str(value) for value in list(values)[::step]]  # type: ignore[call-overload]
+    return ["(missing)" if value is None else str(value) for value in values[::step]]
 
 
-def _has_values(values: object) -> bool:
+def _has_values(values: Numbers | Sequence[Category]) -> bool:
     if isinstance(values, np.ndarray):
         return bool((~np.isnan(values)).any())
-    return any(value is not None for value in values)  # type: ignore[attr-defined]
+    return any(value is not None for value in values)

@@ -234,9 +234,9 @@ class AsofOfflineStore(OfflineStore):
     def write_logged_features(
         config: RepoConfig,  # noqa: ARG004 - Feast's interface
         data: pa.Table | Path,
-        source: LoggingSource,  # noqa: ARG004
+        source: LoggingSource,  # noqa: ARG004 - Feast's interface
         logging_config: LoggingConfig,
-        registry: BaseRegistry,  # noqa: ARG004
+        registry: BaseRegistry,  # noqa: ARG004 - Feast's interface
     ) -> None:
         """Append logged features to the destination as a new Parquet file."""
         destination = logging_config.destination
@@ -304,7 +304,7 @@ def _features_by_view(
 
 def _referred(projection: FeatureViewProjection) -> str:
     """The name a view goes by in feature references."""
-    return str(projection.name_to_use())  # type: ignore[no-untyped-call]
+    return str(projection.name_to_use())  # type: ignore[no-untyped-call]  # Feast's
 
 
 def _join(

@@ -34,11 +34,7 @@ class LightGbmFitted:
     def __init__(self, booster: lightgbm.Booster, task: str, params: Params) -> None:
         self.booster = booster
         self.task = task
-        self._params = params
-
-    @property
-    def params(self) -> Params:
-        return self._params
+        self.params = params
 
     def predict(self, x: Matrix) -> Vector:
         return np.asarray(self.booster.predict(x), dtype=np.float64)

@@ -16,11 +16,7 @@ class LinearFitted:
     def __init__(self, pipeline: Any, task: str, params: Params) -> None:
         self.pipeline = pipeline
         self.task = task
-        self._params = params
-
-    @property
-    def params(self) -> Params:
-        return self._params
+        self.params = params
 
     def predict(self, x: Matrix) -> Vector:
         if self.task == "binary":
@@ -47,6 +43,8 @@ class _LinearTrainer:
         from sklearn.impute import SimpleImputer
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
+
+        # It ships no types, and mypy finds it in one environment only.
         from threadpoolctl import threadpool_limits  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         imputer = SimpleImputer(strategy="median", keep_empty_features=True)
@@ -62,6 +60,7 @@ class LogisticTrainer(_LinearTrainer):
     name = "logistic"
     tasks = frozenset({"binary"})
 
+    # A closed form has no rounds to stop, so nothing to watch.
     def fit(self, task: str, rows: Rows, params: Params, *, seed: int, watch: Rows | None) -> LinearFitted:  # noqa: ARG002
         from sklearn.linear_model import LogisticRegression
 
@@ -76,6 +75,7 @@ class RidgeTrainer(_LinearTrainer):
     name = "ridge"
     tasks = frozenset({"regression"})
 
+    # A closed form has no rounds to stop, so nothing to watch.
     def fit(self, task: str, rows: Rows, params: Params, *, seed: int, watch: Rows | None) -> LinearFitted:  # noqa: ARG002
         from sklearn.linear_model import Ridge
 

@@ -127,7 +127,7 @@ class Application:
             async with self._session.get("/v1/routes") as response:
                 if (await response.json())["shadow_waiting"] == 0:
                     return
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # the gateway's second arms are still at work
 
     async def stage_of(self, model: str) -> str:
         """The stage of the route that the gateway follows for a model; empty when it has none."""
@@ -150,7 +150,7 @@ class Application:
                         raise TerminalError(f"POST {path}", got=f"{response.status} {text[:300]}", expected=str(good))
             except (TimeoutError, aiohttp.ClientConnectionError):
                 pass
-            await asyncio.sleep(0.05 * (attempt + 1))
+            await asyncio.sleep(0.05 * (attempt + 1))  # an overloaded or restarting gateway needs a moment
         raise TransientError(
             f"POST {path}", got="no answer in 20 tries", expected=str(good), hint="slipway status; logs/gateway.log"
         )

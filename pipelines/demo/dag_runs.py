@@ -66,7 +66,7 @@ class DagRuns:
                     break
                 if time.monotonic() > end:
                     raise TerminalError(f"DAG {dag_id}", got="no run", expected="a run started by asset events")
-                time.sleep(0.3)
+                time.sleep(0.3)  # Airflow's API has no way to be told of a run's end
             for run in runs[before[dag_id] :]:
                 self._note(run)
                 if run.state != "success":
@@ -90,8 +90,8 @@ class DagRuns:
                     expected="asked",
                     hint=self._why(run),
                 )
-            time.sleep(0.2)
-        time.sleep(READING_S)
+            time.sleep(0.2)  # nor of a question
+        time.sleep(READING_S)  # see there
         self._approver.answer(run.dag_id, run.dag_run_id, task_id, APPROVE, {"reason": reason})
 
     def _note(self, run: DagRun) -> None:

@@ -172,7 +172,7 @@ async def play(rehearsal: Rehearsal, told: Told, replay: Replay, digest: str) ->
                     f"act {act.key}", got=f"rollout {rollout_id} held: {seen.reason}", expected=act.expect
                 )
             if not seen.live:
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # the rollout's DAG works, in another process
                 seen.read()
             elif await application_sees(rehearsal, seen) and not await feed(replay, seen, moment(act.limit), bar):
                 raise TerminalError(
@@ -190,7 +190,7 @@ async def application_sees(rehearsal: Rehearsal, seen: Seen) -> bool:
     while await rehearsal.application.stage_of(MODEL) != name:
         if seen.changed(name):
             return False
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # the gateway polls its routes
     return True
 
 
@@ -209,8 +209,8 @@ async def feed(replay: Replay, seen: Seen, end_us: int, bar: Bar) -> bool:
 
     alive = await replay.hours(lambda: replay.sent - before >= burst or seen.changed(name), end_us, hour)
     waited = time.monotonic() + (PATIENCE_S if full else GATE_WAIT_S)
-    while not seen.changed(name) and time.monotonic() < waited:  # noqa: ASYNC110  another process decides
-        await asyncio.sleep(0.1)
+    while not seen.changed(name) and time.monotonic() < waited:  # noqa: ASYNC110  # another process decides
+        await asyncio.sleep(0.1)  # the same
     return alive or seen.ended
 
 
@@ -220,7 +220,7 @@ async def started(settings: Settings, digest: str) -> str:
         for rollout in rollouts.list(settings, MODEL):
             if rollout.challenger == digest and rollout.status not in ENDED:
                 return rollout.id
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # its DAG begins it, in another process
     raise TerminalError("rollout DAG", got="no rollout after 30 s", expected=f"one of {digest[:12]}")
 
 

@@ -67,7 +67,7 @@ def of_column(column: Column, bars: Bars, *, kind: Kind = "feature", report_only
             chance = _missing(reference, current)
         means = _mean(reference), _mean(current)
     else:
-        samples = buckets.frequent(column.reference, column.current)  # type: ignore[arg-type]
+        samples = buckets.frequent(column.reference, column.current)  # type: ignore[arg-type]  # no numbers: see is_numeric
         size, chance = psi.of_categories(*samples), chi_squared.test(*samples).p_value
         means = None, None
     failed = size >= bars.psi and chance < bars.p_value

@@ -22,8 +22,7 @@ def plan_actions(rollout: Rollout, decision: Decision, decision_id: str) -> tupl
     if decision.kind == "rollback":
         return _withdraw(rollout, decision, decision_id)
     if decision.kind in ("hold", "inconclusive", "pause"):
-        level = "info" if decision.kind == "pause" else "page"
-        return (Notify(level=level, text=_text(rollout, decision)),)  # type: ignore[arg-type]
+        return (Notify(level="info" if decision.kind == "pause" else "page", text=_text(rollout, decision)),)
     actions: list[Action] = []
     stage = rollout.stage_named(decision.next_stage) if decision.next_stage else None
     if decision.kind == "promote":

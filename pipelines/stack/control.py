@@ -141,7 +141,7 @@ def _wait_until_ready(settings: Settings, records: dict[Part, Record], tell: Pro
                 f"{names}: not ready after {READY_TIMEOUT_S:.0f} s",
                 hint=f"They go on starting: ask `slipway status`, or stop them by `slipway down`. Their logs:\n{tails}",
             )
-        time.sleep(_POLL_S)
+        time.sleep(_POLL_S)  # parts announce nothing: they are asked whether they are ready
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Part:
 
 
 def _airflow(component: str, *options: str) -> Callable[[Settings], list[str]]:
-    return lambda settings: [str(orchestration_bin() / "airflow"), component, *options]  # noqa: ARG005
+    return lambda _settings: [str(orchestration_bin() / "airflow"), component, *options]
 
 
 def _airflow_job(job_type: str) -> Callable[[Settings, Record], bool]:

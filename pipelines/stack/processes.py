@@ -175,7 +175,7 @@ def stop(record: Record, grace_s: float) -> None:
 def _wait_until_gone(record: Record, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while leader(record) is not None and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.05)  # another session's leader: only the process table tells when it ends
 
 
 def log_tail(record: Record, lines: int = 15) -> str:

@@ -341,6 +341,6 @@ def load(settings: Settings, rollout_id: str) -> Rollout:
     return rollout_store(settings).load(rollout_id)
 
 
-def list(settings: Settings, model: str | None = None) -> Rollouts:  # noqa: A001
+def list(settings: Settings, model: str | None = None) -> Rollouts:  # noqa: A001  # the job's public name
     """Every rollout, oldest first."""
     return rollout_store(settings).rollouts(model)

@@ -151,7 +151,7 @@ def test_a_write_that_fails_leaves_nothing_behind(read: Any) -> None:
         online.create("every_type__0001")
         before = online.through_us("every_type__0001")
         with pytest.raises(Exception, match="bind"):
-            online.write("every_type__0001", [*rows, (b"k", "f64", object(), None, 0, 0)], NOON + 5 * HOUR)  # type: ignore[list-item]
+            online.write("every_type__0001", [*rows, (b"k", "f64", object(), None, 0, 0)], NOON + 5 * HOUR)  # type: ignore[list-item]  # wrong on purpose
         assert online.through_us("every_type__0001") == before
     assert ask({"name": "TORN", "number": 1})["f64"] == [None]
     assert Path(path).stat().st_size > 0

@@ -54,7 +54,7 @@ def run_gate(rollout_id: str, stage: str, act: Callable[[], object] | None = Non
         events = GateTrigger(**kwargs).run()
         waiting = asyncio.ensure_future(anext(events))
         if act is not None:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # ten looks of the trigger
             assert not waiting.done()
             await asyncio.to_thread(act)
         event = await asyncio.wait_for(waiting, within_s)
@@ -116,7 +116,7 @@ def test_a_restarted_trigger_takes_up_where_the_killed_one_was(settings, rollout
 
     async def cancelled() -> None:
         waiting = asyncio.ensure_future(anext(GateTrigger(rollout_id, "shadow", poll_s=0.05).run()))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # six looks of the trigger
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

@@ -28,6 +28,7 @@ from pipelines.stack.environment import serving_python
 from pipelines.wiring.collect import verify_log
 from tests.builders import constant_release
 from tests.free_ports import free_port
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -78,7 +79,7 @@ class Client:
                         count += 1
                         self._ask(client, f"{number}-{count}", tensor)
                 except httpx.TransportError:
-                    time.sleep(0.02)
+                    time.sleep(0.02)  # the gateway is being restarted
 
     def _ask(self, client: httpx.Client, request: str, tensor: dict[str, object]) -> None:
         with self._lock:
@@ -116,13 +117,6 @@ def worker(settings: Settings) -> psutil.Process:
     return next(one for one in children if "_bentoml_impl.worker.service" in " ".join(one.cmdline()))
 
 
-def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     if not serving_python().exists():
@@ -134,7 +128,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     try:
         up(made, PARTS)
         ready = f"{made.gateway_url}/v2/models/{MODEL}/ready"
-        wait(lambda: httpx.get(ready).status_code == 200, 90, f"{MODEL} is served")
+        wait_until(lambda: httpx.get(ready).status_code == 200, f"{MODEL} is served", 90)
         yield made
     finally:
         down(made, PARTS)
@@ -155,13 +149,13 @@ def test_what_was_acknowledged_is_in_the_lake_once_whoever_is_killed(settings: S
     with Client(settings, tmp_path / "acknowledged") as client:
         for name in turns:
             wait_for_answers(client, 20)
-            time.sleep(rng.uniform(0.0, 0.5))
+            time.sleep(rng.uniform(0.0, 0.5))  # the moment of the kill
             kill(settings, client, name, victims[name]())
         wait_for_answers(client, 50)
 
     acknowledged = client.acknowledged()
     assert len(acknowledged) == len(set(acknowledged))
-    wait(lambda: waiting(settings) == 0, 90, "everything is collected")
+    wait_until(lambda: waiting(settings) == 0, "everything is collected", 90)
     assigned, served = found_in_lake(settings)
     found = sum(assigned[name] == 1 and served[name] == 1 for name in acknowledged)
     sent = sum(client.outcomes.values())
@@ -184,14 +178,14 @@ def kill(settings: Settings, client: Client, name: str, victims: list[psutil.Pro
     if name != "gateway worker":
         up(settings, PARTS)
     if name.startswith("gateway"):
-        wait(lambda: bool(client.lost - gone_before), 60, f"a request is cut off by the kill of the {name}")
+        wait_until(lambda: bool(client.lost - gone_before), f"a request is cut off by the kill of the {name}", 60)
     print(f"killed the {name}: {len(in_flight)} in flight, {len(client.lost - gone_before)} cut off")
 
 
 def wait_for_answers(client: Client, count: int) -> None:
     """Answers come: the kill before is over."""
     begin = client.outcomes["200"]
-    wait(lambda: client.outcomes["200"] >= begin + count, 90, "the gateway answers again")
+    wait_until(lambda: client.outcomes["200"] >= begin + count, "the gateway answers again", 90)
 
 
 def waiting(settings: Settings) -> int:

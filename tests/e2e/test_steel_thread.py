@@ -35,6 +35,7 @@ from pipelines.wiring import rollouts
 from pipelines.wiring.collect import verify_log
 from tests.builders import constant_release
 from tests.free_ports import free_port
+from tests.waiting import wait_until
 
 SERVING = PROJECT / "serving" / ".venv" / "bin" / "python"
 PATIENCE_S = 90.0
@@ -117,7 +118,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     gateway = made.start("gateway", str(SERVING), *bentoml)
     made.start_collector()
     try:
-        _wait(lambda: _alive(made.settings.gateway_url, gateway), PATIENCE_S, "the gateway answers")
+        wait_until(lambda: _alive(made.settings.gateway_url, gateway), "the gateway answers", PATIENCE_S)
         yield made
     finally:
         made.stop()
@@ -129,13 +130,6 @@ def _alive(url: str, gateway: subprocess.Popen[bytes]) -> bool:
         return httpx.get(f"{url}/v2/health/live", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _wait(condition: Any, seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
 
 
 class Client:
@@ -174,7 +168,7 @@ class Client:
                     self.answers[request] = answer.json()["parameters"]
                 else:
                     self.refused[answer.status_code] += 1
-                time.sleep(0.002)
+                time.sleep(0.002)  # a client of some hundred requests a second
 
 
 def first_champion(settings: Settings, model: str, score: float) -> str:
@@ -186,7 +180,7 @@ def first_champion(settings: Settings, model: str, score: float) -> str:
     rollouts.approve(settings, rollout.id, "anna", "offline gates passed")
     rollouts.advance(settings, rollout.id)
     url = f"{settings.gateway_url}/v2/models/{model}/ready"
-    _wait(lambda: httpx.get(url).status_code == 200, PATIENCE_S, f"{model} is served")
+    wait_until(lambda: httpx.get(url).status_code == 200, f"{model} is served", PATIENCE_S)
     return release
 
 
@@ -198,7 +192,7 @@ def until_ended(settings: Settings, rollout_id: str, seconds: float) -> dict[str
             rollouts.advance(settings, rollout_id)
         if rollouts.load(settings, rollout_id).slot == "ended":
             return rollouts.show(settings, rollout_id)
-        time.sleep(0.1)
+        time.sleep(0.1)  # looks as often as a gate
     shown = rollouts.show(settings, rollout_id)
     raise AssertionError(f"still {shown['status']} in {shown['stage']}: {shown['counts']} {shown['missing']}")
 
@@ -210,8 +204,8 @@ def collected(settings: Settings, model: str, ids: set[str]) -> dict[str, Any]:
     def found() -> list[dict[str, Any]]:
         return lake.read("inference/assignment", where=f"model = '{model}'").to_pylist()
 
-    _wait(
-        lambda: ids <= {row["request_id"] for row in found()}, PATIENCE_S, "every acknowledged request is in the lake"
+    wait_until(
+        lambda: ids <= {row["request_id"] for row in found()}, "every acknowledged request is in the lake", PATIENCE_S
     )
     rows = [row for row in found() if row["request_id"] in ids]
     assert len(rows) == len(ids), "each exactly once"
@@ -220,7 +214,9 @@ def collected(settings: Settings, model: str, ids: set[str]) -> dict[str, Any]:
 
 def assert_whole(settings: Settings, model: str) -> None:
     """Nothing of the log is lost or stored twice, and the model's record holds."""
-    _wait(lambda: sum(report.waiting for report in verify_log(settings)) == 0, PATIENCE_S, "everything is collected")
+    wait_until(
+        lambda: sum(report.waiting for report in verify_log(settings)) == 0, "everything is collected", PATIENCE_S
+    )
     reports = verify_log(settings)
     assert reports
     assert all(report.whole for report in reports), reports
@@ -238,7 +234,7 @@ def test_a_good_challenger_goes_from_shadow_to_champion(installation: Installati
         shown = until_ended(settings, rollout.id, 2 * PATIENCE_S)
         route = control_db(settings).route("good")
         assert route is not None
-        _wait(lambda: _served(client) == challenger, PATIENCE_S, "the new champion answers")
+        wait_until(lambda: _served(client) == challenger, "the new champion answers", PATIENCE_S)
 
     assert shown["status"] == "promoted"
     assert [each["kind"] for each in shown["decisions"]] == ["continue", "continue", "continue", "promote", "promote"]
@@ -267,9 +263,9 @@ def test_the_gateways_breaker_acts_at_once_and_the_record_follows(installation: 
     with Client(settings.gateway_url, "broken", seed=13) as client:
         rollout = rollouts.start(settings, "broken", challenger, actor="test", plan=plan)
         rollouts.advance(settings, rollout.id)
-        _wait(lambda: rollouts.load(settings, rollout.id).slot == "ended", PATIENCE_S, "the collector's decision")
-        _wait(
-            lambda: _routed(settings, "broken").clears_overrides, PATIENCE_S, "the route that deals with the override"
+        wait_until(lambda: rollouts.load(settings, rollout.id).slot == "ended", "the collector's decision", PATIENCE_S)
+        wait_until(
+            lambda: _routed(settings, "broken").clears_overrides, "the route that deals with the override", PATIENCE_S
         )
         route = _routed(settings, "broken")
 

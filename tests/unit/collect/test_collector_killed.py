@@ -44,7 +44,7 @@ class Traffic(threading.Thread):
             worker.request(route, f"q{number}", fails=fails, label=float(self.rng.random() < 0.3))
             if number % 400 == 399:
                 worker.rotate()
-            time.sleep(0.002)
+            time.sleep(0.002)  # some 300 requests a second
 
     @property
     def acknowledged(self) -> list[tuple[str, int, int, int]]:
@@ -75,7 +75,7 @@ def at_work(installation: Installation) -> subprocess.Popen[bytes]:
     while store.last_batch() < before + 2:  # the first may be the one that was begun before the kill
         assert process.poll() is None, (installation.settings.root / "collector.out").read_text()
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.01)  # the collector needs the processor too
     return process
 
 
@@ -88,7 +88,7 @@ def test_every_acknowledged_event_is_stored_exactly_once_whenever_the_collector_
     in_flight = []
     for _ in range(KILLS):
         process = at_work(installation)
-        time.sleep(rng.uniform(0, 0.25))
+        time.sleep(rng.uniform(0, 0.25))  # the moment of the kill
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         in_flight.append(len(traffic.acknowledged) - sum(at.next_n for at in store.positions().values()))

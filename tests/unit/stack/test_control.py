@@ -18,6 +18,7 @@ from pipelines.stack import PartStatus, control, down, parts, status, up
 from pipelines.stack.processes import read_record
 from pipelines.stack.readiness import beats
 from tests.free_ports import free_port
+from tests.waiting import wait_until
 
 SERVER = """
 import http.server, sys
@@ -48,13 +49,14 @@ def use_command(monkeypatch, command):
 
 def crashed_parts(settings: Settings) -> list[PartStatus]:
     """The crashed parts, as soon as there is one."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = [part for part in status(settings, ["gateway"]) if part.state == "crashed"]
-        if found:
-            return found
-        assert time.monotonic() < deadline, status(settings)
-        time.sleep(0.02)
+    found: list[PartStatus] = []
+
+    def crashed() -> bool:
+        found.extend(part for part in status(settings, ["gateway"]) if part.state == "crashed")
+        return bool(found)
+
+    wait_until(crashed, "the gateway has crashed", 30)
+    return found
 
 
 def test_up_waits_until_the_part_answers_and_is_idempotent(settings):

@@ -17,6 +17,7 @@ import pytest
 from pipelines.contracts.errors import TerminalError
 from pipelines.stack import processes
 from pipelines.stack.processes import Record
+from tests.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -35,13 +36,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Record]]:
         processes.stop(record, grace_s=0)
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
 def test_a_started_part_leads_its_own_session_and_is_found_by_its_record(start, tmp_path):
     record = start(SLEEP)
     found = processes.read_record("gateway", tmp_path / "run")
@@ -54,7 +48,7 @@ def test_stop_ends_the_part_and_everything_it_started(start):
     family = start(
         [sys.executable, "-c", f"import subprocess, time; subprocess.Popen({SLEEP!r}); print('up'); time.sleep(60)"]
     )
-    wait_for(lambda: len(processes.members(family)) == 2)
+    wait_until(lambda: len(processes.members(family)) == 2, "the family is complete")
     pids = [process.pid for process in processes.members(family)]
     processes.stop(family, grace_s=5)
     assert processes.leader(family) is None
@@ -64,7 +58,7 @@ def test_stop_ends_the_part_and_everything_it_started(start):
 def test_a_part_that_ignores_the_request_to_end_is_killed_after_its_grace(start):
     ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
     stubborn = start([sys.executable, "-c", f"{ignore}; print('set', flush=True); time.sleep(60)"])
-    wait_for(lambda: "set" in processes.log_tail(stubborn))
+    wait_until(lambda: "set" in processes.log_tail(stubborn), "it ignores SIGTERM")
     began = time.monotonic()
     processes.stop(stubborn, grace_s=0.3)
     assert processes.leader(stubborn) is None
@@ -75,9 +69,9 @@ def test_a_part_that_ignores_the_request_to_end_is_killed_after_its_grace(start)
 def test_children_of_a_killed_leader_are_still_found_and_ended(start, own_session):
     child = f"subprocess.Popen({SLEEP!r}, start_new_session={own_session})"
     family = start([sys.executable, "-c", f"import subprocess, time; {child}; time.sleep(60)"])
-    wait_for(lambda: len(processes.members(family)) == 2)
+    wait_until(lambda: len(processes.members(family)) == 2, "the family is complete")
     os.kill(family.pid, signal.SIGKILL)
-    wait_for(lambda: processes.leader(family) is None)
+    wait_until(lambda: processes.leader(family) is None, "the leader has ended")
     orphans = processes.members(family)
     assert len(orphans) == 1
     processes.stop(family, grace_s=0)
@@ -117,7 +111,7 @@ def test_the_log_tail_shows_only_what_this_start_wrote(start, tmp_path):
     log.parent.mkdir()
     log.write_text("of an earlier start\n")
     record = start([sys.executable, "-c", "print('of this start')"])
-    wait_for(lambda: processes.leader(record) is None)
+    wait_until(lambda: processes.leader(record) is None, "the process has ended")
     assert processes.log_tail(record) == "of this start"
 
 
