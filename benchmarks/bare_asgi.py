@@ -1,4 +1,7 @@
-"""The floor the gateway is measured against: a pure ASGI app that parses the same JSON and runs the same ONNX model."""
+"""The floor the gateway is measured against: a pure ASGI app that parses the same body and runs the same ONNX model.
+
+No routing, no log, no checks, no metrics: JSON in, scores out, or binary tensor data in and out.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,23 @@ _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
 
+def _json(body: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    inputs = _decode(body)["inputs"]
+    matrix = np.array([tensor["data"] for tensor in inputs], dtype=np.float32).T
+    score = _session.run(None, {"features": matrix})[0]
+    output = {"name": "score", "datatype": "FP32", "shape": [len(score)], "data": score.tolist()}
+    return _encode({"id": "x", "outputs": [output]}), []
+
+
+def _binary(body: bytes, length: int) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    inputs = _decode(memoryview(body)[:length])["inputs"]
+    data = np.frombuffer(body, dtype="<f4", offset=length).reshape(len(inputs), -1)
+    score = _session.run(None, {"features": np.ascontiguousarray(data.T)})[0]
+    size = {"binary_data_size": 4 * len(score)}
+    head = _encode({"outputs": [{"name": "score", "datatype": "FP32", "shape": [len(score)], "parameters": size}]})
+    return head + score.tobytes(), [(b"inference-header-content-length", str(len(head)).encode())]
+
+
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         await receive()
@@ -24,14 +44,16 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "lifespan.shutdown.complete"})
         return
     message = await receive()
+    more: list[tuple[bytes, bytes]] = []
     if scope["method"] == "GET":
         body = b"{}"
     else:
-        request = _decode(message["body"])
-        matrix = np.array([request["inputs"][0]["data"]], dtype=np.float32).T
-        score = _session.run(None, {"features": matrix})[0]
-        output = {"name": "score", "datatype": "FP64", "shape": [len(score)], "data": score.tolist()}
-        body = _encode({"id": "x", "outputs": [output]})
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        length = dict(scope["headers"]).get(b"inference-header-content-length")
+        received = message["body"]
+        while message.get("more_body"):
+            message = await receive()
+            received += message["body"]
+        body, more = _json(received) if length is None else _binary(received, int(length))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,187 +1,175 @@
-"""Requests per second and latency of the gateway beside bare ASGI + ONNX Runtime, in one run.
+"""What the gateway costs beside its peers, in one run: bare ASGI + ONNX Runtime, FastAPI, BentoML's API, MLServer.
 
-    serving/.venv/bin/python -m benchmarks.gateway [--seconds 5] [--connections 16]
+    serving/.venv/bin/python -m benchmarks.gateway [--seconds 3] [--only gateway,bare]
 
-One row a request; the model is a constant one, so that what is measured is what the gateway adds: parsing, routing, the
-durable log and post-processing. Server on core 0, load generator (a bare socket client on uvloop) on core 1.
-Writes benchmarks/results/gateway.json.
+The model is a 200-tree LightGBM over 10 float features, trained, exported and bundled by the project's own code. Every
+server has one worker on core 0 and the load generator is on core 1; all answer the same bytes with the same scores,
+which is checked before anything is measured. The gateway does what it always does: it routes, writes both events of
+every request to its log before the answer leaves, checks inputs and outputs, and counts.
+Prints the tables and writes benchmarks/results/gateway.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-import uvloop
+import msgspec
+import numpy as np
+import onnxruntime
 
+from benchmarks.gateway_load import CLIENT_CORE, FEATURES, MODEL, PROJECT, Body, ask, body, closed_loop, server
 from pipelines.contracts.routes import Route
-from tests.builders import constant_release, publish_route
+from tests.builders import publish_route
 
-PROJECT = Path(__file__).resolve().parent.parent
-BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.5]}]}).encode()
-
-
-class Connection(asyncio.Protocol):
-    """Sends the next request when the answer to the last one is complete; keeps the latencies in nanoseconds."""
-
-    def __init__(self, path: str, latencies: list[int]) -> None:
-        headers = f"host: bench\r\ncontent-type: application/json\r\ncontent-length: {len(BODY)}"
-        self._request = f"POST {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + BODY
-        self._latencies = latencies
-        self._buffer = b""
-        self._sent = 0
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        self._send()
-
-    def _send(self) -> None:
-        self._sent = time.perf_counter_ns()
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head = self._buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        at = self._buffer.lower().find(b"content-length: ") + 16
-        length = int(self._buffer[at : self._buffer.find(b"\r\n", at)])
-        if len(self._buffer) < head + 4 + length:
-            return
-        if not self._buffer.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(f"the server answered {self._buffer!r}")
-        self._latencies.append(time.perf_counter_ns() - self._sent)
-        self._buffer = b""
-        self._send()
+PEERS = PROJECT / "benchmarks" / "peers"
+BARE = "bare ASGI + ONNX Runtime"
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process tree so far: what neighbours on the machine cannot distort as they do wall time."""
-    tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return float(sum(sum(one.cpu_times()[:2]) for one in tree))
+class Setup:
+    """A home with two releases, and the commands of all servers over it."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home, self.port = home, port
+        made = subprocess.run(
+            [PROJECT / ".venv/bin/python", "-m", "benchmarks.gateway_release", str(home)],
+            cwd=PROJECT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        self.digests: dict[str, str] = json.loads(made)
+        self.onnx = home / "releases" / self.digests["champion"] / "model.onnx"
+        self.version = 0
+        self.environment = {
+            "SLIPWAY_HOME": str(home),
+            "BENTOML_HOME": str(home / "bentoml"),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "BENCH_ONNX": str(self.onnx),
+            "SLIPWAY_GATEWAY_WORKERS": "1",
+        }
+
+    def route(self, mode: str, **fields: Any) -> None:
+        """Publish the next route; the gateway that starts next follows it."""
+        self.version += 1
+        if mode != "single":
+            fields |= {"challenger": self.digests["challenger"], "rollout_id": "r", "salt": "s", "shadow": True}
+        route = Route(
+            model=MODEL, version=self.version, mode=mode, champion=self.digests["champion"], **fields  # type: ignore[arg-type]
+        )  # fmt: skip
+        publish_route(self.home / "control.db", route)
+
+    def gateway(self) -> list[str]:
+        where = ["--host", "127.0.0.1", "--port", str(self.port)]
+        return [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", *where]
+
+    def peers(self) -> dict[str, list[str]]:
+        """Name to command of every peer."""
+        uvicorn = ["-m", "uvicorn", "--no-access-log", "--log-level", "warning", "--port", str(self.port)]
+        bentoml = ["-m", "bentoml", "serve", "benchmarks.peers.bentoml_service:Peer", "--port", str(self.port)]
+        folder = self.home / "mlserver"
+        folder.mkdir(exist_ok=True)
+        ports = {"http_port": self.port, "grpc_port": self.port + 1, "metrics_port": self.port + 2}
+        quiet = {"host": "127.0.0.1", "debug": False, "parallel_workers": 0}
+        (folder / "settings.json").write_text(json.dumps({**quiet, **ports}))
+        runtime = {"name": MODEL, "implementation": "benchmarks.peers.mlserver_runtime.OnnxRuntime"}
+        (folder / "model-settings.json").write_text(json.dumps(runtime))
+        return {
+            BARE: [sys.executable, *uvicorn, "benchmarks.bare_asgi:app"],
+            "FastAPI": [sys.executable, *uvicorn, "benchmarks.peers.fastapi_app:app"],
+            "BentoML API": [sys.executable, *bentoml],
+            "MLServer": [str(PEERS / ".venv/bin/mlserver"), "start", str(folder)],
+        }
 
 
-async def load(port: int, path: str, connections: int, seconds: float, pid: int) -> dict[str, float]:
-    loop = asyncio.get_running_loop()
-    latencies: list[int] = []
-    transports = [
-        (await loop.create_connection(lambda: Connection(path, latencies), "127.0.0.1", port))[0]
-        for _ in range(connections)
+def check(answer: bytes, length: str | None, request: Body, model: onnxruntime.InferenceSession) -> None:
+    """End the run unless the server's scores are the model's."""
+    expected = model.run(None, {"features": request.matrix})[0]
+    decoded = msgspec.json.decode(answer if length is None else answer[: int(length)])
+    (score,) = [one for one in decoded["outputs"] if one["name"] == "score"]
+    if not np.allclose(score["data"], expected, atol=1e-6):
+        raise SystemExit(f"the server's scores are not the model's: {score['data'][:3]} and {expected[:3]}")
+
+
+def one_row_table(setup: Setup, only: list[str], seconds: float) -> dict[str, Any]:
+    """Requests/s, latency and CPU of every server, one row a request."""
+    session = onnxruntime.InferenceSession(str(setup.onnx), providers=["CPUExecutionProvider"])
+    routes: list[tuple[str, tuple[str, dict[str, Any]] | None, list[str]]] = [
+        ("gateway, champion", ("single", {}), setup.gateway()),
+        ("gateway, canary 5 %", ("split", {"share_ppm": 50_000}), setup.gateway()),
+        ("gateway, shadow 100 %", ("shadow", {}), setup.gateway()),
     ]
-    await asyncio.sleep(1.0)  # warm-up
-    latencies.clear()
-    started, cpu_before = time.perf_counter(), cpu_seconds(pid)
-    await asyncio.sleep(seconds)  # the measurement
-    measured, elapsed = sorted(latencies), time.perf_counter() - started
-    cpu = cpu_seconds(pid) - cpu_before
-    for transport in transports:
-        transport.abort()
-    return {
-        "connections": connections,
-        "requests_per_s": round(len(measured) / elapsed),
-        "p50_ms": round(measured[len(measured) // 2] / 1e6, 3),
-        "p99_ms": round(measured[len(measured) * 99 // 100] / 1e6, 3),
-        "server_cpu_us_per_request": round(cpu / len(measured) * 1e6, 1),
-    }
+    servers = [(name, None, command) for name, command in setup.peers().items()] + routes
+    found: dict[str, Any] = {}
+    print(f"\none row a request{'':14} conn  requests/s   p50 ms   p99 ms  CPU us/request  core busy", flush=True)
+    for name, route, command in servers:
+        if only and not any(one.lower() in name.lower() for one in only):
+            continue
+        if route is not None:
+            setup.route(route[0], **route[1])
+        with server(command, setup.port, setup.environment) as pid:
+            request = body(1)
+            check(ask(setup.port, request), None, request, session)
+            found[name] = []
+            for connections in (1, 16):
+                row = closed_loop(setup.port, pid, request, connections, seconds)
+                found[name].append(row)
+                print(
+                    f"{name:30} {connections:5} {row['requests_per_s']:11,} {row['p50_ms']:8.3f} {row['p99_ms']:8.3f}"
+                    f" {row['cpu_us_per_request']:15.1f} {row['core_busy']:10.2f}",
+                    flush=True,
+                )
+    return found
 
 
-@contextmanager
-def server(command: list[str], port: int, environment: dict[str, str]) -> Iterator[int]:
-    """A server process tree on core 0, ready; ended with the block."""
-    process = subprocess.Popen(command, cwd=PROJECT, env=os.environ | environment, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(400):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=1).read()
-                break
-            except OSError:
-                time.sleep(0.1)  # the server is starting
-        else:
-            raise SystemExit(f"{command} did not become ready")
-        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            os.sched_setaffinity(one.pid, {0})
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(20)
+def ratios(found: dict[str, Any]) -> dict[str, float]:
+    """CPU time a request of the bare server over that of every other, at 16 connections: 1 is as fast as bare."""
+    bare = found[BARE][-1]["cpu_us_per_request"]
+    return {name: round(bare / rows[-1]["cpu_us_per_request"], 3) for name, rows in found.items()}
+
+
+def record(name: str, results: dict[str, Any]) -> None:
+    """Write `benchmarks/results/<name>.json`, keeping what this run has not measured."""
+    path = PROJECT / "benchmarks" / "results" / f"{name}.json"
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
+    path.write_text(
+        json.dumps({"commit": commit.stdout.strip(), "machine": machine, **results}, indent=1, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--connections", type=int, default=16)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--port", type=int, default=3977)
+    parser.add_argument("--only", default="", help="parts of names of servers, comma separated; writes no record")
     asked = parser.parse_args()
-    if (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(0, {1})
-    results: dict[str, Any] = {}
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is missing: apt-get install -y wrk")
+    if not (PEERS / ".venv").is_dir():
+        raise SystemExit("the peers' environment is missing: python3 scripts/setup.py --peers")
+    os.sched_setaffinity(0, {CLIENT_CORE})
+    only = [one for one in asked.only.split(",") if one]
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        champion = constant_release(home / "releases", "m", 0.3)
-        challenger = constant_release(home / "releases", "m", 0.7, semver="1.1.0")
-        environment = {"SLIPWAY_HOME": folder, "BENTOML_DO_NOT_TRACK": "True"}
-        environment["BENCH_ONNX"] = str(home / "releases" / champion / "model.onnx")
-        bare = [
-            sys.executable,
-            "-m",
-            "uvicorn",
-            "benchmarks.bare_asgi:app",
-            "--no-access-log",
-            "--log-level",
-            "warning",
-        ]
-        gateway = [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway"]
-        single = Route(model="m", version=1, mode="single", champion=champion)
-        shadow = Route(
-            model="m",
-            version=2,
-            mode="shadow",
-            champion=champion,
-            challenger=challenger,
-            rollout_id="r",
-            shadow=True,
-            salt="s",
-        )
-        for name, command, route in (
-            ("bare ASGI + ONNX Runtime", bare, None),
-            ("gateway, single", gateway, single),
-            ("gateway, shadow 100 %", gateway, shadow),
-        ):
-            if route is not None:
-                publish_route(home / "control.db", route)
-            with server([*command, "--port", str(asked.port)], asked.port, environment) as pid:
-                path = "/v2/models/m/infer"
-                results[name] = uvloop.run(load(asked.port, path, asked.connections, asked.seconds, pid))
-            print(f"{name:28} {results[name]}", flush=True)
-    single_us, bare_us = (
-        results[name]["server_cpu_us_per_request"] for name in ("gateway, single", "bare ASGI + ONNX Runtime")
-    )
-    ratio = bare_us / single_us
-    print(f"by CPU time, the gateway serves {ratio:.2f} of the requests that the bare server does")
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True
-    ).stdout
-    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
-    record = {
-        "commit": commit.strip(),
-        "machine": machine,
-        "results": results,
-        "single_to_bare_by_cpu": round(ratio, 3),
-    }
-    (PROJECT / "benchmarks" / "results" / "gateway.json").write_text(json.dumps(record, indent=1) + "\n")
+        setup = Setup(Path(folder), asked.port)
+        one_row = one_row_table(setup, only, asked.seconds)
+    results: dict[str, Any] = {"features": len(FEATURES), "one_row": one_row}
+    if BARE in one_row:
+        results["bare_cpu_over_theirs"] = ratios(one_row)
+        print("\nby CPU time, of the requests that the bare server does in the same time:")
+        for name, ratio in results["bare_cpu_over_theirs"].items():
+            print(f"{name:30} {ratio:.2f}")
+    if not only:
+        record("gateway", results)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,222 @@
+"""Servers under load: started on one core, asked by wrk (closed loop) or at a fixed rate (open loop) from another.
+
+CPU time of the server's process tree is kept beside the times: it is the figure that neighbours on a busy machine
+distort least.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import uvloop
+
+PROJECT = Path(__file__).resolve().parent.parent
+MODEL = "bench"
+FEATURES = [f"f{k}" for k in range(10)]
+PATH = f"/v2/models/{MODEL}/infer"
+SERVER_CORE, CLIENT_CORE = 0, (1 if (os.cpu_count() or 1) > 1 else 0)
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
+
+
+class Body(NamedTuple):
+    """One request's bytes, its headers, and the matrix it stands for."""
+
+    data: bytes
+    headers: dict[str, str]
+    matrix: np.ndarray
+
+
+def body(rows: int, *, binary: bool = False) -> Body:
+    """A request of `rows` seeded rows, as JSON or with binary tensor data in both directions."""
+    matrix = np.random.default_rng(rows).normal(size=(rows, len(FEATURES))).astype(np.float32)
+    if not binary:
+        inputs = [
+            {"name": name, "datatype": "FP32", "shape": [rows], "data": [round(float(v), 6) for v in matrix[:, k]]}
+            for k, name in enumerate(FEATURES)
+        ]
+        data = json.dumps({"inputs": inputs}).encode()
+        sent = np.array([one["data"] for one in inputs], dtype=np.float32).T
+        return Body(data, {"content-type": "application/json"}, sent)
+    head: dict[str, Any] = {
+        "inputs": [
+            {"name": name, "datatype": "FP32", "shape": [rows], "parameters": {"binary_data_size": 4 * rows}}
+            for name in FEATURES
+        ],
+        "parameters": {"binary_data_output": True},
+    }
+    text = json.dumps(head).encode()
+    headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(text))}
+    return Body(text + b"".join(matrix[:, k].tobytes() for k in range(len(FEATURES))), headers, matrix)
+
+
+@contextmanager
+def server(command: list[str], port: int, environment: dict[str, str], cwd: Path = PROJECT) -> Iterator[int]:
+    """A server's process tree on the server's core, ready; ended with the block. Gives its pid."""
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {SERVER_CORE})  # inherited by every process and thread of the server
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=os.environ | environment, stdout=output, stderr=output, start_new_session=True
+        )
+        os.sched_setaffinity(0, own)
+        try:
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=2).read()
+                    break
+                except OSError as error:
+                    if getattr(error, "code", 0) == 404:  # a peer without health pages answers
+                        break
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        output.seek(0)
+                        text = output.read().decode(errors="replace")
+                        raise SystemExit(f"{command} did not become ready:\n{text}") from error
+                    time.sleep(0.1)  # the server is starting
+            yield process.pid
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def ask(port: int, request: Body) -> bytes:
+    """One answer's body."""
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}{PATH}", data=request.data, headers=request.headers)
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        data: bytes = answer.read()
+    return data
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """The process and all its descendants."""
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process tree so far."""
+    return float(sum(sum(one.cpu_times()[:2]) for one in tree(pid)))
+
+
+def closed_loop(port: int, pid: int, request: Body, connections: int, seconds: float) -> dict[str, float]:
+    """wrk: every connection asks again as soon as it has its answer. Latencies in milliseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        script, data = Path(folder) / "post.lua", Path(folder) / "body"
+        data.write_bytes(request.data)
+        headers = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in request.headers.items())
+        script.write_text(f'wrk.method = "POST"\nwrk.body = io.open("{data}", "rb"):read("*a")\n{headers}')
+        command = ["wrk", "-t1", f"-c{connections}", "--latency", "-s", str(script), f"http://127.0.0.1:{port}{PATH}"]
+        subprocess.run([*command, "-d1"], check=True, capture_output=True)
+        before, started = cpu_seconds(pid), time.perf_counter()
+        text = subprocess.run(
+            [*command, f"-d{max(1, round(seconds))}"], check=True, capture_output=True, text=True
+        ).stdout
+        cpu, elapsed = cpu_seconds(pid) - before, time.perf_counter() - started
+    if "Non-2xx" in text or "Socket errors" in text:
+        raise SystemExit(f"the server did not answer everything:\n{text}")
+    done = int(_found(r"(\d+) requests in", text)[1])
+    return {
+        "connections": connections,
+        "requests_per_s": round(float(_found(r"Requests/sec:\s+([\d.]+)", text)[1])),
+        "p50_ms": _milliseconds("50%", text),
+        "p99_ms": _milliseconds("99%", text),
+        "cpu_us_per_request": round(cpu / done * 1e6, 1),
+        "core_busy": round(cpu / elapsed, 2),
+    }
+
+
+def _found(pattern: str, text: str) -> re.Match[str]:
+    match = re.search(pattern, text)
+    if match is None:
+        raise SystemExit(f"no {pattern} in wrk's report:\n{text}")
+    return match
+
+
+def _milliseconds(percentile: str, text: str) -> float:
+    number, unit = _found(rf"{percentile}\s+([\d.]+)(us|ms|s|m)", text).groups()
+    return round(float(number) * _UNITS[unit], 3)
+
+
+class _Connection(asyncio.Protocol):
+    """Sends one request when told and notes when its answer is complete."""
+
+    def __init__(self, latencies: list[float], idle: list[_Connection]) -> None:
+        self._latencies = latencies
+        self._idle = idle
+        self._buffer = b""
+        self.due = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self._idle.append(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        at = self._buffer.lower().find(b"content-length: ") + 16
+        if len(self._buffer) < head + 4 + int(self._buffer[at : self._buffer.find(b"\r\n", at)]):
+            return
+        if not self._buffer.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"the server answered {self._buffer!r}")
+        self._latencies.append(time.perf_counter() - self.due)
+        self._buffer = b""
+        self._idle.append(self)
+
+
+async def _open_loop(port: int, request: Body, connections: int, rate: float, seconds: float) -> list[float]:
+    loop = asyncio.get_running_loop()
+    latencies: list[float] = []
+    idle: list[_Connection] = []
+    for _ in range(connections):
+        await loop.create_connection(lambda: _Connection(latencies, idle), "127.0.0.1", port)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    head = f"POST {PATH} HTTP/1.1\r\nhost: bench\r\n{headers}content-length: {len(request.data)}\r\n\r\n"
+    message = head.encode() + request.data
+    rng = np.random.default_rng(7)
+    due = time.perf_counter() + np.cumsum(rng.exponential(1 / rate, size=int(rate * seconds)))
+    for at in due.tolist():
+        # A spinning client keeps its times: the core is its own. Answers are read in between.
+        while time.perf_counter() < at or not idle:  # noqa: ASYNC110 - spins on purpose
+            await asyncio.sleep(0)
+        one = idle.pop()
+        one.due = at
+        one.transport.write(message)
+    while len(idle) < connections:  # noqa: ASYNC110 - state of protocols, after the measurement
+        await asyncio.sleep(0.001)
+    for one in idle:
+        one.transport.abort()
+    return latencies
+
+
+def open_loop(port: int, pid: int, request: Body, *, connections: int, rate: float, seconds: float) -> dict[str, float]:
+    """Poisson arrivals at `rate` a second; latency counts from when a request was due, so a late client hides none."""
+    before = cpu_seconds(pid)
+    measured = np.sort(uvloop.run(_open_loop(port, request, connections, rate, seconds))) * 1e3
+    cpu = cpu_seconds(pid) - before
+    tenth = round(len(measured) * 0.1)
+    return {
+        "requests": len(measured),
+        "p50_ms": round(float(measured[len(measured) // 2]), 4),
+        "p90_ms": round(float(measured[-tenth]), 4),
+        "p99_ms": round(float(measured[len(measured) * 99 // 100]), 4),
+        "cpu_us_per_request": round(cpu / len(measured) * 1e6, 1),
+    }
