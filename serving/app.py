@@ -17,9 +17,9 @@ from serving import feedback, rollback
 from serving.gateway import Gateway
 from serving.infer import infer, infer_pinned
 from serving.metrics import CONTENT_TYPE
-from serving.oip import request as oip_request
+from serving.oip import http as oip_http
 from serving.oip.errors import Malformed, Overloaded, Refusal, TooLarge, Unavailable, Unknown, WrongMethod
-from serving.oip.response import error_body, model_metadata, to_json
+from serving.oip.response import Prediction, error_body, model_metadata, to_json
 from serving.pinned import PinnedModels
 from serving.route_table import Plan
 
@@ -28,7 +28,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_JSON = b"application/json"
 _log = logging.getLogger("slipway.app")
 
 
@@ -74,7 +73,9 @@ class GatewayApp:
                 _method(scope, "POST")
                 body = await self._body(scope, receive)
                 loaded = await self._pinned.get(model, version)
-                await _reply(send, 200, await infer_pinned(self.gateway, loaded, oip_request.decode(body)))
+                request = oip_http.infer_request(scope["headers"], body, self.gateway.limits.max_body_bytes)
+                prediction = await infer_pinned(self.gateway, loaded, request)
+                await _reply(send, 200, *oip_http.infer_response(request, prediction))
             case ["v1", "models", model, "labels" | "kpis" as kind]:
                 _method(scope, "POST")
                 self._plan(model)
@@ -94,12 +95,14 @@ class GatewayApp:
         started = perf_counter()
         plan = self._plan(model)
         body = await self._body(scope, receive)
+        request = oip_http.infer_request(scope["headers"], body, self.gateway.limits.max_body_bytes)
         traceparent = _header(scope, b"traceparent")
-        answer = await infer(
-            self.gateway, plan, oip_request.decode(body), traceparent[:128].decode("latin-1") if traceparent else None
-        )
+        answer = await infer(self.gateway, plan, request, traceparent[:128].decode("latin-1") if traceparent else None)
         try:
-            await _reply(send, answer.status, answer.body)
+            if isinstance(answer.result, Prediction):
+                await _reply(send, 200, *oip_http.infer_response(request, answer.result))
+            else:
+                await _reply(send, answer.result.status, error_body(str(answer.result)))
         finally:
             if answer.after is not None:
                 self.gateway.shadow.put(answer.after)
@@ -114,7 +117,7 @@ class GatewayApp:
                 await _reply(send, 200, gateway.metrics.render(), CONTENT_TYPE)
                 return
             case ["v2"]:
-                described: Any = {"name": "slipway", "version": "0.1.0", "extensions": []}
+                described: Any = {"name": "slipway", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
             case ["v2", "health", "live"]:
                 described = {"live": True}
             case ["v2", "health", "ready"]:
@@ -244,7 +247,7 @@ async def _reply(
     send: Send,
     status: int,
     body: bytes,
-    content_type: bytes = _JSON,
+    content_type: bytes = oip_http.JSON,
     headers: tuple[tuple[bytes, bytes], ...] = (),
 ) -> None:
     base = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]

@@ -20,7 +20,7 @@ from serving.inputs import Bound, bind
 from serving.models import LoadedModel
 from serving.oip.errors import Malformed, ModelFailed
 from serving.oip.request import InferRequest
-from serving.oip.response import check_outputs, error_body, infer_answer
+from serving.oip.response import Prediction, check_outputs
 from serving.online_features.plan import NOTHING
 from serving.route_table import Plan
 from serving.routing import arm_of
@@ -31,10 +31,9 @@ _OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
 
 
 class Answer(msgspec.Struct):
-    """The bytes for the client, and what is still to be done once they have left."""
+    """What the client gets, whichever door it came by, and what is still to be done once it has left."""
 
-    status: int
-    body: bytes
+    result: Prediction | ModelFailed
     after: Job | None = None
 
 
@@ -239,11 +238,11 @@ async def _answer(exchange: _Exchange) -> Answer:
         logged = await _on_disk(exchange.gateway)
     if not logged:
         exchange.gateway.metrics.unlogged.labels(exchange.plan.route.model).inc()
-    status, body = _body(exchange, exchange.model_of(arm), outcome, arm, logged)
+    result = _result(exchange, exchange.model_of(arm), outcome, arm, logged)
     if exchange.paired:
         exchange.paired = False
-        return Answer(status, body, lambda: _score_other(exchange, _OTHER[arm]))
-    return Answer(status, body)
+        return Answer(result, lambda: _score_other(exchange, _OTHER[arm]))
+    return Answer(result)
 
 
 async def _on_disk(gateway: Gateway) -> bool:
@@ -274,10 +273,11 @@ def _unpair(exchange: _Exchange) -> None:
         exchange.gateway.shadow.release()
 
 
-def _body(exchange: _Exchange, model: LoadedModel, outcome: Outcome, arm: Arm, logged: bool) -> tuple[int, bytes]:
-    name = exchange.plan.route.model
-    if failure := _failure(name, outcome):
-        return failure.status, error_body(str(failure))
+def _result(
+    exchange: _Exchange, model: LoadedModel, outcome: Outcome, arm: Arm, logged: bool
+) -> Prediction | ModelFailed:
+    if failure := _failure(exchange.plan.route.model, outcome):
+        return failure
     degraded = list(outcome.degraded)
     if outcome.status == "invalid":
         degraded.append("score outside its contract")
@@ -288,7 +288,7 @@ def _body(exchange: _Exchange, model: LoadedModel, outcome: Outcome, arm: Arm, l
         "logged": logged,
         "degraded": "; ".join(degraded),
     }
-    return 200, infer_answer(exchange.request, exchange.request_id, model.manifest, outcome.outputs, parameters)
+    return Prediction(exchange.request_id, model.manifest, outcome.outputs, parameters)
 
 
 def _failure(model: str, outcome: Outcome) -> ModelFailed | None:
@@ -300,7 +300,7 @@ def _failure(model: str, outcome: Outcome) -> ModelFailed | None:
     return None
 
 
-async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferRequest) -> bytes:
+async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferRequest) -> Prediction:
     """Answer by one given release: no assignment, no events, no part in any rollout."""
     event_us = event_time(gateway, request)
     check_outputs(request, model.manifest)
@@ -317,4 +317,4 @@ async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferReque
         "logged": False,
         "degraded": "; ".join(outcome.degraded),
     }
-    return infer_answer(request, request_id, model.manifest, outcome.outputs, parameters)
+    return Prediction(request_id, model.manifest, outcome.outputs, parameters)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from pipelines.contracts.release import Columns, InputField
-from serving.oip.datatypes import DATATYPES, column, compatible, missing_column
+from serving.oip.datatypes import DATATYPES, Scalar, column, compatible, missing_column
 from serving.oip.errors import Malformed, TooLarge
-from serving.oip.request import InferRequest, Scalar, Tensor
+from serving.oip.request import InferRequest, Tensor
 
 
 class Bound(msgspec.Struct):
@@ -46,9 +45,9 @@ def bind(request: InferRequest, fields: Mapping[str, InputField], required: froz
             raise Malformed(f"input {name}", got="it twice", expected="it once")
         if len(tensor.data) != rows:
             raise Malformed(f"input {name}: rows", got=len(tensor.data), expected=f"{rows}, as input {tensors[0].name}")
-        columns[name] = column(name, field.datatype, tensor.data, nullable=name not in required)
-        # MessagePack has no integers past 64 bits; such a number in a float input is logged as the float it became.
-        logged[name] = columns[name].tolist() if _beyond_64_bits(tensor.data) else tensor.data
+        columns[name], logged[name] = column(
+            name, tensor.datatype, field.datatype, tensor.data, nullable=name not in required
+        )
     if missing := sorted(required - columns.keys()):
         raise Malformed("inputs", got=f"no {', '.join(missing)}", expected=f"all of {sorted(required)}")
     for name, field in fields.items():
@@ -78,10 +77,6 @@ def complete(inputs: list[InputField], columns: Columns) -> str:
         if field.required and _has_null(columns[field.name]):
             return field.name
     return ""
-
-
-def _beyond_64_bits(data: list[Any]) -> bool:
-    return any(type(value) is int and not -(1 << 63) <= value < 1 << 64 for value in data)
 
 
 def _has_null(values: np.ndarray) -> bool:

@@ -12,7 +12,7 @@ from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import FeatureRead
 from serving.inputs import Bound, complete
 from serving.models import LoadedModel
-from serving.oip.request import Scalar
+from serving.oip.datatypes import Scalar
 from serving.online_features.plan import Reads, ViewRead
 
 _ERROR_CHARS = 300

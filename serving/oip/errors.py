@@ -53,6 +53,13 @@ class TooLarge(Refusal):
     status = 413
 
 
+class UnsupportedEncoding(Refusal):
+    """The body is compressed in a way the gateway does not read."""
+
+    status = 415
+    headers = ((b"accept-encoding", b"gzip, deflate"),)
+
+
 class Overloaded(Refusal):
     """More requests are in flight than the gateway serves at once."""
 
