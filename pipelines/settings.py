@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.contracts.clocks import Clock
@@ -49,8 +49,8 @@ class Settings(BaseSettings):
     """How often the gateway looks for new routes."""
     durability: Literal["process", "power"] = "process"
     """`process`: an answer is logged before it leaves; `power`: and on the disk, too (labels and KPIs always are)."""
-    control_url: str = ""
-    """SQLAlchemy URL of the control database; empty: SQLite in `home`."""
+    control_url: str = Field("", repr=False, pattern=r"^(|sqlite:///.*|postgres(ql)?(\+psycopg)?://.*)$")
+    """Control database: `postgresql://user:password@host:port/database`; empty: SQLite in `home`."""
     token: SecretStr = SecretStr("")
     """Bearer token of a rollback at the gateway; empty: the one in `home/secrets`, made by `slipway up`."""
     pii_key: SecretStr = SecretStr("")

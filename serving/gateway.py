@@ -16,7 +16,7 @@ from serving.limits import Limits
 from serving.metrics import Metrics
 from serving.online_features.sqlite_store import SqliteStore
 from serving.overrides import OverrideStore
-from serving.route_source import RouteSource
+from serving.route_source import RouteSource, reader_of
 from serving.route_table import Plan, RouteTable
 from serving.routing import ArmMemory, HeldOverride
 from serving.shadow import ShadowQueue
@@ -38,7 +38,7 @@ class Gateway:
         self.store = SqliteStore(settings.feast_dir / "online_store.db", limits.features_budget_ms)
         self.overrides = OverrideStore(home / "overrides")
         self.table = RouteTable(
-            RouteSource(settings.control, home / "routes.json"),
+            RouteSource(reader_of(settings.control, settings.route_poll_ms / 1000), home / "routes.json"),
             self.overrides,
             settings.releases,
             settings.route_poll_ms,

@@ -4,38 +4,67 @@ from __future__ import annotations
 
 import logging
 import os
-import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from pipelines.contracts import routes
-from pipelines.contracts.errors import ContractError
+from pipelines.contracts.errors import ContractError, TerminalError, TransientError
 from pipelines.contracts.routes import Route
+from serving.postgres_routes import PostgresRoutes
+from serving.sqlite_routes import SqliteRoutes
 
 _log = logging.getLogger("slipway.routes")
 
-_LATEST = "SELECT model, MAX(version), document FROM route GROUP BY model"
+_FIRST_LOOK_S = 3.0
+
+
+class RouteReader(Protocol):
+    """One kind of control database. Used by one thread."""
+
+    def start(self, told: Callable[[], None]) -> None:
+        """Begin to look; `told` is called, from any thread, when a new route is known to be there."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when the first look has succeeded or failed, or after the timeout."""
+
+    def poll(self) -> list[tuple[str, str]] | None:
+        """(model, document) of the newest routes, or None when nothing has changed. Raises TransientError."""
+
+    def stop(self) -> None:
+        """End what `start` began."""
+
+
+def reader_of(control_url: str, poll_s: float) -> RouteReader:
+    """The reader of a control database's URL. Raises TerminalError for one that is neither SQLite nor Postgres."""
+    if control_url.startswith("sqlite:///"):
+        return SqliteRoutes(Path(control_url.removeprefix("sqlite:///")))
+    if control_url.startswith("postgres"):
+        return PostgresRoutes(control_url, poll_s)
+    got = control_url.partition(":")[0]
+    raise TerminalError("SLIPWAY_CONTROL_URL", got=f"{got}:", expected="sqlite:/// or postgresql://")
 
 
 class RouteSource:
-    """Reads the latest route of every model. The database may be absent, locked or without the table at any moment.
-
-    Used by one thread. Only SQLite URLs are read here; with another control database the last good routes stand.
+    """Follows the latest route of every model. The database may be absent, locked, hung or without the table at any
+    moment: then `error` says so, and the routes that are known stand.
     """
 
-    def __init__(self, control_url: str, last_good: Path) -> None:
-        self._path = Path(control_url.removeprefix("sqlite:///")) if control_url.startswith("sqlite:///") else None
-        if self._path is None:
-            _log.error(
-                "control database %s cannot be read by the gateway: only sqlite:/// can",
-                control_url.split(":", maxsplit=1)[0],
-            )
+    def __init__(self, reader: RouteReader, last_good: Path) -> None:
+        self._reader = reader
         self._last_good = last_good
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
-        self._seen = -1
         self.error = ""
+
+    def start(self, told: Callable[[], None]) -> None:
+        """Begin to look, and wait (bounded) for what there is now."""
+        self._reader.start(told)
+        self._reader.wait(_FIRST_LOOK_S)
+
+    def stop(self) -> None:
+        """End the reader."""
+        self._reader.stop()
 
     def last_good(self) -> dict[str, Route]:
         """The routes this gateway last followed, from its own disk; empty when there are none."""
@@ -49,11 +78,14 @@ class RouteSource:
             return {}
 
     def keep(self, good: dict[str, Route]) -> None:
-        """Write the routes now followed to this host's disk (atomic)."""
+        """Write the routes now followed to this host's disk (atomic; there after a loss of power)."""
         documents = {model: msgspec.Raw(routes.encode(route).encode()) for model, route in sorted(good.items())}
         self._last_good.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._last_good.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(msgspec.json.encode(documents))
+        with temporary.open("wb") as handle:
+            handle.write(msgspec.json.encode(documents))
+            handle.flush()
+            os.fsync(handle.fileno())
         temporary.replace(self._last_good)
 
     def poll(self) -> dict[str, Route] | None:
@@ -61,43 +93,21 @@ class RouteSource:
 
         `error` then says why. A document that does not follow the contract is skipped: its model keeps its route.
         """
-        if self._path is None:
-            return None
         try:
-            connection = self._connect(self._path)
-            version = connection.execute("PRAGMA data_version").fetchone()[0]
-            if version == self._seen:
-                return None
-            rows = connection.execute(_LATEST).fetchall()
-        except (sqlite3.Error, OSError) as error:
+            rows = self._reader.poll()
+        except TransientError as error:
             if self.error != str(error):
                 _log.warning("control database unreadable, last good routes stand: %s", error)
             self.error = str(error)
-            self._close()
             return None
-        self._seen = version
+        if rows is None:
+            return None
         self.error = ""
         found: dict[str, Route] = {}
-        for model, _, document in rows:
+        for model, document in rows:
             try:
                 found[model] = routes.decode(document)
             except ContractError as error:
                 _log.error("route of %s refused: %s", model, error)
                 self.error = f"{model}: {error}"
         return found
-
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        inode = path.stat().st_ino
-        if self._connection is None or inode != self._inode:
-            self._close()
-            self._connection = sqlite3.connect(
-                f"file:{path}?mode=ro", uri=True, timeout=0.1, isolation_level=None, check_same_thread=False
-            )
-            self._inode = inode
-        return self._connection
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
-        self._seen = -1

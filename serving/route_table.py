@@ -54,12 +54,14 @@ class RouteTable:
         self._failed_at: dict[str, float] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="release-loader")
         self._thread = threading.Thread(target=self._follow, name="route-poll", daemon=True)
 
     def start(self, load_timeout_s: float) -> None:
         """Take up the last good and the current routes, wait until their releases are loaded (bounded), then follow."""
         self.wanted = self.source.last_good()
+        self.source.start(self._wake.set)
         deadline = time.monotonic() + load_timeout_s
         self._tick()
         while self._loading and time.monotonic() < deadline:
@@ -70,8 +72,10 @@ class RouteTable:
     def stop(self) -> None:
         """End the thread and the loader; `plans` stay usable."""
         self._stop.set()
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
+        self.source.stop()
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     def refresh(self, model: str) -> None:
@@ -91,7 +95,9 @@ class RouteTable:
         }
 
     def _follow(self) -> None:
-        while not self._stop.wait(0.02 if self._loading else self._poll_s):
+        while not self._stop.is_set():
+            self._wake.wait(0.02 if self._loading else self._poll_s)
+            self._wake.clear()
             try:
                 self._tick()
             except Exception:  # noqa: BLE001 - without this thread no route is ever obeyed again

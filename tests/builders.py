@@ -131,8 +131,18 @@ def constant_release(
     return digest
 
 
-def publish_route(control_db: Path, route: routes.Route) -> None:
-    """Append a route to the control database's `route` table (made when absent), as orchestration does."""
+def publish_route(control_db: Path | str, route: routes.Route) -> None:
+    """Append a route to the control database, as orchestration does.
+
+    `control_db`: a SQLite file (made with its `route` table when absent), or the URL of a Postgres one that is there.
+    """
+    row = (route.model, route.version, routes.encode(route))
+    if isinstance(control_db, str):
+        import psycopg
+
+        with psycopg.connect(control_db) as postgres:
+            postgres.execute("INSERT INTO route VALUES (%s, %s, %s)", row)
+        return
     control_db.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(control_db, timeout=10)
     try:
@@ -142,6 +152,6 @@ def publish_route(control_db: Path, route: routes.Route) -> None:
                 "CREATE TABLE IF NOT EXISTS route"
                 " (model TEXT NOT NULL, version INTEGER NOT NULL, document TEXT NOT NULL, PRIMARY KEY (model, version))"
             )
-            connection.execute("INSERT INTO route VALUES (?, ?, ?)", (route.model, route.version, routes.encode(route)))
+            connection.execute("INSERT INTO route VALUES (?, ?, ?)", row)
     finally:
         connection.close()

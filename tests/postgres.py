@@ -57,11 +57,11 @@ class PostgresServer:
         """The URL of a database of this server."""
         return f"postgresql://{_USER}:{self._password}@127.0.0.1:{self.port}/{database}"
 
-    def new_database(self) -> str:
-        """The URL of a new, empty database."""
+    def new_database(self, template: str = "template1") -> str:
+        """The URL of a new database: empty, or a copy of another."""
         name = f"test_{next(self._names)}"
-        with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+        with psycopg.connect(self.url("template1"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
     def start(self) -> None:
@@ -91,13 +91,29 @@ class PostgresServer:
         """`kill -9` of the server and of every process of it."""
         if self._process is None:
             return
-        root = psutil.Process(self._process.pid)
-        family = [root, *root.children(recursive=True)]
+        family = self._family()
         for one in family:
             one.kill()
         self._process.wait(20)
         psutil.wait_procs(family, timeout=20)
         self._process = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The server keeps its connections and answers nothing."""
+        family = self._family()
+        for one in family:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in family:
+                one.resume()
+
+    def _family(self) -> list[psutil.Process]:
+        assert self._process is not None
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
 
     def _run(self, program: str, *arguments: object) -> None:
         done = subprocess.run(

@@ -24,6 +24,8 @@ from sqlalchemy import (
 from sqlalchemy import Text as _Text
 from sqlalchemy.dialects import postgresql
 
+from pipelines.contracts import routes
+
 metadata = MetaData()
 
 # Text is ordered by its bytes on both: a Postgres would else sort by the language of whoever made the database.
@@ -237,12 +239,10 @@ retrain = Table(
 )
 
 _APPEND_ONLY = (decision, decision_effect, route, anchor)
-ROUTE_CHANNEL = "slipway_route"
-"""Postgres: where a new route is told to the gateways; the payload is its model."""
 
 _POSTGRES_FUNCTIONS = (
     ("slipway_append_only", "RAISE EXCEPTION '%% is append-only', TG_TABLE_NAME"),
-    ("slipway_tell_route", f"PERFORM pg_notify('{ROUTE_CHANNEL}', NEW.model); RETURN NULL"),
+    ("slipway_tell_route", f"PERFORM pg_notify('{routes.CHANNEL}', NEW.model); RETURN NULL"),
 )
 
 

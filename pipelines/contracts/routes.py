@@ -16,6 +16,8 @@ from pipelines.contracts.assignment import PPM
 from pipelines.contracts.errors import ContractError
 
 SCHEMA = "slipway-route/1"
+CHANNEL = "slipway_route"
+"""On Postgres, each new route is told here (`NOTIFY`, when its transaction commits); the payload is its model."""
 
 Mode = Literal["single", "shadow", "split"]
 

@@ -17,7 +17,7 @@ from pipelines.adapters import control_schema as schema
 from pipelines.adapters.control_db import ControlDb, ReleaseRow, control_db, insert_route
 from pipelines.cli import audit
 from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError, TransientError
-from pipelines.contracts.routes import Route
+from pipelines.contracts.routes import CHANNEL, Route
 from pipelines.rollout.decide import Standing, begin, decide
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
@@ -298,7 +298,7 @@ def test_a_new_route_is_told_when_its_transaction_commits(postgres: PostgresServ
     url = postgres.new_database()
     db = ControlDb(url)
     with psycopg.connect(url, autocommit=True) as listener:
-        listener.execute(f"LISTEN {schema.ROUTE_CHANNEL}")
+        listener.execute(f"LISTEN {CHANNEL}")
         with db.write() as connection:
             insert_route(connection, Route(model="m", version=0, mode="single", champion="x"))
             assert list(listener.notifies(timeout=0.1)) == []

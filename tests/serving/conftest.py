@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ else:
 
     from pipelines.contracts import events, segments
     from pipelines.contracts.routes import Route
-    from pipelines.settings import Settings
+    from pipelines.settings import PROJECT, Settings
     from serving.app import GatewayApp
     from serving.gateway import Gateway
     from serving.limits import Limits
     from tests.builders import constant_release, publish_route
+    from tests.postgres import PostgresServer, running_postgres
 
 TOKEN = "sesame"
 
@@ -35,8 +37,9 @@ def anyio_backend() -> str:
 class Installation:
     """A home with two releases of model `m` (champion 0.3, challenger 0.7) and a control database."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, control_url: str = "") -> None:
         self.home = home
+        self.control_url = control_url
         self.version = 0
         self.champion = self.release(0.3)
         self.challenger = self.release(0.7, semver="1.1.0")
@@ -45,7 +48,8 @@ class Installation:
         return constant_release(self.home / "releases", options.pop("model", "m"), score, **options)
 
     def settings(self, **values: Any) -> Settings:
-        return Settings(home=self.home, token=values.pop("token", TOKEN), route_poll_ms=20, **values)
+        fixed = {"token": TOKEN, "route_poll_ms": 20, "control_url": self.control_url}
+        return Settings(home=self.home, **(fixed | values))
 
     def publish(self, mode: str = "single", **fields: Any) -> Route:
         """Publish the next route of `m`."""
@@ -57,7 +61,7 @@ class Installation:
             fields.setdefault("salt", "salt")
             fields.setdefault("shadow", True)
         route = Route(model=fields.pop("model", "m"), version=self.version, mode=mode, **fields)  # type: ignore[arg-type]
-        publish_route(self.home / "control.db", route)
+        publish_route(self.control_url or self.home / "control.db", route)
         return route
 
     def events(self, kind: type | None = None) -> list[Any]:
@@ -111,11 +115,40 @@ def home(tmp_path: Path) -> Installation:
     return Installation(tmp_path / "home")
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def control_template(postgres: PostgresServer) -> str:
+    """The name of a database with orchestration's own schema, made by orchestration's own code."""
+    url = postgres.new_database()
+    make_control_db(url)
+    return url.rpartition("/")[2]
+
+
+@pytest.fixture
+def home_on_postgres(tmp_path: Path, postgres: PostgresServer, control_template: str) -> Installation:
+    return Installation(tmp_path / "home", postgres.new_database(control_template))
+
+
+def make_control_db(url: str) -> None:
+    """Make the schema; the gateway's environment has neither SQLAlchemy nor a reason to."""
+    make = "import sys; from pipelines.adapters.control_db import ControlDb; ControlDb(sys.argv[1]).engine.dispose()"
+    python = PROJECT / ".venv" / "bin" / "python"
+    done = subprocess.run([python, "-c", make, url], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def start(home: Installation) -> Start:
     @asynccontextmanager
-    async def starting(limits: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[Running]:
-        gateway = Gateway(home.settings(**settings), Limits(fsync_ms=5, **(limits or {})))
+    async def starting(
+        limits: dict[str, Any] | None = None, at: Installation = home, **settings: Any
+    ) -> AsyncIterator[Running]:
+        gateway = Gateway(at.settings(**settings), Limits(fsync_ms=5, **(limits or {})))
         await gateway.start()
         transport = httpx.ASGITransport(app=GatewayApp(gateway))
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:

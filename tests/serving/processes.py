@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -44,6 +44,22 @@ class GatewayProcess:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"the gateway is not ready:\n{self.output.read_text()}")
+
+    @contextmanager
+    def connected(self, count: int, timeout_s: float = 120.0) -> Iterator[list[httpx.Client]]:
+        """One kept connection to each of `count` workers: who answers its first request answers them all."""
+        deadline = time.monotonic() + timeout_s
+        with ExitStack() as stack:
+            found: dict[int, httpx.Client] = {}
+            while len(found) < count:
+                assert time.monotonic() < deadline, f"{len(found)} of {count} workers answer"
+                client = stack.enter_context(httpx.Client(base_url=self.url, timeout=30.0))
+                answer = client.get("/v2/health/ready")
+                _, port = answer.extensions["network_stream"].get_extra_info("client_addr")
+                for worker in self.workers():
+                    if any(one.raddr and one.raddr.port == port for one in worker.net_connections("tcp")):
+                        found.setdefault(worker.pid, client)
+            yield list(found.values())
 
     def stop(self) -> None:
         """SIGTERM, and wait for the end."""

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -68,6 +69,26 @@ def rolled_back(home: Installation, url: str) -> float:
     home.publish("shadow", stage="shadow", clears_overrides=[override])
     until(lambda: overrides() == {None}, "every worker follows the route that names the override")
     return seconds
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_a_new_route_reaches_every_worker_within_a_second(database: str, request: pytest.FixtureRequest) -> None:
+    home: Installation = request.getfixturevalue("home" if database == "sqlite" else "home_on_postgres")
+    home.publish()
+    environment = {"SLIPWAY_GATEWAY_WORKERS": "2", "SLIPWAY_CONTROL_URL": home.control_url}
+    with bentoml_serve(home.home, **environment) as gateway, gateway.connected(2) as workers:
+        seconds = []
+        for release in (home.challenger, home.champion, home.challenger):
+            home.publish(champion=release)
+            began = time.monotonic()
+            until(lambda: {route["version"] for route in routes(workers)} == {home.version}, "every worker follows")
+            seconds.append(time.monotonic() - began)
+            assert {route["route"]["champion"] for route in routes(workers)} == {release}
+    assert min(seconds) < 1.0, "the least of three: the machine may have been busy with something else"
+
+
+def routes(workers: list[httpx.Client]) -> list[dict[str, Any]]:
+    return [worker.get("/v1/routes").json()["routes"][0] for worker in workers]
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:

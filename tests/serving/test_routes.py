@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import time
 
 import pytest
 
-from tests.serving.conftest import Installation, Start
+from tests.serving.conftest import TOKEN, Installation, Start
 
 pytestmark = pytest.mark.anyio
 
@@ -64,6 +65,31 @@ async def test_a_locked_or_broken_database_stops_nobody(home: Installation, star
         (home.home / "other.db").replace(home.home / "control.db")
         await running.until(lambda: "not a database" in running.gateway.table.source.error)
         assert (await running.infer()).status_code == 200
+
+
+async def test_a_database_locked_for_seconds_keeps_neither_a_start_nor_an_override_waiting(
+    home: Installation, start: Start
+) -> None:
+    home.publish("split", share_ppm=1_000_000)
+    async with start():
+        pass
+    # In WAL mode a writer locks no reader out, unless it asks to be alone before anybody else has come.
+    locker = sqlite3.connect(home.home / "control.db", isolation_level=None)
+    locker.execute("PRAGMA locking_mode=EXCLUSIVE")
+    locker.execute("BEGIN EXCLUSIVE")
+    locker.execute("UPDATE route SET version = version")
+    async with start() as running:
+        assert (await running.infer()).json()["parameters"]["arm"] == "challenger"
+        assert "locked" in (await running.client.get("/v1/routes")).json()["database"]
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            assert (await running.infer()).status_code == 200
+        rolled_back = await running.client.post("/v1/models/m/rollback", headers={"authorization": f"Bearer {TOKEN}"})
+        assert rolled_back.json()["serving"] == home.champion
+        locker.execute("COMMIT")
+        locker.close()
+        home.publish(champion=home.challenger)
+        await running.in_force(2)
 
 
 async def test_a_route_waits_for_its_releases_and_the_one_before_it_stands(home: Installation, start: Start) -> None:
