@@ -1,0 +1,115 @@
+"""Responses, labels and KPI values find their open requests; the first of each counts, the others are counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.collect.open_requests import OpenRequests
+from pipelines.collect.request_columns import (
+    ARMS,
+    CHALLENGER,
+    CHAMPION,
+    ERROR,
+    INVALID,
+    OK,
+    Bools,
+    Requests,
+    arms,
+    drawn,
+)
+from pipelines.collect.row_order import Rows, codes, floats, plain
+from pipelines.rollout.policy import Policy
+from pipelines.stats.nats import Ints
+from pipelines.stats.postings import Count, Step
+
+
+def respond(requests: OpenRequests, policy: Policy, part: Rows, first: int, lost_at: Ints, step: Step) -> None:
+    """Fills the first answer of each arm of each open request."""
+    held = requests.rows
+    rows, request = _match(requests, part, first, np.where(held["closed"], np.int64(-1), lost_at), step)
+    table, at = part.table, part.position[rows] + first
+    arm, status = arms(table, ARMS[:2])[rows], _status(policy, table)[rows]
+    score, latency = floats(table["score"])[rows], floats(table["latency_ms"])[rows]
+    if "served" in table.column_names:
+        # The champion answered in the challenger's place: the challenger had failed, whether it said so or not.
+        served = np.asarray(pc.fill_null(table["served"], False).to_numpy(zero_copy_only=False), dtype=np.bool_)[rows]
+        stood_in = served & (arm == CHAMPION) & (held["arm"][request] == CHALLENGER) & drawn(held)[request]
+        _answer(held, request[stood_in], at[stood_in], CHALLENGER)
+    slot = request * 2 + arm
+    order = np.lexsort((at, slot))
+    slot, at, request, arm = slot[order], at[order], request[order], arm[order]
+    opening = _opening(slot) & ~held["own"][request, arm]
+    held["doubled"][request[~opening], arm[~opening]] = True
+    r, a, order, at = request[opening], arm[opening], order[opening], at[opening]
+    held["own"][r, a] = True
+    # A failure that the stand-in has told of already stays a failure.
+    free = at < held["answered"][r, a]
+    r, a, order, at = r[free], a[free], order[free], at[free]
+    held["status"][r, a] = status[order]
+    held["answered"][r, a] = at
+    held["score"][r, a] = score[order]
+    held["latency"][r, a] = latency[order]
+
+
+def attach(
+    requests: OpenRequests, part: Rows, column: str, value: str, flag: str, first: int, due_at: Ints, step: Step
+) -> None:
+    """Fills the first label (or KPI) of each request that is not settled; repeats and NaN are counted."""
+    held = requests.rows
+    rows, request = _match(requests, part, first, np.where(held["settled"], np.int64(-1), due_at), step)
+    at, given = part.position[rows] + first, floats(part.table[column])[rows]
+    finite = np.isfinite(given)
+    step.counts.append(Count(f"{value}_not_finite", at[~finite], held["stage"][request[~finite]]))
+    at, given, request = at[finite], given[finite], request[finite]
+    order = np.lexsort((at, request))
+    at, given, request = at[order], given[order], request[order]
+    opening = _opening(request) & ~held[flag][request]
+    held[value][request[opening]] = given[opening]
+    held[flag][request[opening]] = True
+    again, later = request[~opening], at[~opening]
+    step.counts.append(Count(f"{value}_repeated", later, held["stage"][again]))
+    differs = held[value][again] != given[~opening]
+    step.counts.append(Count(f"{value}_contradicted", later[differs], held["stage"][again[differs]]))
+
+
+def _match(requests: OpenRequests, part: Rows, first: int, closes: Ints, step: Step) -> tuple[Ints, Ints]:
+    """(row of the table, open request) of the rows that belong to a request still open at their position."""
+    at = part.position + first
+    found = requests.find(plain(part.table["request_id"]))
+    fits = found >= 0
+    fits[fits] &= (at[fits] > requests.rows["pos"][found[fits]]) & (at[fits] <= closes[found[fits]])
+    stray = np.flatnonzero(~fits)
+    step.counts.append(Count("stray", at[stray], np.zeros(len(stray), dtype=np.int64)))
+    rows = np.flatnonzero(fits)
+    return rows, found[rows]
+
+
+def _answer(held: Requests, request: Ints, at: Ints, arm: int) -> None:
+    """Marks `arm` as failed at the first of the positions `at`, unless it has answered before."""
+    order = np.lexsort((at, request))
+    request, at = request[order], at[order]
+    opening = _opening(request)
+    request, at = request[opening], at[opening]
+    free = at < held["answered"][request, arm]
+    held["status"][request[free], arm] = ERROR
+    held["answered"][request[free], arm] = at[free]
+
+
+def _opening(ordered: Ints) -> Bools:
+    """Marks the first of each run of equal values."""
+    first = np.ones(len(ordered), dtype=np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return first
+
+
+def _status(policy: Policy, table: pa.Table) -> Ints:
+    """ok, error or invalid: an `ok` whose score is null, NaN, infinite or out of range is invalid."""
+    given = codes(table["status"], ["ok", "error", "invalid"])
+    score = floats(table["score"])
+    good = np.isfinite(score)
+    if policy.score_range is not None:
+        low, high = policy.score_range
+        good &= (score >= low) & (score <= high)
+    return np.where(given == 0, np.where(good, OK, INVALID), np.where(given == 2, INVALID, ERROR)).astype(np.int64)

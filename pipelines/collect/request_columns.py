@@ -1,0 +1,74 @@
+"""What is known of requests that have been assigned, as columns: one row a request, two entries where arms differ."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.collect.row_order import codes
+from pipelines.contracts.errors import ContractError
+from pipelines.stats.nats import Ints
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Requests = dict[str, np.ndarray[Any, Any]]
+
+FAR = np.int64(1) << 62
+"""A position or a time that never comes."""
+NONE, OK, ERROR, INVALID = 0, 1, 2, 3
+CHAMPION, CHALLENGER, BOTH = 0, 1, 2
+ARMS = ["champion", "challenger", "both"]
+
+_FIELDS: dict[str, tuple[Any, Any]] = {
+    # name: (dtype, value of a request just assigned)
+    "deadline": (np.int64, 0),
+    "due": (np.int64, 0),
+    "wall": (np.int64, 0),
+    "ts": (np.int64, 0),
+    "pos": (np.int64, 0),
+    "stage": (np.int64, 0),
+    "arm": (np.int64, 0),
+    "share": (np.float64, np.nan),
+    "unit": (np.int64, 0),
+    "warm": (np.bool_, False),
+    "closed": (np.bool_, False),
+    "label": (np.float64, np.nan),
+    "labelled": (np.bool_, False),
+    "kpi": (np.float64, np.nan),
+    "has_kpi": (np.bool_, False),
+    "settled": (np.bool_, False),
+}
+
+
+def empty(size: int, slices: int) -> Requests:
+    """`size` requests of which nothing is known yet; `parts` has a column for each of `slices`."""
+    fresh: Requests = {name: np.full(size, value, dtype=dtype) for name, (dtype, value) in _FIELDS.items()}
+    fresh["parts"] = np.full((size, slices), -1, dtype=np.int64)
+    fresh["status"] = np.zeros((size, 2), dtype=np.int64)
+    fresh["answered"] = np.full((size, 2), FAR, dtype=np.int64)
+    fresh["score"] = np.full((size, 2), np.nan)
+    fresh["latency"] = np.full((size, 2), np.nan)
+    fresh["own"] = np.zeros((size, 2), dtype=np.bool_)
+    fresh["doubled"] = np.zeros((size, 2), dtype=np.bool_)
+    return fresh
+
+
+def take(rows: Requests, keep: Any) -> Requests:
+    """The requests that an index or a mask selects."""
+    return {name: values[keep] for name, values in rows.items()}
+
+
+def drawn(rows: Requests) -> Bools:
+    """Whether the arm of each request was drawn, so that one may bet on it."""
+    share = rows["share"]
+    return cast("Bools", (rows["arm"] != BOTH) & (share > 0.0) & (share < 1.0))
+
+
+def arms(table: pa.Table, known: list[str]) -> Ints:
+    """Codes of the column `arm`. Raises ContractError for an arm that is not among the `known` ones."""
+    arm = codes(table["arm"], known)
+    if (arm < 0).any():
+        wrong = table["arm"][int(np.argmin(arm))].as_py()
+        raise ContractError("arm", got=repr(wrong), expected="one of " + ", ".join(known))
+    return arm
