@@ -14,8 +14,10 @@ from typing import Any
 
 from pipelines.settings import Settings
 from serving import feedback, rollback
+from serving.connections import ARRIVED
 from serving.gateway import Gateway
 from serving.infer import infer, infer_pinned
+from serving.json_depth import refuse_deeper
 from serving.metrics import CONTENT_TYPE
 from serving.oip import http as oip_http
 from serving.oip.errors import Malformed, Overloaded, Refusal, TooLarge, Unavailable, Unknown, WrongMethod
@@ -38,6 +40,7 @@ class GatewayApp:
         self.gateway = gateway
         self._pinned = PinnedModels(gateway.settings.releases, gateway.limits.pinned_releases)
         self._inflight = 0
+        self._buffered = 0
 
     @staticmethod
     def owns(path: str) -> bool:
@@ -46,13 +49,11 @@ class GatewayApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request."""
-        if self._inflight >= self.gateway.limits.max_inflight:
-            await self._refuse(
-                send, Overloaded("gateway", got=f"{self._inflight} requests in flight", hint="Slow down.")
-            )
-            return
         self._inflight += 1
         try:
+            if scope["method"] == "POST" and not scope["path"].endswith("/rollback"):
+                # Health, metrics and rollback are never shed: an overloaded gateway has to be seen and obeyed.
+                self._admit(scope)
             await self._serve(scope, receive, send)
         except Refusal as refusal:
             await self._refuse(send, refusal)
@@ -62,6 +63,18 @@ class GatewayApp:
             await _reply(send, 500, error_body("internal error; the gateway's log has the details"))
         finally:
             self._inflight -= 1
+
+    def _admit(self, scope: Scope) -> None:
+        """Raises Overloaded past the limit of requests in flight, or for one that waited too long for its turn.
+
+        The wait bounds latency whatever a request costs: under overload the rest are refused cheaply, at once.
+        """
+        limits = self.gateway.limits
+        if self._inflight > limits.max_inflight:
+            raise Overloaded("gateway", got="too many requests in flight", hint="Send it again later.")
+        arrived = scope.get(ARRIVED)
+        if arrived is not None and (perf_counter() - arrived) * 1000 > limits.max_queue_ms:
+            raise Overloaded("gateway", got="more requests than it can serve", hint="Send it again later.")
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts = scope["path"].strip("/").split("/")
@@ -73,19 +86,19 @@ class GatewayApp:
                 _method(scope, "POST")
                 body = await self._body(scope, receive)
                 loaded = await self._pinned.get(model, version)
-                request = oip_http.infer_request(scope["headers"], body, self.gateway.limits.max_body_bytes)
+                request = oip_http.infer_request(scope["headers"], body, self.gateway.limits)
                 prediction = await infer_pinned(self.gateway, loaded, request)
                 await _reply(send, 200, *oip_http.infer_response(request, prediction))
             case ["v1", "models", model, "labels" | "kpis" as kind]:
                 _method(scope, "POST")
                 self._plan(model)
-                body = await self._body(scope, receive)
+                body = await self._json(scope, receive)
                 take = feedback.take_labels if kind == "labels" else feedback.take_kpis
                 await _reply(send, 202, to_json({"accepted": await take(self.gateway, model, body)}))
             case ["v1", "models", model, "rollback"]:
                 _method(scope, "POST")
                 rollback.authorize(self.gateway, _header(scope, b"authorization"))
-                body = await self._body(scope, receive)
+                body = await self._json(scope, receive)
                 done = await rollback.roll_back(self.gateway, self._plan(model), body)
                 await _reply(send, 200, to_json(done))
             case _:
@@ -95,7 +108,7 @@ class GatewayApp:
         started = perf_counter()
         plan = self._plan(model)
         body = await self._body(scope, receive)
-        request = oip_http.infer_request(scope["headers"], body, self.gateway.limits.max_body_bytes)
+        request = oip_http.infer_request(scope["headers"], body, self.gateway.limits)
         traceparent = _header(scope, b"traceparent")
         answer = await infer(self.gateway, plan, request, traceparent[:128].decode("latin-1") if traceparent else None)
         try:
@@ -192,6 +205,11 @@ class GatewayApp:
             self.gateway.metrics.route_version.labels(model).set(plan.route.version)
         self.gateway.metrics.log_events.set(self.gateway.log.n)
 
+    async def _json(self, scope: Scope, receive: Receive) -> bytes:
+        body = await self._body(scope, receive)
+        refuse_deeper(body, self.gateway.limits.max_json_depth)
+        return body
+
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The request's body. Raises TooLarge, and Malformed for one that does not come in time."""
         limit = self.gateway.limits.max_body_bytes
@@ -200,29 +218,48 @@ class GatewayApp:
             raise TooLarge("body", got=f"{int(length)} bytes", expected=f"at most {limit}")
         message = await receive()
         body: bytes = message.get("body", b"")
-        if not message.get("more_body"):
-            return body if len(body) <= limit else _too_large(len(body), limit)
+        if message.get("more_body"):
+            body = await self._rest(body, receive)
+        if message["type"] == "http.disconnect":
+            raise _gone()
+        if len(body) > limit:
+            raise TooLarge("body", got=f"{len(body)} bytes", expected=f"at most {limit}")
+        return body
+
+    async def _rest(self, body: bytes, receive: Receive) -> bytes:
+        """A body that comes in parts. How long it may take is watched by the connection (`serving/connections.py`)."""
+        limits = self.gateway.limits
         chunks = [body]
         size = len(body)
+        self._buffered += size
         try:
-            async with asyncio.timeout(self.gateway.limits.body_timeout_s):
-                while message.get("more_body"):
-                    message = await receive()
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > limit:
-                        _too_large(size, limit)
-        except TimeoutError:
-            raise Malformed("body", got="only a part of it", expected="all of it in time") from None
-        return b"".join(chunks)
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _gone()
+                chunk: bytes = message.get("body", b"")
+                chunks.append(chunk)
+                size += len(chunk)
+                self._buffered += len(chunk)
+                if size > limits.max_body_bytes:
+                    raise TooLarge("body", got=f"{size} bytes or more", expected=f"at most {limits.max_body_bytes}")
+                if self._buffered > limits.max_buffered_bytes:
+                    raise Overloaded("gateway", got="too many bodies on their way", hint="Send it again later.")
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+        finally:
+            self._buffered -= size
 
     async def _refuse(self, send: Send, refusal: Refusal) -> None:
         self.gateway.metrics.refused.labels(str(refusal.status)).inc()
-        await _reply(send, refusal.status, error_body(str(refusal)), headers=refusal.headers)
+        headers = refusal.headers
+        if refusal.retryable:
+            headers = (*headers, (b"retry-after", str(self.gateway.limits.retry_after_s).encode()))
+        await _reply(send, refusal.status, error_body(str(refusal)), headers=headers)
 
 
-def _too_large(size: int, limit: int) -> bytes:
-    raise TooLarge("body", got=f"{size} bytes or more", expected=f"at most {limit}")
+def _gone() -> Malformed:
+    return Malformed("body", got="a part of it", expected="all of it: the connection has ended")
 
 
 def _check(condition: bool, what: str, got: str) -> None:

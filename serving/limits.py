@@ -21,10 +21,26 @@ class Limits(BaseSettings):
     """Labels or KPI values in one call; more are refused with 413."""
     max_id_chars: int = 256
     """Length of a request id, and of a randomisation unit."""
+    max_json_depth: int = 64
+    """Levels of lists and objects in a JSON body; deeper ones are refused with 400."""
+    max_head_bytes: int = 32 * 1024
+    """Request line and headers; longer ones are refused with 431."""
+    max_connections: int = 1000
+    """Open connections, a worker; one more is answered 429 and closed."""
     max_inflight: int = 512
     """Requests being served at once, a worker; one more is refused with 429 and `Retry-After`."""
+    max_queue_ms: float = 100.0
+    """How long a request may wait for its turn; one that waited longer is refused with 429 and `Retry-After`."""
+    max_buffered_bytes: int = 256 * 1024 * 1024
+    """Bodies that have arrived in part, a worker, together; past it the arriving ones are refused with 429."""
+    retry_after_s: int = 1
+    """What `Retry-After` says."""
+    head_timeout_s: float = 10.0
+    """How long the head of a request may take to arrive; then 408, and the connection is closed."""
     body_timeout_s: float = 10.0
-    """How long a body may take to arrive."""
+    """How long a body may take; the same."""
+    write_timeout_s: float = 10.0
+    """How long a client may leave its answer unread before its connection is reset."""
     shadow_queue: int = 1024
     """Requests whose second arm waits to be scored; one more is answered without its pair, and counted as shed."""
     remembered_ids: int = 100_000

@@ -38,11 +38,16 @@ def _ahead_of_bentoml(inner: Any) -> Any:
 
     _share_metrics()
     from serving.app import GatewayApp, with_lifespan
+    from serving.connections import install
     from serving.gateway import Gateway as WorkerGateway
+    from serving.limits import Limits
 
     logging.getLogger("slipway").setLevel(logging.INFO)
     worker = max(0, (server_context.worker_index or 1) - 1)
-    return with_lifespan(GatewayApp(WorkerGateway(_settings, worker=worker)), inner, on_started=_freeze_heap)
+    limits = Limits()
+    install(limits)
+    app = GatewayApp(WorkerGateway(_settings, limits, worker))
+    return with_lifespan(app, inner, on_started=_freeze_heap)
 
 
 def _share_metrics() -> None:

@@ -8,8 +8,9 @@
              metrics.json          offline metrics
              sample_request.json   an OIP request that must be answered
 
-Loading verifies every digest before a byte is used. The two source files become modules named by their digest, so
-champion and challenger run side by side, and training runs the very same file.
+Loading verifies every digest before a byte is used, and refuses a bundle that holds a pickle, whatever its name: a
+pickle runs code that nobody can read, and nothing here would load it, so there is no opt-in. The two source files
+become modules named by their digest, so champion and challenger run side by side, and training runs the very same file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from pipelines.contracts.errors import ContractError, NotFoundError
 from pipelines.contracts.source_functions import load_function
 
 SCHEMA = "slipway-release/1"
+_PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".pt", ".pth", ".npy", ".npz"})
+# PROTO of protocols 2 to 5; earlier ones have no mark and go by their name.
+_PICKLE_MARKS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 Columns = dict[str, np.ndarray]
 
 
@@ -127,7 +131,21 @@ def verify(folder: Path, release: str) -> Manifest:
     for name, promised in manifest.files.items():
         if (got := file_digest(folder / name)) != promised:
             raise ContractError(f"{folder / name}", got=got[:12], expected=promised[:12])
+        refuse_pickle(folder / name)
     return manifest
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises ContractError for a file that is a pickle, or of a kind that holds pickles, by its name or first bytes."""
+    with path.open("rb") as handle:
+        marked = handle.read(2) in _PICKLE_MARKS
+    if marked or path.suffix.lower() in _PICKLE_SUFFIXES:
+        raise ContractError(
+            f"{path}",
+            got="a pickle, or a file that may hold one",
+            expected="ONNX, JSON, Python source or text",
+            hint="Pickles run code when they are read; export the model as ONNX.",
+        )
 
 
 class Release:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from pipelines.contracts.errors import SlipwayError
 
+_SHOWN_CHARS = 500
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+
 
 class Refusal(SlipwayError):
-    """A request the gateway will not serve as it stands; answered as OIP `{"error": ...}` with `status`."""
+    """A request the gateway will not serve as it stands; answered as OIP `{"error": ...}` with `status`.
+
+    A retryable one is answered with `Retry-After`.
+    """
 
     status = 400
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, hint: str = "") -> None:
+        # What a client sent is named, not sent back to it whole.
+        shown = None if got is None else _shortened(str(got))
+        super().__init__(_shortened(what), got=shown, expected=expected, hint=hint)
 
 
 class Malformed(Refusal):
@@ -64,7 +78,6 @@ class Overloaded(Refusal):
     """More requests are in flight than the gateway serves at once."""
 
     status = 429
-    headers = ((b"retry-after", b"1"),)
     retryable = True
 
 
@@ -78,5 +91,4 @@ class Unavailable(Refusal):
     """Not now: the log cannot be written, or the model's releases are not loaded yet."""
 
     status = 503
-    headers = ((b"retry-after", b"1"),)
     retryable = True

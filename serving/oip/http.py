@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 
+from serving.json_depth import refuse_deeper
+from serving.limits import Limits
 from serving.oip.errors import Malformed, TooLarge, UnsupportedEncoding
 from serving.oip.request import InferRequest, decode
 from serving.oip.response import Prediction, infer_answer
@@ -19,17 +21,18 @@ _MAX_DIGITS = 18
 _WINDOWS = {b"gzip": 31, b"x-gzip": 31, b"deflate": 15}
 
 
-def infer_request(headers: Iterable[Header], body: bytes, max_bytes: int) -> InferRequest:
+def infer_request(headers: Iterable[Header], body: bytes, limits: Limits) -> InferRequest:
     """The request of a POST; header names in lower case. Raises Malformed, TooLarge or UnsupportedEncoding.
 
-    A compressed body may unfold to at most `max_bytes`.
+    A compressed body may unfold to at most `max_body_bytes`.
     """
     header_length: int | None = None
     for name, value in headers:
         if name == _LENGTH:
             header_length = _number(value)
         elif name == b"content-encoding":
-            body = _unfolded(body, value.strip().lower(), max_bytes)
+            body = _unfolded(body, value.strip().lower(), limits.max_body_bytes)
+    refuse_deeper(body if header_length is None else body[:header_length], limits.max_json_depth)
     return decode(body, header_length)
 
 

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 
 from pipelines.contracts.release import InputField, Manifest, ModelFeature, OutputContract
 from serving.inputs import bind
+from serving.limits import Limits
 from serving.oip.datatypes import DATATYPES, NUMERIC
 from serving.oip.errors import Malformed, Refusal, TooLarge, UnsupportedEncoding
 from serving.oip.http import infer_request, infer_response
@@ -24,7 +25,7 @@ from serving.oip.response import Prediction, check_outputs
 from serving.oip.tensor_bytes import from_bytes, to_bytes
 
 LENGTH = b"inference-header-content-length"
-LIMIT = 1_000_000
+LIMITS = Limits(max_body_bytes=1_000_000)
 
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 
@@ -54,7 +55,7 @@ def as_bytes(datatype: str, values: list[Any] | np.ndarray) -> bytes:
 def sent(head: bytes, part: bytes, **headers: str) -> InferRequest:
     length = (LENGTH, str(len(head)).encode())
     more = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return infer_request([length, *more], head + part, LIMIT)
+    return infer_request([length, *more], head + part, LIMITS)
 
 
 @given(tensors())
@@ -144,7 +145,7 @@ def test_a_header_length_that_lies_is_refused(value: bytes) -> None:
     if value.strip() == str(len(head)).encode() or value.strip().lstrip(b"0") == str(len(head)).encode():
         return
     with pytest.raises(Malformed):
-        infer_request([(LENGTH, value)], head + part, LIMIT)
+        infer_request([(LENGTH, value)], head + part, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_size_without_its_header_is_refused() -> None:
     head, part = binary_request("FP64", 1, struct.pack("<d", 1.5))
     for body in (head, head + part):
         with pytest.raises(Malformed):
-            infer_request([], body, LIMIT)
+            infer_request([], body, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -210,16 +211,16 @@ def test_compressed_bodies_unfold_up_to_the_limit(folded: Any, request: pytest.F
     head, part = binary_request("FP64", 100, np.arange(100.0).tobytes())
     headers = [(LENGTH, str(len(head)).encode()), (b"content-encoding", encoding.encode())]
     body = folded(head + part)
-    assert np.array_equal(infer_request(headers, body, LIMIT).inputs[0].data, np.arange(100.0))
+    assert np.array_equal(infer_request(headers, body, LIMITS).inputs[0].data, np.arange(100.0))
     with pytest.raises(TooLarge):
-        infer_request(headers, body, len(head + part) - 1)
+        infer_request(headers, body, Limits(max_body_bytes=len(head + part) - 1))
     for broken in (body[:-3], body + b"x", b"not compressed", b""):
         with pytest.raises(Malformed):
-            infer_request(headers, broken, LIMIT)
+            infer_request(headers, broken, LIMITS)
     with pytest.raises(TooLarge):
-        infer_request(headers, folded(b" " * 50_000_000), LIMIT)
+        infer_request(headers, folded(b" " * 50_000_000), LIMITS)
     with pytest.raises(UnsupportedEncoding):
-        infer_request([(b"content-encoding", b"br")], body, LIMIT)
+        infer_request([(b"content-encoding", b"br")], body, LIMITS)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

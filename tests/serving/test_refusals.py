@@ -31,7 +31,7 @@ CASES: list[tuple[str, Any, int, str]] = [
     ("NaN token", b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1],"data":[NaN]}]}', 400, "not JSON"),
     ("infinite number", b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1],"data":[1e999]}]}', 400, "range"),
     ("not UTF-8", b'{"id":"\xff","inputs":[]}', 400, "utf-8"),
-    ("deep nesting", b'{"inputs":' + b"[" * 50_000, 400, "infer request"),
+    ("deep nesting", b'{"inputs":' + b"[" * 50_000, 400, "nests deeper"),
     (
         "deep nesting in data",
         b'{"inputs":[{"name":"x","datatype":"FP64","shape":[1],"data":[' + b"[" * 50_000,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.release import InputField, Manifest, ModelFeature, verify
+from pipelines.contracts.release import InputField, Manifest, ModelFeature, refuse_pickle, verify
 from pipelines.registry.bundle import install, json_file, staged
 
 MANIFEST = Manifest(
@@ -49,3 +50,28 @@ def test_a_changed_bundle_is_not_taken_for_the_same(tmp_path: Path) -> None:
     (tmp_path / digest / "model.onnx").write_bytes(b"other")
     with pytest.raises(ContractError, match=r"model\.onnx"), staged(tmp_path, MANIFEST, FILES) as again:
         install(tmp_path, again)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("scaler.pkl", pickle.dumps({"mean": 1.0})),
+        ("scaler.joblib", b"text"),
+        ("vocabulary.dat", pickle.dumps(["a"], protocol=2)),
+        ("weights.npz", b"PK"),
+        ("deep/Model.PICKLE", b"(lp0\n."),
+    ],
+)
+def test_a_bundle_with_a_pickle_is_refused_whatever_its_name(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ContractError, match="pickle"):
+        refuse_pickle(tmp_path / name)
+
+
+def test_a_digest_does_not_excuse_a_pickle(tmp_path: Path) -> None:
+    with (
+        staged(tmp_path, MANIFEST, {**FILES, "encoder.bin": pickle.dumps({})}) as bundle,
+        pytest.raises(ContractError, match=r"encoder\.bin.*pickle"),
+    ):
+        verify(bundle.folder, bundle.digest)
