@@ -15,6 +15,7 @@ from serving.inference_log import InferenceLog, LogWriteError
 from serving.limits import Limits
 from serving.metrics import Metrics
 from serving.online_features.sqlite_store import SqliteStore
+from serving.override_recovery import logged_overrides
 from serving.overrides import OverrideStore
 from serving.route_source import RouteSource, reader_of
 from serving.route_table import Plan, RouteTable
@@ -24,6 +25,7 @@ from serving.shadow import ShadowQueue
 _log = logging.getLogger("slipway.gateway")
 
 BREAKER = "circuit-breaker"
+_PERSIST_AGAIN_S = 1.0
 
 
 class Gateway:
@@ -60,7 +62,8 @@ class Gateway:
         self._persisting: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Load the routes' releases (bounded by `load_timeout_s`), then be ready."""
+        """Take up overrides that were cut short, load the routes' releases (bounded by `load_timeout_s`), be ready."""
+        await asyncio.to_thread(self._recover_overrides)
         await asyncio.to_thread(self.table.start, self.limits.load_timeout_s)
         self.shadow.start()
         self.started = True
@@ -84,9 +87,7 @@ class Gateway:
         if known[1].record(failed=failed) and self.standing_override(plan.route.model) is None:
             held = self.override(plan, known[1].reason(), BREAKER)
             if held is not None:
-                task = asyncio.get_running_loop().create_task(self._persist_in_background(held))
-                self._persisting.add(task)
-                task.add_done_callback(self._persisting.discard)
+                self.persist_later(held)
 
     def standing_override(self, model: str) -> str | None:
         """The id of the override in force for the model, if any."""
@@ -118,6 +119,7 @@ class Gateway:
                 event_us=event_us,
                 wall_us=wall_us(),
                 action="challenger_off" if off else "champion_to_fallback",
+                withdrawn=withdrawn,
             )
 
         try:
@@ -128,6 +130,11 @@ class Gateway:
         held = HeldOverride(event=event_of(event_id), withdrawn=withdrawn)
         self.overrides.hold(held)
         self.table.refresh(route.model)
+        try:
+            # Nothing may come between the event and this: a worker killed there is what recovery is for.
+            self.overrides.publish(held)
+        except OSError as error:
+            _log.error("override %s is in force in this worker only: %s", event_id, error)
         if off:
             self.arms.replace("challenger")
         self.metrics.overrides.labels(route.model).inc()
@@ -135,15 +142,30 @@ class Gateway:
         return held
 
     async def persist(self, held: HeldOverride) -> None:
-        """Return when the override survives the machine and the other workers can see it.
+        """Return when the override outlives the machine.
 
         Raises LogWriteError or OSError.
         """
         await self.log.durable()
         await asyncio.to_thread(self.overrides.persist, held)
 
+    def persist_later(self, held: HeldOverride) -> None:
+        """`persist` in the background, again and again until the disk takes it."""
+        task = asyncio.get_running_loop().create_task(self._persist_in_background(held))
+        self._persisting.add(task)
+        task.add_done_callback(self._persisting.discard)
+
     async def _persist_in_background(self, held: HeldOverride) -> None:
-        try:
-            await self.persist(held)
-        except (OSError, LogWriteError) as error:
-            _log.error("override %s is in force in this worker only: %s", held.event.id, error)
+        while True:
+            try:
+                await self.persist(held)
+            except (OSError, LogWriteError) as error:
+                _log.error("override %s is not durable yet: %s", held.event.id, error)
+                await asyncio.sleep(_PERSIST_AGAIN_S)
+            else:
+                return
+
+    def _recover_overrides(self) -> None:
+        for held in logged_overrides(self.log.folder.parent, self.log.folder):
+            if self.overrides.recover(held):
+                _log.warning("override %s of %s taken up from the log", held.event.id, held.event.model)

@@ -24,7 +24,7 @@ class OverrideStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._held: dict[str, HeldOverride] = {}
-        self._read: dict[str, int] = {}
+        self._read: dict[str, tuple[int, int]] = {}
 
     def of(self, model: str) -> list[HeldOverride]:
         """The model's overrides, cleared ones included, oldest first."""
@@ -36,15 +36,25 @@ class OverrideStore:
         with self._lock:
             self._held[str(held.event.id)] = held
 
+    def publish(self, held: HeldOverride) -> None:
+        """Show it to the other workers: what the kernel has, they see, and it outlives this process. Raises OSError."""
+        self._write(held, sync=False)
+
     def persist(self, held: HeldOverride) -> None:
-        """Write it for the other workers and for the next start (fsynced, atomic). Raises OSError."""
-        path = self.folder / (str(held.event.id).replace("/", "-") + ".json")
+        """Make it outlive the machine as well. Raises OSError."""
+        self._write(held, sync=True)
+
+    def _write(self, held: HeldOverride, *, sync: bool) -> None:
+        path = self.folder / _file_name(held)
         temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
         with temporary.open("wb") as handle:
             handle.write(msgspec.json.encode(held))
-            handle.flush()
-            os.fsync(handle.fileno())
+            if sync:
+                handle.flush()
+                os.fsync(handle.fileno())
         temporary.replace(path)
+        if sync:
+            _sync_folder(self.folder)
 
     def poll(self) -> set[str]:
         """Read what other workers wrote since the last call; the models concerned."""
@@ -52,7 +62,9 @@ class OverrideStore:
         for entry in os.scandir(self.folder):
             if not entry.name.endswith(".json"):
                 continue
-            stamp = entry.stat().st_mtime_ns
+            found = entry.stat()
+            # Each write is another file: two of them within one tick of the file system's clock differ all the same.
+            stamp = (found.st_mtime_ns, found.st_ino)
             if self._read.get(entry.name) == stamp:
                 continue
             try:
@@ -68,6 +80,17 @@ class OverrideStore:
             changed.add(held.event.model)
         return changed
 
+    def recover(self, held: HeldOverride) -> bool:
+        """Take up an override found in the log, unless its file is there already. Returns whether it was missing."""
+        if (self.folder / _file_name(held)).exists():
+            return False
+        self.hold(held)
+        try:
+            self.persist(held)
+        except OSError as error:
+            _log.error("override %s is in force in this worker only: %s", held.event.id, error)
+        return True
+
     def clear_named(self, route: Route) -> None:
         """Remember for good that `route` has dealt with the overrides it names: a later route need not repeat them."""
         for held in self.of(route.model):
@@ -78,3 +101,15 @@ class OverrideStore:
                     self.persist(cleared)
                 except OSError as error:
                     _log.error("override %s is cleared in memory only: %s", held.event.id, error)
+
+
+def _file_name(held: HeldOverride) -> str:
+    return str(held.event.id).replace("/", "-") + ".json"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

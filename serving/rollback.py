@@ -59,6 +59,7 @@ async def roll_back(gateway: Gateway, plan: Plan, body: bytes) -> dict[str, Any]
     try:
         await gateway.persist(held)
     except (OSError, LogWriteError) as error:
+        gateway.persist_later(held)
         raise Unavailable("override", got=str(error), expected="a durable write", hint="It is in force here.") from None
     serving = gateway.table.plans[route.model].effective.champion
     return {"model": route.model, "override": str(held.event.id), "action": held.event.action, "serving": serving}

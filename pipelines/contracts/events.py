@@ -142,6 +142,7 @@ class Override(msgspec.Struct, frozen=True, tag="override", tag_field="kind", kw
     """The gateway reduced exposure on its own (breaker) or by hand (rollback call). It never raises exposure.
 
     Outranks every route of `rollout_id` until a route's `clears_overrides` names it: then a decision has dealt with it.
+    `withdrawn` is the release that lost its requests ("" in events of older gateways).
     """
 
     id: EventId
@@ -154,6 +155,7 @@ class Override(msgspec.Struct, frozen=True, tag="override", tag_field="kind", kw
     event_us: int
     wall_us: int
     action: Literal["challenger_off", "champion_to_fallback"] = "challenger_off"
+    withdrawn: str = ""
 
 
 Event = Assignment | Response | Label | Kpi | Override
