@@ -16,8 +16,9 @@ import pyarrow as pa
 
 from pipelines.collect.fold import Fold
 from pipelines.collect.row_order import KINDS
-from pipelines.rollout.judge import Judgement, hold_bar, live_stages, proof_bar, proof_stages, rollback_bar
+from pipelines.rollout.bars import hold_bar, live_stages, proof_bar, proof_stages, rollback_bar
 from pipelines.rollout.judge import judge as judge_evidence
+from pipelines.rollout.judgement import Judgement
 from pipelines.rollout.policy import Metric, Policy
 from pipelines.stats.evidence import HARM, PROOF, Evidence
 from pipelines.stats.families import harm, proof

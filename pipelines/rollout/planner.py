@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from pipelines.contracts.errors import ContractError
-from pipelines.rollout.judge import live_stages, proof_bar, proof_stages, rollback_bar
+from pipelines.rollout.bars import live_stages, proof_bar, proof_stages, rollback_bar
 from pipelines.rollout.policy import Metric, Policy, Stage
 from pipelines.stats import bets
 from pipelines.stats.evidence import GRID

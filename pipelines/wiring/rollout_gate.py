@@ -15,7 +15,8 @@ from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore, RolloutV
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.routes import Breaker
 from pipelines.rollout.decide import Now, Standing
-from pipelines.rollout.judge import Judgement, judge
+from pipelines.rollout.judge import judge
+from pipelines.rollout.judgement import Judgement
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.stages import from_spec
 from pipelines.rollout.state import Plan, Rollout

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from pipelines.collect.fold import Fold
-from pipelines.rollout.judge import Judgement, Verdict, judge
+from pipelines.rollout.judge import judge
+from pipelines.rollout.judgement import Judgement, Verdict
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.simulator import HEALTHY, Fault, Traffic, simulate
 from pipelines.stats.evidence import Evidence
