@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     """`process`: an answer is logged before it leaves; `power`: and on the disk, too (labels and KPIs always are)."""
     control_url: str = Field("", repr=False, pattern=r"^(|sqlite:///.*|postgres(ql)?(\+psycopg)?://.*)$")
     """Control database: `postgresql://user:password@host:port/database`; empty: SQLite in `home`."""
+    online_store: Literal["sqlite", "redis"] = "sqlite"
+    """Where features are read online. `sqlite`: a file in `home`; `redis`: the server at `redis_url`."""
+    redis_url: SecretStr = SecretStr("")
+    """`redis://[user:password@]host[:port][/database]`, `rediss://...` (TLS) or `unix://...`, for `redis`."""
     token: SecretStr = SecretStr("")
     """Bearer token of a rollback at the gateway; empty: the one in `home/secrets`, made by `slipway up`."""
     pii_key: SecretStr = SecretStr("")
@@ -67,6 +71,12 @@ class Settings(BaseSettings):
                 if file.exists():
                     values[name] = file.read_text().strip()
         return values
+
+    @model_validator(mode="after")
+    def _redis_has_its_url(self) -> Settings:
+        if self.online_store == "redis" and not self.redis_url.get_secret_value():
+            raise ValueError("online_store is redis, and redis_url is empty: set SLIPWAY_REDIS_URL=redis://host:6379/0")
+        return self
 
     @property
     def root(self) -> Path:

@@ -130,7 +130,7 @@ def missing_apt_packages() -> list[str]:
 
 
 # What tests start themselves: a program, and the Debian and Ubuntu package that brings it.
-SERVERS = {"postgres": "postgresql"}
+SERVERS = {"postgres": "postgresql", "redis-server": "redis-server"}
 
 
 def has_program(name: str) -> bool:

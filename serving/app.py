@@ -115,7 +115,7 @@ class GatewayApp:
             if isinstance(answer.result, Prediction):
                 await _reply(send, 200, *oip_http.infer_response(request, answer.result))
             else:
-                await _reply(send, answer.result.status, error_body(str(answer.result)))
+                await self._refuse(send, answer.result)
         finally:
             if answer.after is not None:
                 self.gateway.shadow.put(answer.after)

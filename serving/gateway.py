@@ -14,7 +14,7 @@ from serving.circuit_breaker import CallWindow
 from serving.inference_log import InferenceLog, LogWriteError
 from serving.limits import Limits
 from serving.metrics import Metrics
-from serving.online_features.sqlite_store import SqliteStore
+from serving.online_features.store import open_store
 from serving.override_recovery import logged_overrides
 from serving.overrides import OverrideStore
 from serving.route_source import RouteSource, reader_of
@@ -37,7 +37,7 @@ class Gateway:
         self.metrics = Metrics()
         self.clock = settings.event_clock()
         home = settings.root / "gateway" / settings.gateway_name
-        self.store = SqliteStore(settings.feast_dir / "online_store.db", limits.features_budget_ms)
+        self.store = open_store(settings, limits.features_budget_ms)
         self.overrides = OverrideStore(home / "overrides")
         self.table = RouteTable(
             RouteSource(reader_of(settings.control, settings.route_poll_ms / 1000), home / "routes.json"),
@@ -65,6 +65,7 @@ class Gateway:
         """Take up overrides that were cut short, load the routes' releases (bounded by `load_timeout_s`), be ready."""
         await asyncio.to_thread(self._recover_overrides)
         await asyncio.to_thread(self.table.start, self.limits.load_timeout_s)
+        await self.store.start()
         self.shadow.start()
         self.started = True
 
@@ -75,6 +76,7 @@ class Gateway:
         if self._persisting:
             await asyncio.wait(self._persisting, timeout=5.0)
         self.table.stop()
+        await self.store.stop()
         self.arms.close()
         await asyncio.to_thread(self.log.close)
 

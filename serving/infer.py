@@ -18,10 +18,10 @@ from serving.gateway import Gateway
 from serving.inference_log import LogWriteError
 from serving.inputs import Bound, bind
 from serving.models import LoadedModel
-from serving.oip.errors import Malformed, ModelFailed
+from serving.oip.errors import Malformed, ModelFailed, Refusal, Unavailable
 from serving.oip.request import InferRequest
 from serving.oip.response import Prediction, check_outputs
-from serving.online_features.plan import NOTHING
+from serving.online_features.plan import NOTHING, ReadPlan, Reads
 from serving.route_table import Plan
 from serving.routing import arm_of
 from serving.scoring import Outcome, Scorer
@@ -33,7 +33,7 @@ _OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
 class Answer(msgspec.Struct):
     """What the client gets, whichever door it came by, and what is still to be done once it has left."""
 
-    result: Prediction | ModelFailed
+    result: Prediction | Refusal
     after: Job | None = None
 
 
@@ -117,12 +117,18 @@ async def infer(gateway: Gateway, plan: Plan, request: InferRequest, traceparent
         both = exchange.paired or exchange.arm == "challenger"
         read_plan = plan.reads if both else plan.champion.reads
         if read_plan.pinned:
-            exchange.scorer.reads = gateway.store.read(read_plan, bound.columns, bound.rows, event_us)
+            exchange.scorer.reads = await _read(gateway, read_plan, bound, event_us)
         return await _answer(exchange)
     except BaseException:
         # Whatever ended the request early, its place in the shadow queue is free again.
         _unpair(exchange)
         raise
+
+
+async def _read(gateway: Gateway, plan: ReadPlan, bound: Bound, event_us: int) -> Reads:
+    """The online features, at one moment for all arms; only a remote store is waited for."""
+    reads = gateway.store.read(plan, bound.columns, bound.rows, event_us)
+    return reads if isinstance(reads, Reads) else await reads
 
 
 def event_time(gateway: Gateway, request: InferRequest) -> int:
@@ -221,7 +227,7 @@ async def _answer(exchange: _Exchange) -> Answer:
         outcome = await _score(exchange, arm)
     fallback = False
     if arm == "challenger":
-        failed = outcome.status != "ok"
+        failed, unavailable = outcome.status != "ok", outcome.unavailable
         # An answer of the challenger that the log cannot take is not given: no exposure without its record.
         if failed or not exchange.respond("challenger", outcome, served=True):
             if failed:
@@ -230,7 +236,8 @@ async def _answer(exchange: _Exchange) -> Answer:
             exchange.gateway.metrics.fallbacks.labels(exchange.plan.route.model).inc()
             arm, fallback = "champion", True
             outcome = await _score(exchange, arm)
-        exchange.gateway.count_challenger_call(exchange.plan, failed=failed)
+        if not unavailable:
+            exchange.gateway.count_challenger_call(exchange.plan, failed=failed)
     logged = exchange.logged
     if arm == "champion":
         logged = exchange.respond("champion", outcome, served=True, fallback=fallback)
@@ -263,7 +270,7 @@ async def _score_other(exchange: _Exchange, arm: Arm) -> None:
     """The arm not drawn scores; its Response is `shadow`, and nobody waits for it."""
     outcome = await _score(exchange, arm)
     exchange.respond(arm, outcome, served=False, shadow=True)
-    if arm == "challenger":
+    if arm == "challenger" and not outcome.unavailable:
         exchange.gateway.count_challenger_call(exchange.plan, failed=outcome.status != "ok")
 
 
@@ -273,9 +280,7 @@ def _unpair(exchange: _Exchange) -> None:
         exchange.gateway.shadow.release()
 
 
-def _result(
-    exchange: _Exchange, model: LoadedModel, outcome: Outcome, arm: Arm, logged: bool
-) -> Prediction | ModelFailed:
+def _result(exchange: _Exchange, model: LoadedModel, outcome: Outcome, arm: Arm, logged: bool) -> Prediction | Refusal:
     if failure := _failure(exchange.plan.route.model, outcome):
         return failure
     degraded = list(outcome.degraded)
@@ -291,8 +296,10 @@ def _result(
     return Prediction(exchange.request_id, model.manifest, outcome.outputs, parameters)
 
 
-def _failure(model: str, outcome: Outcome) -> ModelFailed | None:
-    """What there is instead of an answer: an error, or a score that is no number."""
+def _failure(model: str, outcome: Outcome) -> Refusal | None:
+    """What there is instead of an answer: an error, a score that is no number, or no features to score with."""
+    if outcome.unavailable:
+        return Unavailable(f"model {model}: online features", got=outcome.error, expected="to be readable in time")
     if outcome.status == "error":
         return ModelFailed(f"model {model}", got=outcome.error, expected="an answer")
     if outcome.status == "invalid" and any(value - value != 0 for value in outcome.score):
@@ -306,7 +313,7 @@ async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferReque
     check_outputs(request, model.manifest)
     bound = bind(request, model.fields, model.required, gateway.limits.max_rows)
     request_id, _ = _request_id(request, gateway.limits.max_id_chars)
-    reads = gateway.store.read(model.reads, bound.columns, bound.rows, event_us) if model.reads.pinned else NOTHING
+    reads = await _read(gateway, model.reads, bound, event_us) if model.reads.pinned else NOTHING
     outcome = Scorer(bound, reads).score(model)
     if failure := _failure(model.manifest.model, outcome):
         raise failure

@@ -58,7 +58,7 @@ class LoadedModel:
         request = oip_request.decode(path.read_bytes())
         bound = bind(request, self.fields, self.required, max_rows=10_000)
         # Nothing is read online: a release must be able to answer by its defaults.
-        reads = self.reads.without_store(bound.columns, bound.rows, "warm-up")
+        reads = self.reads.without_store(self.reads.keys(bound.columns, bound.rows), "warm-up")
         features = {(read.logged.view, name): column for read in reads.views for name, column in read.columns.items()}
         for _ in range(3):
             raw = self.predict(self.release.matrix(bound.columns, features, bound.rows))

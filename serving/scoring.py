@@ -32,6 +32,8 @@ class Outcome(msgspec.Struct):
     features: list[FeatureRead] = []
     degraded: list[str] = []
     error: str = ""
+    unavailable: bool = False
+    """The release refuses to answer without its online features: its declared way, and no fault of its own."""
 
 
 class Scorer:
@@ -50,7 +52,7 @@ class Scorer:
                 raise ContractError(f"input {missing}", got="null", expected="a value: this release requires it")
             if model.manifest.views:
                 reads = self.reads.of(model.digest)
-            outcome = self._evaluate(model, reads)
+            outcome = _refused(model, reads) or self._evaluate(model, reads)
         except Exception as error:  # noqa: BLE001 - whatever a release's own code raises is that release's failure
             outcome = Outcome("error", 0, error=_text_of(error))
         # The reading was done once for both arms and counts for each: their latencies stay comparable.
@@ -73,6 +75,14 @@ class Scorer:
         score = np.asarray(made[contract.score], dtype=np.float64)
         status: Literal["ok", "invalid"] = "ok" if release.valid(score) else "invalid"
         return Outcome(status, 0, raw=raw.tolist(), score=score.tolist(), outputs=outputs, model_us=model_us)
+
+
+def _refused(model: LoadedModel, reads: list[ViewRead]) -> Outcome | None:
+    """The outcome of a release that does not answer by defaults, when a view of its could not be read."""
+    if model.manifest.on_features_unavailable == "defaults":
+        return None
+    lost = [read.degraded for read in reads if read.unavailable]
+    return Outcome("error", 0, error="; ".join(lost)[:_ERROR_CHARS], unavailable=True) if lost else None
 
 
 def _text_of(error: Exception) -> str:

@@ -81,6 +81,7 @@ def constant_release(
     features: list[release.ModelFeature] | None = None,
     sample: bool = True,
     task: str = "constant",
+    on_features_unavailable: str = "defaults",
 ) -> str:
     """Write the bundle of a release that answers `score + slope * x`; returns its digest. Same call, same digest.
 
@@ -119,6 +120,7 @@ def constant_release(
         inputs=inputs if inputs is not None else fields,
         views=views or [],
         features=features or [release.ModelFeature(name="x", source="input", default=0.0)],
+        on_features_unavailable=on_features_unavailable,  # type: ignore[arg-type]
         output=release.OutputContract(low=low, high=high, fields={"score": "FP64", "decision": "BOOL"}),
         postprocess_params=params,
         files={name: file_digest(staged / name) for name in contents},

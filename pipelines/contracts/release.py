@@ -83,6 +83,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     inputs: list[InputField]
     views: list[ViewPin] = []
     features: list[ModelFeature]
+    on_features_unavailable: Literal["defaults", "refuse"] = "defaults"
+    """When the online store cannot be read in time: answer by the features' defaults, or not at all (503)."""
     output: OutputContract = OutputContract()
     postprocess_params: dict[str, Any] = {}
     files: dict[str, str]

@@ -93,6 +93,7 @@ def _behaves(previous: Manifest, new: Manifest) -> str:
         ("output", previous.output, new.output),
         ("features", previous.features, new.features),
         ("views", previous.views, new.views),
+        ("on_features_unavailable", previous.on_features_unavailable, new.on_features_unavailable),
         ("post-processing parameters", _given(previous), _given(new)),
     ):
         if before != after:

@@ -187,7 +187,11 @@ class Define(Strict):
 
 
 class ModelSpec(Strict):
-    """`include/models/<model>.yaml`."""
+    """`include/models/<model>.yaml`.
+
+    `on_features_unavailable`: what the gateway does when the online store is down or late: it answers by the
+    `defaults` and says so, or refuses with 503. A row that is missing or expired is no such case.
+    """
 
     name: Name
     owner: str
@@ -197,6 +201,7 @@ class ModelSpec(Strict):
     labels: Labels
     inputs: Annotated[dict[Name, InputSpec], Field(min_length=1)]
     views: list[ViewUse] = Field(default_factory=list)
+    on_features_unavailable: Literal["defaults", "refuse"] = "defaults"
     request_features: RequestFeatures | None = None
     input_features: list[Name] = Field(default_factory=list)
     postprocess: Postprocess | None = None

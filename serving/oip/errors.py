@@ -88,7 +88,7 @@ class ModelFailed(Refusal):
 
 
 class Unavailable(Refusal):
-    """Not now: the log cannot be written, or the model's releases are not loaded yet."""
+    """Not now: the log cannot be written, the releases are not loaded yet, or a release refuses without features."""
 
     status = 503
     retryable = True

@@ -15,7 +15,7 @@ from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import FeatureRead
 from pipelines.contracts.release import Columns, ViewPin
 from serving.online_features.entity_keys import EntityKey
-from serving.online_features.feast_values import Value
+from serving.online_features.feast_values import Scalar, Value
 
 Key = bytes | None
 """A serialised entity key; None for a row of the request that has none."""
@@ -114,10 +114,9 @@ class ReadPlan:
         ]
         return Reads(self, views, took_us)
 
-    def without_store(self, columns: Columns, rows: int, why: str, took_us: int = 0) -> Reads:
+    def without_store(self, keys: list[Keys], why: str, took_us: int = 0) -> Reads:
         """What a request gets when nothing could be read: nulls everywhere, for the defaults to stand in."""
-        found = [[Found({}, why) for _ in entity.views] for entity in self.entities]
-        return self.reads(self.keys(columns, rows), found, 0, took_us)
+        return self.reads(keys, [[Found({}, why) for _ in entity.views] for entity in self.entities], 0, took_us)
 
     def _enter(self, pin: ViewPin) -> int:
         for index, known in enumerate(self.pinned):
@@ -190,11 +189,19 @@ def _view_read(one: _Pinned, keys: Keys, found: Found, event_us: int) -> ViewRea
             for column, position in zip(values, one.positions, strict=True):
                 column.append(of_row[position])
     return ViewRead(
-        FeatureRead(pin.view, pin.features, held, values),
+        FeatureRead(pin.view, pin.features, held, [_loggable(column) for column in values]),
         {name: _column(of_feature) for name, of_feature in zip(pin.features, values, strict=True)},
         f"{pin.view}: {', '.join(sorted(trouble))}" if trouble else "",
         bool(found.unavailable),
     )
+
+
+def _loggable(values: list[Value]) -> list[Scalar]:
+    """Numbers and text as they are; the log keeps a list or map as JSON text."""
+    for value in values:
+        if isinstance(value, (list, dict)):
+            return [msgspec.json.encode(one).decode() if isinstance(one, (list, dict)) else one for one in values]
+    return values  # type: ignore[return-value]  # no list and no dict is among them
 
 
 def _column(values: list[Value]) -> np.ndarray:

@@ -35,6 +35,16 @@ class SqliteStore:
         self._project = project
         self._local = threading.local()
 
+    async def start(self) -> None:
+        """There is nothing to connect to: the file is opened by the first read."""
+
+    async def stop(self) -> None:
+        """Close this thread's connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
+
     def read(self, plan: ReadPlan, columns: Columns, rows: int, event_us: int) -> Reads:
         """Every view of the plan for every row of a request at `event_us`. Never raises for the store's condition."""
         started = perf_counter_ns()

@@ -1,0 +1,32 @@
+"""The online store of an installation, as the gateway reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from pipelines.contracts.release import Columns
+from pipelines.settings import Settings
+from serving.online_features.plan import ReadPlan, Reads
+from serving.online_features.redis_store import RedisStore
+from serving.online_features.sqlite_store import SqliteStore
+
+
+class OnlineStore(Protocol):
+    """SQLite answers at once, Redis after a round trip. Neither raises for the store's condition."""
+
+    async def start(self) -> None:
+        """Called in the running loop before the first read."""
+
+    async def stop(self) -> None:
+        """Nothing is read after it."""
+
+    def read(self, plan: ReadPlan, columns: Columns, rows: int, event_us: int) -> Reads | Awaitable[Reads]:
+        """Every view of the plan for every row of a request at `event_us`, by the request's input columns."""
+
+
+def open_store(settings: Settings, budget_ms: float) -> OnlineStore:
+    """The store that `SLIPWAY_ONLINE_STORE` names."""
+    if settings.online_store == "redis":
+        return RedisStore(settings.redis_url.get_secret_value(), budget_ms)
+    return SqliteStore(settings.feast_dir / "online_store.db", budget_ms)
