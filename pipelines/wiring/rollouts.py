@@ -207,7 +207,7 @@ def backtest(settings: Settings, rollout_id: str) -> dict[str, Any]:
         return done.counts
     if rollout.slot != "running" or rollout.current.kind != "backtest":
         return {"requests": 0}
-    from pipelines.wiring.training import backtest as tables_of
+    from pipelines.wiring.backtest import backtest as tables_of
 
     tables = tables_of(settings, rollout)
     evidence, requests = fold_backtest(rollout, tables)

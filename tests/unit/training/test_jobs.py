@@ -24,7 +24,7 @@ from pipelines.rollout.state import Plan, Rollout
 from pipelines.settings import Settings
 from pipelines.training import training_set
 from pipelines.wiring import training
-from pipelines.wiring.backtest import no_data_reason
+from pipelines.wiring.backtest import backtest, no_data_reason
 from pipelines.wiring.releases import answer_sample
 from pipelines.wiring.rollouts import fold_backtest
 from pipelines.wiring.scoring import load_release
@@ -235,7 +235,7 @@ def test_a_backtest_runs_both_arms_over_what_was_logged(copied: tuple[Settings, 
     challenger = _challenger(settings)
     frame = _frame(settings, AS_OF - 5 * 86_400_000_000)
     project.log_traffic(settings, load_release(settings, first.release), frame, with_features=True)
-    tables = training.backtest(settings, _rollout(first.release, challenger))
+    tables = backtest(settings, _rollout(first.release, challenger))
     assert no_data_reason(tables) is None
     count = tables["assignments"].num_rows
     seen = max(load_release(settings, r).manifest.training["last_label_us"] for r in (first.release, challenger))
@@ -260,7 +260,7 @@ def test_views_that_were_not_logged_come_by_point_in_time(copied: tuple[Settings
     frame = _frame(settings, AS_OF)
     release = load_release(settings, first.release)
     project.log_traffic(settings, release, frame, with_features=False)
-    tables = training.backtest(settings, _rollout(first.release, challenger))
+    tables = backtest(settings, _rollout(first.release, challenger))
     ours = tables["responses"].filter(pc.equal(tables["responses"]["arm"], "champion"))["score"].to_numpy()
     joined = _scores(release, frame, frame["shop.buyers"].to_numpy(zero_copy_only=False))
     assert np.isin(np.round(ours, 9), np.round(joined, 9)).all()
@@ -274,7 +274,7 @@ def test_a_new_payload_field_is_no_data_with_its_name(copied: tuple[Settings, tr
     assert challenger.semver == "2.0.0"
     frame = _frame(settings, AS_OF)
     project.log_traffic(settings, load_release(settings, first.release), frame, with_features=True)
-    tables = training.backtest(settings, _rollout(first.release, challenger.release))
+    tables = backtest(settings, _rollout(first.release, challenger.release))
     assert tables["assignments"].num_rows == 0
     assert "the log lacks input minutes" in str(no_data_reason(tables))
     assert fold_backtest(_rollout(first.release, challenger.release), tables)[1] == 0
@@ -285,7 +285,7 @@ def test_too_few_requests_are_no_data(copied: tuple[Settings, training.Trained])
     challenger = _challenger(settings)
     frame = _frame(settings, AS_OF).slice(0, 30)
     project.log_traffic(settings, load_release(settings, first.release), frame, with_features=True)
-    tables = training.backtest(settings, _rollout(first.release, challenger))
+    tables = backtest(settings, _rollout(first.release, challenger))
     assert "30 logged requests after" in str(no_data_reason(tables))
     assert "50 are needed" in str(no_data_reason(tables))
 
@@ -293,8 +293,8 @@ def test_too_few_requests_are_no_data(copied: tuple[Settings, training.Trained])
 def test_an_empty_log_is_no_data(made: tuple[Settings, training.Trained]) -> None:
     settings, first = made
     rollout = _rollout(first.release, first.release)
-    assert "no answered requests" in str(no_data_reason(training.backtest(settings, rollout)))
-    assert "no champion" in str(no_data_reason(training.backtest(settings, _rollout(None, first.release))))
+    assert "no answered requests" in str(no_data_reason(backtest(settings, rollout)))
+    assert "no champion" in str(no_data_reason(backtest(settings, _rollout(None, first.release))))
 
 
 def _scores(release: Release, frame: pa.Table, buyers: np.ndarray) -> np.ndarray:
