@@ -25,6 +25,9 @@ REASONS: tuple[Reason, ...] = ("connections", "head_size", "slow_head", "slow_bo
 _SWEEP_S = 0.25
 # A client that is still sending reads its refusal only when the connection is not reset under it.
 _LINGER_S = 1.0
+# How long a worker that is to end waits for the request that a client is just sending. Closed at once, as uvicorn does,
+# the connection would be reset under it.
+_LAST_REQUEST_S = 0.5
 _Waiting = Literal["slow_head", "slow_body", "slow_reader"]
 
 
@@ -75,6 +78,7 @@ class Connection(HttpToolsProtocol):
         self.since = 0.0
         self._unparsed = 0
         self._ended = False
+        self._last_request = False
         # uvicorn's `cycle` is the newest request's; with pipelining an older one is being answered.
         self._answered: RequestResponseCycle | None = None
 
@@ -105,6 +109,19 @@ class Connection(HttpToolsProtocol):
         self.cycle.keep_alive = False
         return True
 
+    def shutdown(self) -> None:
+        """The worker is to end: one more request may be on its way, and is answered before the connection closes."""
+        if not self._awaits_head():
+            super().shutdown()
+            return
+        self._unset_keepalive_if_required()
+        self._last_request = True
+        self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self._awaits_head():
+            self.transport.close()
+
     def on_headers_complete(self) -> None:
         received, self._unparsed = self._unparsed, 0
         self.heads += 1
@@ -115,6 +132,8 @@ class Connection(HttpToolsProtocol):
                 self.end("head_size")
         if not self._ended:
             super().on_headers_complete()
+            if self._last_request:
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         # What is left to count are bytes of no body: heads, trailers, extensions of chunks.

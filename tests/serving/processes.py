@@ -29,8 +29,12 @@ class GatewayProcess:
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes, without helpers of Python's own."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [one for one in children if "_bentoml_impl.worker.service" in " ".join(one.cmdline())]
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it may be ending (a zombie is one, too)
+                if "_bentoml_impl.worker.service" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
@@ -68,16 +72,18 @@ class GatewayProcess:
 
 
 @contextmanager
-def bentoml_serve(home: Path, **environment: str) -> Iterator[GatewayProcess]:
-    """A ready gateway over `home`; ended with its whole process group."""
+def bentoml_serve(
+    home: Path, target: str = "serving.service:Gateway", cwd: Path = PROJECT, **environment: str
+) -> Iterator[GatewayProcess]:
+    """A ready gateway over `home`, of the checkout or of a bento; ended with its whole process group."""
     port = free_port()
     output = home / "gateway.out"
-    command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", "--host", "127.0.0.1", "--port"]
+    command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port"]
     variables = {"SLIPWAY_HOME": str(home), "SLIPWAY_TOKEN": "sesame", "BENTOML_DO_NOT_TRACK": "True", **environment}
     with output.open("wb") as handle:
         process = subprocess.Popen(
             [*command, str(port)],
-            cwd=PROJECT,
+            cwd=cwd,
             env=os.environ | variables,
             stdout=handle,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,112 @@
+"""How processes of the gateway end and are replaced, under `bentoml serve`, with requests running through."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from pipelines.contracts.events import Assignment, Response
+from tests.serving.conftest import Installation
+from tests.serving.processes import GatewayProcess, bentoml_serve
+
+BODY = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}
+
+
+def test_sigterm_answers_what_is_in_flight_and_closes_the_log(home: Installation) -> None:
+    slow = home.release(0.4, semver="3.0.0", sleep_s=0.5)
+    home.publish("shadow", champion=slow, stage="shadow")
+    with bentoml_serve(home.home) as gateway, ThreadPoolExecutor(4) as clients:
+        asked = [
+            clients.submit(httpx.post, f"{gateway.url}/v2/models/m/infer", json=BODY, timeout=30.0) for _ in range(4)
+        ]
+        until(lambda: len(home.events(Assignment)) == 4, "all requests are in flight")
+        assert not any(one.done() for one in asked)
+        began = time.monotonic()
+        with httpx.Client(base_url=gateway.url) as kept:
+            assert kept.get("/v2/health/ready").status_code == 200
+            gateway.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)  # the worker knows by now, and has a connection without a request
+            last = kept.get("/v2/health/live")
+            assert (last.status_code, last.headers["connection"]) == (200, "close")
+        answers = [one.result() for one in asked]
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert {answer.json()["parameters"]["release"] for answer in answers} == {slow}
+        assert gateway.process.wait(30) == 0
+        print(f"ended {time.monotonic() - began:.1f} s after SIGTERM")
+    responses = home.events(Response)
+    assert sum(one.served for one in responses) == 4
+    assert sum(one.shadow for one in responses) == 4, "pairs that were promised are scored before the end"
+    (epoch,) = (home.home / "bus" / "gw0").iterdir()
+    assert (epoch / "closed").exists()
+
+
+class Clients:
+    """Threads that open a new connection for every request, and count how each ended."""
+
+    def __init__(self, url: str, threads: int) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self.ends: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                answer = httpx.post(f"{self._url}/v2/models/m/infer", json=BODY, timeout=60.0)
+                end = str(answer.status_code)
+            except httpx.TransportError as error:
+                end = type(error).__name__
+            with self._lock:
+                self.ends[end] += 1
+
+    def end(self) -> Counter[str]:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        return self.ends
+
+
+def test_a_worker_is_replaced_without_a_refused_connection(home: Installation) -> None:
+    """With one worker there is nobody else: what is asked meanwhile waits at the supervisor's socket."""
+    home.publish()
+    with bentoml_serve(home.home) as gateway:
+        ends = {}
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
+            (worker,) = gateway.workers()
+            clients = Clients(gateway.url, threads=4)
+            try:
+                until(lambda clients=clients: clients.ends["200"] > 20, "requests run")
+                worker.send_signal(signal_number)
+                until(lambda worker=worker: live(gateway) not in (set(), {worker.pid}), "another takes its place")
+                answered = clients.ends["200"]
+                until(lambda n=answered, clients=clients: clients.ends["200"] > n + 20, "requests run")
+            finally:
+                ends[signal_number] = clients.end()
+            print(f"{signal_number.name}: {dict(ends[signal_number])}")
+        gateway.stop()
+    assert set(ends[signal.SIGTERM]) == {"200"}, "a worker that is asked to end finishes what it has taken"
+    killed = ends[signal.SIGKILL]
+    assert killed["ConnectError"] == 0, "the listening socket is the supervisor's: it stays"
+    assert killed.total() - killed["200"] <= 4, "only requests that were in the killed worker are lost"
+    epochs = sorted((home.home / "bus" / "gw0").iterdir(), key=lambda path: path.name)
+    assert [(path / "closed").exists() for path in epochs] == [True, False, True]
+
+
+def live(gateway: GatewayProcess) -> set[int]:
+    return {worker.pid for worker in gateway.workers()}
+
+
+def until(condition: Any, what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.005)
