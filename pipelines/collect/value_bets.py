@@ -50,8 +50,10 @@ class ValueBets:
     def loss(self, metric: Metric, rows: Requests, at: Ints) -> Posting:
         """Losses of both arms on one request whose label is known."""
         clip, cap = metric.clip, metric.cap
-        one = loss_values(metric.loss, rows["score"][:, 1], rows["label"], clip=clip, cap=cap)
-        zero = loss_values(metric.loss, rows["score"][:, 0], rows["label"], clip=clip, cap=cap)
+        one, zero = (
+            loss_values(metric.loss, rows["score"][:, arm], rows["label"], clip=clip, cap=cap, q=metric.q)
+            for arm in (1, 0)
+        )
         least, most = loss_range(metric.loss, clip=clip, cap=cap)
         posting = _moments(metric.name, rows, at, one, zero, one - zero)
         increments = posting.rows

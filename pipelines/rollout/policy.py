@@ -15,6 +15,7 @@ import msgspec
 
 from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import ContractError
+from pipelines.stats.losses import LOSSES, OF_PROBABILITIES, Loss
 
 SCHEMA = "slipway-gate/1"
 
@@ -65,7 +66,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 
     `harm_*` is the practical margin a rollback needs beside its e-value; `promote_margin_*` the loss that must be ruled
     out for promotion; `hard_harm_rel` the harm past which a paired metric acts before `min_event_time_s` is over.
-    `range` bounds a `mean`; `cap` bounds one squared or absolute loss; `clip` keeps scores in [clip, 1 - clip].
+    `range` bounds a `mean`; `cap` bounds one squared, absolute or pinball loss; `clip` keeps scores in
+    [clip, 1 - clip]; `q` is the level of a quantile or of a pinball loss.
     """
 
     name: str
@@ -81,7 +83,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     promote_margin_rel: float | None = None
     promote_margin_abs: float | None = None
     q: float | None = None
-    loss: Literal["log", "squared", "absolute"] = "log"
+    loss: Loss = "log"
     clip: float = 0.01
     cap: float | None = None
     range: tuple[float, float] | None = None
@@ -258,7 +260,7 @@ def _metric(mapping: Mapping[str, Any], default_weight: float) -> Metric:
             ("error", "invalid"),
         ),
         "better": _choice(f"better of metric {name}", mapping.get("better", "lower"), ("higher", "lower")),
-        "loss": _choice(f"loss of metric {name}", mapping.get("loss", "log"), ("log", "squared", "absolute")),
+        "loss": _choice(f"loss of metric {name}", mapping.get("loss", "log"), LOSSES),
         "clip": _number(f"clip of metric {name}", mapping.get("clip", 0.01), 0.0, 0.5, open_low=True, open_high=True),
     }
     if mapping.get("harm_ratio") is not None:
@@ -274,15 +276,10 @@ def _metric(mapping: Mapping[str, Any], default_weight: float) -> Metric:
     if mapping.get("range") is not None:
         fields["range"] = _interval(f"range of metric {name}", mapping["range"])
     metric = Metric(**fields)
-    needs = {
-        "quantile": ("q", metric.q),
-        "mean": ("range", metric.range),
-        "paired_loss": ("cap", metric.cap if metric.loss != "log" else True),
-    }.get(kind)
-    if needs is not None and needs[1] is None:
-        raise ContractError(
-            f"{needs[0]} of metric {name}", got="nothing", expected=f"a value: kind {kind} is bounded by it"
-        )
+    for key in _needed(metric):
+        if getattr(metric, key) is None:
+            what = f"loss {metric.loss}" if kind == "paired_loss" else f"kind {kind}"
+            raise ContractError(f"{key} of metric {name}", got="nothing", expected=f"a value: {what} cannot be without")
     if kind == "event" and metric.promote_margin_rel is not None:
         raise ContractError(
             f"promote_margin_rel of metric {name}",
@@ -291,6 +288,21 @@ def _metric(mapping: Mapping[str, Any], default_weight: float) -> Metric:
             hint="A ratio of rare events needs more traffic than any rollout has; declare an absolute margin.",
         )
     return metric
+
+
+def _needed(metric: Metric) -> tuple[str, ...]:
+    """What a metric of its kind has to declare."""
+    match metric.kind:
+        case "quantile":
+            return ("q",)
+        case "mean":
+            return ("range",)
+        case "paired_loss" if metric.loss == "pinball":
+            return ("q", "cap")
+        case "paired_loss" if metric.loss not in OF_PROBABILITIES:
+            return ("cap",)
+        case _:
+            return ()
 
 
 def _parse(mapping: Mapping[str, Any]) -> Policy:
@@ -328,7 +340,7 @@ def _parse(mapping: Mapping[str, Any]) -> Policy:
     score_range = mapping.get("score_range")
     if score_range is not None:
         score_range = _interval("score_range", score_range)
-    elif any(metric.kind == "paired_loss" and metric.loss == "log" for metric in metrics):
+    elif any(metric.kind == "paired_loss" and metric.loss in OF_PROBABILITIES for metric in metrics):
         score_range = (0.0, 1.0)
     return Policy(
         budget=Budget(**levels),

@@ -1,30 +1,48 @@
-"""Losses of one scored request, bounded: log loss by clipping the score, the others by a declared cap."""
+"""Losses of one scored request, bounded: those of probabilities by clipping the score, the others by a declared cap."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from pipelines.stats.nats import Floats
 
-Loss = Literal["log", "squared", "absolute"]
+Loss = Literal["log", "brier", "squared", "absolute", "pinball"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+OF_PROBABILITIES: tuple[Loss, ...] = ("log", "brier")
+"""Losses of scores and labels in [0, 1]; they need no cap."""
 
 
-def loss_values(kind: Loss, score: Floats, label: Floats, *, clip: float, cap: float | None) -> Floats:
-    """(n,) losses. Log loss takes labels in [0, 1] and scores clipped to [clip, 1 - clip]; others end at `cap`."""
-    if kind == "log":
-        p = np.clip(score, clip, 1.0 - clip)
+def loss_values(
+    kind: Loss, score: Floats, label: Floats, *, clip: float, cap: float | None, q: float | None = None
+) -> Floats:
+    """(n,) losses.
+
+    `log` (nats) takes scores clipped to [clip, 1 - clip], `brier` the squared gap of a score in [0, 1] (Brier 1950);
+    both take labels in [0, 1]. `squared`, `absolute` and `pinball` end at `cap`, in the label's unit or its square.
+    `pinball` at level `q` is `q (label - score)` below the label and `(1 - q) (score - label)` above it (Koenker and
+    Bassett 1978), so its mean is least for the label's q-quantile.
+    """
+    if kind in OF_PROBABILITIES:
         y = np.clip(label, 0.0, 1.0)
-        values: Floats = -(y * np.log(p) + (1.0 - y) * np.log1p(-p))
-        return values
-    gap = np.abs(score - label)
-    capped: Floats = np.minimum(gap * gap if kind == "squared" else gap, np.inf if cap is None else cap)
-    return capped
+        if kind == "brier":
+            return np.asarray((np.clip(score, 0.0, 1.0) - y) ** 2)
+        p = np.clip(score, clip, 1.0 - clip)
+        return np.asarray(-(y * np.log(p) + (1.0 - y) * np.log1p(-p)))
+    gap = label - score
+    if kind == "pinball":
+        assert q is not None  # the policy has asked for it
+        values = np.where(gap >= 0.0, q * gap, (q - 1.0) * gap)
+    else:
+        values = gap * gap if kind == "squared" else np.abs(gap)
+    return np.asarray(np.minimum(values, np.inf if cap is None else cap))
 
 
 def loss_range(kind: Loss, *, clip: float, cap: float | None) -> tuple[float, float]:
     """The least and the greatest value `loss_values` can take."""
     if kind == "log":
         return float(-np.log1p(-clip)), float(-np.log(clip))
+    if kind == "brier":
+        return 0.0, 1.0
     return 0.0, float("inf") if cap is None else cap

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -121,6 +123,27 @@ def test_a_better_challenger_is_called_better_and_an_equal_one_is_not() -> None:
     assert verdict(noisy, "logloss").better == "unproven"
     worse = judged(Fault(logit_noise=1.5))
     assert verdict(worse, "logloss").better == "no"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"loss": "brier"},
+        {"loss": "squared", "cap": 1.0},
+        {"loss": "absolute", "cap": 1.0},
+        {"loss": "pinball", "cap": 1.0, "q": 0.5},
+    ],
+    ids=lambda loss: str(loss["loss"]),
+)
+def test_every_loss_stops_noise_and_lets_an_honest_challenger_pass(loss: dict[str, Any]) -> None:
+    metrics = [{**row, **loss} if row["name"] == "logloss" else row for row in mapping()["metrics"]]
+    chosen = policy(2500, 2500, metrics=metrics)
+    noisy = judged(Fault(logit_noise=2.5), chosen=chosen)
+    assert noisy.stop is not None
+    assert noisy.stop.metric == "logloss"
+    honest = judged(chosen=chosen)
+    assert honest.stop is None
+    assert verdict(honest, "logloss").kind in ("pass", "inconclusive")
 
 
 def test_pairs_wait_for_the_minimum_event_time_unless_the_harm_is_hard() -> None:

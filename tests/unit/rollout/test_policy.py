@@ -58,6 +58,8 @@ def test_metrics_without_weight_share_what_is_left() -> None:
         ({"metrics": [{"name": "e", "kind": "event", "harm_ration": 2}]}, "Did you mean 'harm_ratio'"),
         ({"metrics": [{"name": "k", "kind": "mean"}]}, "range of metric k"),
         ({"metrics": [{"name": "l", "kind": "paired_loss", "loss": "squared"}]}, "cap of metric l"),
+        ({"metrics": [{"name": "l", "kind": "paired_loss", "loss": "pinball", "cap": 9}]}, "q of metric l"),
+        ({"metrics": [{"name": "l", "kind": "paired_loss", "loss": "pinbal"}]}, "pinball"),
         ({"metrics": [{"name": "e", "kind": "event", "promote_margin_rel": 1}]}, "absolute margin"),
         ({"metrics": [{"name": n, "kind": "event", "weight": 0.6} for n in "ef"]}, "at most 1"),
         ({"metrics": [{"name": "e", "kind": "event"}, {"name": "e", "kind": "event"}]}, "e twice"),
