@@ -1,4 +1,4 @@
-"""`slipway audit verify`: does the decision record hold?"""
+"""`slipway audit`: does the decision record hold, and does computing it again give the same bytes?"""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(help="The decision record.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `verify` a verb of its own."""
 
 
 @app.command()
@@ -37,4 +32,37 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         if not faults:
             print("no decisions yet")
     if any(faults.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def replay(
+    model: Annotated[str | None, typer.Argument(help="Only this model's rollouts.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Fold every rollout's evidence from the inference log again and judge every decision again, byte for byte.
+
+    Exit 1 when anything differs; every difference is printed.
+    """
+    from pipelines.settings import Settings
+    from pipelines.wiring.rollout_replay import replay as replay_rollouts
+
+    found = replay_rollouts(Settings(), model)
+    if json:
+        import msgspec
+
+        print(msgspec.json.encode(found).decode())
+    else:
+        for one in found:
+            print(
+                f"{one.rollout_id}: {'DIFFERS' if one.differences else 'the same bytes'} "
+                f"({one.decisions} decisions, {one.batches} batches of the log)"
+            )
+            for difference in one.differences:
+                print(f"  {difference}")
+            if one.differences and one.other_code:
+                print(f"  {one.other_code} of its decisions were taken by other code than is installed now")
+        if not found:
+            print("no rollouts yet")
+    if any(one.differences for one in found):
         raise typer.Exit(1)

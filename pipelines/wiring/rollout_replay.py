@@ -1,0 +1,213 @@
+"""A rollout computed again from the inference log: its evidence batch by batch, and what its record says was judged.
+
+The log is folded by the collector's own code and judged by the gate's own code, so a difference means that the stored
+evidence, the record, the log, or the code has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.rollout_store import EvidenceRow, RolloutView, decision_of
+from pipelines.collect.case import Case
+from pipelines.collect.fold import Fold
+from pipelines.contracts.canonical import canonical_json
+from pipelines.contracts.errors import ContractError, SlipwayError
+from pipelines.rollout.policy import Policy
+from pipelines.rollout.state import Decision, Rollout
+from pipelines.settings import Settings
+from pipelines.stats.evidence import Evidence
+from pipelines.wiring.backtest import backtest
+from pipelines.wiring.collect import read_log
+from pipelines.wiring.rollout_gate import code_version, fold_backtest, rollout_store, standing_of
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """One rollout computed again: how many batches of the log were folded, how many decisions judged again, and every
+    difference in words (none: all bytes are equal). `other_code`: decisions taken by other code than today's.
+    """
+
+    model: str
+    rollout_id: str
+    batches: int
+    decisions: int
+    other_code: int
+    differences: list[str]
+
+
+class State(NamedTuple):
+    """The rollout's live evidence and counts behind one batch (or another cut) of the log."""
+
+    batch: int
+    evidence: Evidence
+    counts: dict[str, Any]
+
+
+def replay(settings: Settings, model: str | None = None) -> list[Replayed]:
+    """Every rollout (of `model`, else of all models) that has begun, computed again; oldest first."""
+    store = rollout_store(settings)
+    return [replay_rollout(settings, one.id) for one in store.rollouts(model) if one.status != "waiting"]
+
+
+def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
+    """One rollout computed again. Raises NotFoundError."""
+    store = rollout_store(settings)
+    view = store.view(rollout_id)
+    rollout = view.rollout
+    lines = store.entries(rollout.model, rollout_id)
+    decisions = [(line, found) for line in lines if (found := decision_of(line)) is not None]
+    stored = {row.part: row for row in view.evidence}
+    differences = [] if rollout.plan.digest() == rollout.policy_digest else ["the plan is not what its digest names"]
+
+    tested = _backtest_again(settings, rollout, stored.get("backtest"), differences)
+    wanted = {found.evidence_digest for _, found in decisions}
+    known: dict[str, list[EvidenceRow]] = {}
+    for rows in ([], tested):
+        _keep(known, wanted, rows)
+    batches, live = 0, stored.get("live")
+    reached = counted = live is None
+    for state in states(settings, rollout):
+        batches += 1
+        row = _row(rollout.id, "live", state.batch, state.evidence)
+        _keep(known, wanted, [*tested, row])
+        if live is not None:
+            reached = reached or row.document == live.document
+            counted = counted or (state.batch == live.batch and state.counts == live.counts)
+    if not reached:
+        differences.append("the stored evidence is not what the inference log folds to behind any of its batches")
+    elif live is not None and live.digest != hashlib.sha256(live.document.encode()).hexdigest():
+        differences.append("the stored evidence does not have the digest it is stored with")
+    if not counted:
+        differences.append("the stored counts are not those of the inference log")
+    for line, found in decisions:
+        differences += [f"{line.id}: {what}" for what in _judge_again(view, found, known.get(found.evidence_digest))]
+    code = code_version()
+    return Replayed(
+        model=rollout.model,
+        rollout_id=rollout_id,
+        batches=batches,
+        decisions=len(decisions),
+        other_code=sum(msgspec.json.decode(line.body)["code"] != code for line, _ in decisions),
+        differences=differences,
+    )
+
+
+def states(settings: Settings, rollout: Rollout, cuts: int | None = None) -> Iterator[State]:
+    """The rollout's evidence behind each batch of the log; with `cuts`, behind that many equal parts of its requests.
+
+    Rows that the policy cannot take end the evidence, as they do in the collector.
+    """
+    log = read_log(DeltaLake(settings.lake), rollout)
+    if not log:
+        return
+    policy = Policy.parse(rollout.plan.policy)
+    case, fold = Case(rollout.id, rollout.model, policy.slices), Fold(policy)
+    column = "batch" if cuts is None else "seq"
+    marks = {kind: table.column(column).to_numpy() for kind, table in log.items()}
+    done = dict.fromkeys(log, 0)
+    broken = False
+    for end in _ends(marks, cuts):
+        part: dict[str, pa.Table] = {}
+        for kind, table in log.items():
+            upto = int(np.searchsorted(marks[kind], end, side="right"))
+            if upto > done[kind]:
+                part[kind] = table.slice(done[kind], upto - done[kind])
+            done[kind] = upto
+        made = case.take(part)
+        try:
+            if made and not broken:
+                fold.add(**made)
+        except ContractError:
+            broken = True
+        yield State(int(end), fold.evidence(), msgspec.to_builtins(case.counts))
+
+
+def _ends(marks: dict[str, np.ndarray[Any, Any]], cuts: int | None) -> Sequence[int]:
+    """Where the log is cut: behind every batch, or behind equal parts of the assignments and at the end."""
+    if cuts is None:
+        return [int(n) for n in np.unique(np.concatenate(list(marks.values())))]
+    asked = marks["assignment"]
+    places = np.unique(np.linspace(0, len(asked) - 1, min(cuts, len(asked))).astype(int))
+    last = max(int(values[-1]) for values in marks.values())
+    return [*(int(n) for n in asked[places[:-1]]), last]
+
+
+def _backtest_again(
+    settings: Settings, rollout: Rollout, stored: EvidenceRow | None, differences: list[str]
+) -> list[EvidenceRow]:
+    """The backtest's evidence from the log, when there is one; what is wrong with the stored one is added."""
+    if stored is None:
+        return []
+    stage = next(each for each in rollout.stages if each.kind == "backtest")
+    then = msgspec.structs.replace(rollout, stage=stage.name)
+    try:
+        evidence, _ = fold_backtest(then, backtest(settings, then))
+    except SlipwayError as error:
+        differences.append(f"the backtest cannot be run again: {error}")
+        return [stored]
+    row = _row(rollout.id, "backtest", stored.batch, evidence)
+    if row.document != stored.document:
+        differences.append("the stored evidence of the backtest is not what the inference log gives")
+    return [row]
+
+
+def _row(rollout_id: str, part: str, batch: int, evidence: Evidence) -> EvidenceRow:
+    document = evidence.to_json().decode()
+    return EvidenceRow(
+        rollout_id=rollout_id,
+        part=part,
+        batch=batch,
+        event_us=evidence.last_us or 0,
+        digest=hashlib.sha256(document.encode()).hexdigest(),
+        counts={},
+        document=document,
+    )
+
+
+def _keep(known: dict[str, list[EvidenceRow]], wanted: set[str], rows: list[EvidenceRow]) -> None:
+    """Remember the rows by the digest of their sum, when a decision names it."""
+    total = Evidence()
+    for index, row in enumerate(rows):
+        part = Evidence.from_json(row.document)
+        total = part if index == 0 else total + part
+    digest = rows[0].digest if len(rows) == 1 else total.digest
+    if digest in wanted:
+        known[digest] = rows
+
+
+def _judge_again(view: RolloutView, decision: Decision, rows: list[EvidenceRow] | None) -> list[str]:
+    """What differs between a recorded decision and what the judge says of the same evidence now."""
+    wrong = [] if decision.policy_digest == view.rollout.policy_digest else ["it names another policy"]
+    if not decision.evidence_digest:
+        return wrong if not decision.verdicts else [*wrong, "it has verdicts and names no evidence"]
+    if rows is None:
+        return [*wrong, f"its evidence {decision.evidence_digest[:12]} is not what the log folds to behind any batch"]
+    then = msgspec.structs.replace(view.rollout, stage=decision.stage)
+    standing = standing_of(RolloutView(rollout=then, evidence=rows, overrides=[]))
+    if decision.cause == "verdict" and (standing.word, standing.metrics) != (decision.kind, decision.metrics):
+        wrong.append(
+            f"recorded {decision.kind} by {', '.join(decision.metrics)}; "
+            f"the judge says {standing.word} by {', '.join(standing.metrics) or 'nothing'}"
+        )
+    if canonical_json(standing.verdicts) == canonical_json(decision.verdicts):
+        return wrong
+    return wrong + (_differing(decision.verdicts, standing.verdicts) or ["its verdicts are recorded in another order"])
+
+
+def _differing(recorded: list[dict[str, Any]], again: list[dict[str, Any]]) -> list[str]:
+    """The values in which two lists of verdicts differ, metric by metric."""
+    before, now = ({(row["metric"], row["slice"]): row for row in rows} for rows in (recorded, again))
+    pairs = [(key, before.get(key, {}), now.get(key, {})) for key in sorted(before.keys() | now.keys(), key=str)]
+    return [
+        f"{metric} {name}: recorded {old.get(name)!r}, computed again {new.get(name)!r}"
+        for (metric, _), old, new in pairs
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]

@@ -1,0 +1,133 @@
+"""`slipway audit replay`: stored evidence and recorded verdicts against the inference log."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines.cli import audit
+from pipelines.settings import Settings
+from pipelines.wiring import rollouts
+from pipelines.wiring.collect import collect_once
+from pipelines.wiring.rollout_replay import replay, states
+from tests.unit.collect.installation import Installation
+from tests.unit.collect.traffic import Worker
+
+
+@pytest.fixture(scope="module")
+def withdrawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which a rollout left its shadow and was rolled back in its canary, in many batches."""
+    installation = Installation(tmp_path_factory.mktemp("home"))
+    settings, rng = installation.settings, random.Random(5)
+    worker = Worker(installation.bus)
+    sent = 0
+    while rollouts.load(settings, installation.rollout).slot == "running":
+        canary = installation.route.mode == "split"
+        for _ in range(130):
+            fails = frozenset({"challenger"}) if canary and rng.random() < 0.4 else frozenset[str]()
+            worker.request(
+                installation.route, f"q{sent}", fails=fails, label=float(rng.random() < 0.3), score=rng.random()
+            )
+            sent += 1
+        collect_once(settings)
+        rollouts.look(settings, installation.rollout)
+        rollouts.advance(settings, installation.rollout)
+        assert sent < 5000
+    worker.request(installation.route, "late", label=1.0)  # behind its end: no evidence
+    collect_once(settings)
+    assert rollouts.load(settings, installation.rollout).status == "rolled_back"
+    return settings.root
+
+
+@pytest.fixture
+def settings(withdrawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    shutil.copytree(withdrawn, tmp_path / "home")
+    monkeypatch.setenv("SLIPWAY_HOME", str(tmp_path / "home"))
+    return Settings(home=tmp_path / "home")
+
+
+def tampered(settings: Settings, *statements: str) -> None:
+    """Runs SQL behind the product's back: the triggers that keep the record are dropped first."""
+    with sqlite3.connect(settings.root / "control.db") as connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        for statement in statements:
+            assert connection.execute(statement).rowcount == 1
+
+
+def differences(settings: Settings) -> list[str]:
+    """Of the second rollout; the first has no champion to compare with and must always hold."""
+    first, second = replay(settings, "m")
+    assert first.differences == []
+    return second.differences
+
+
+def test_evidence_and_every_verdict_come_out_byte_for_byte(settings: Settings) -> None:
+    first, second = replay(settings)
+    assert (first.rollout_id, first.batches, second.rollout_id) == ("m-r1", 0, "m-r2")
+    assert (first.differences, second.differences) == ([], [])
+    shown = rollouts.show(settings, "m-r2")
+    assert second.decisions == len([each for each in shown["decisions"] if each["kind"] != "observed"])
+    assert second.batches > 5
+    assert shown["decisions"][-1]["verdicts"], "the rollback has verdicts to compare"
+    done = CliRunner().invoke(audit.app, ["replay"])
+    assert done.exit_code == 0, done.output
+    assert "m-r2: the same bytes" in done.output
+
+
+def test_other_cuts_of_the_log_end_in_the_same_evidence(settings: Settings) -> None:
+    rollout = rollouts.load(settings, "m-r2")
+    *_, whole = states(settings, rollout)
+    *_, cut = states(settings, rollout, cuts=7)
+    assert cut.evidence == whole.evidence
+    assert cut.counts == whole.counts
+
+
+def test_a_changed_verdict_is_named_with_both_values(settings: Settings) -> None:
+    last = rollouts.show(settings, "m-r2")["decisions"][-1]
+    tampered(
+        settings,
+        "UPDATE decision SET body = replace(body, '\"champion\":0.0,', '\"champion\":0.25,') "
+        f"WHERE model = 'm' AND n = {last['id'].split(':')[1]}",
+    )
+    found = differences(settings)
+    assert f"{last['id']}: error_rate champion: recorded 0.25, computed again 0.0" in found
+    done = CliRunner().invoke(audit.app, ["replay", "--json"])
+    assert done.exit_code == 1
+    assert json.loads(done.output)[1]["differences"] == found
+
+
+def test_changed_evidence_and_counts_are_found(settings: Settings) -> None:
+    tampered(
+        settings,
+        'UPDATE evidence SET document = replace(document, \'"requests","shadow",\', \'"requests","shadow",1\'), '
+        "counts = replace(counts, '\"exposed\":', '\"exposed\":1') WHERE rollout_id = 'm-r2' AND part = 'live'",
+    )
+    assert differences(settings) == [
+        "the stored evidence is not what the inference log folds to behind any of its batches",
+        "the stored counts are not those of the inference log",
+    ]
+
+
+def test_a_log_that_lost_answers_no_longer_gives_the_decisions_evidence(settings: Settings) -> None:
+    from deltalake import DeltaTable
+
+    DeltaTable(settings.lake / "inference" / "response").delete("arm = 'challenger' AND request_id = 'q7'")
+    found = differences(settings)
+    assert "the stored evidence is not what the inference log folds to behind any of its batches" in found
+    assert any("is not what the log folds to behind any batch" in each for each in found)
+
+
+def test_a_plan_changed_behind_the_record_is_found(settings: Settings) -> None:
+    tampered(
+        settings,
+        "UPDATE rollout SET document = replace(document, '\"promote_margin_abs\":0.02', '\"promote_margin_abs\":0.2') "
+        "WHERE id = 'm-r2'",
+    )
+    assert "the plan is not what its digest names" in differences(settings)
