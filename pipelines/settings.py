@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     """MLflow's pages and API."""
     gateway_port: int = 3000
     """The gateway."""
+    gateway_grpc_port: int = 0
+    """The gateway over gRPC; 0: not at all."""
     gateway_name: str = "gw0"
     """Names the gateway in event ids, and its folders under `bus` and `gateway`."""
     gateway_workers: int = 1

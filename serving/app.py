@@ -6,11 +6,10 @@ Run alone with `uvicorn --factory serving.app:create`; in production `serving.se
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.settings import Settings
 from serving import feedback, rollback
@@ -21,9 +20,11 @@ from serving.json_depth import refuse_deeper
 from serving.metrics import CONTENT_TYPE
 from serving.oip import http as oip_http
 from serving.oip.errors import Malformed, Overloaded, Refusal, TooLarge, Unavailable, Unknown, WrongMethod
-from serving.oip.response import Prediction, error_body, model_metadata, to_json
+from serving.oip.response import Prediction, error_body, model_metadata, server_metadata, to_json
 from serving.pinned import PinnedModels
-from serving.route_table import Plan
+
+if TYPE_CHECKING:
+    from serving.grpc_door import GrpcDoor
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,13 +33,16 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = logging.getLogger("slipway.app")
 
+_GRPC_GRACE_S = 5.0
+"""How long calls over gRPC that have begun may take when the gateway stops (wall)."""
+
 
 class GatewayApp:
     """Answers every path under /v1, /v2 and /metrics; `owns` tells which those are."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self._pinned = PinnedModels(gateway.settings.releases, gateway.limits.pinned_releases)
+        self.pinned = PinnedModels(gateway.settings.releases, gateway.limits.pinned_releases)
         self._inflight = 0
         self._buffered = 0
 
@@ -85,13 +89,13 @@ class GatewayApp:
             case ["v2", "models", model, "versions", version, "infer"]:
                 _method(scope, "POST")
                 body = await self._body(scope, receive)
-                loaded = await self._pinned.get(model, version)
+                loaded = await self.pinned.get(model, version)
                 request = oip_http.infer_request(scope["headers"], body, self.gateway.limits)
                 prediction = await infer_pinned(self.gateway, loaded, request)
                 await _reply(send, 200, *oip_http.infer_response(request, prediction))
             case ["v1", "models", model, "labels" | "kpis" as kind]:
                 _method(scope, "POST")
-                self._plan(model)
+                self.gateway.table.plan(model)
                 body = await self._json(scope, receive)
                 take = feedback.take_labels if kind == "labels" else feedback.take_kpis
                 await _reply(send, 202, to_json({"accepted": await take(self.gateway, model, body)}))
@@ -99,14 +103,14 @@ class GatewayApp:
                 _method(scope, "POST")
                 rollback.authorize(self.gateway, _header(scope, b"authorization"))
                 body = await self._json(scope, receive)
-                done = await rollback.roll_back(self.gateway, self._plan(model), body)
+                done = await rollback.roll_back(self.gateway, self.gateway.table.plan(model), body)
                 await _reply(send, 200, to_json(done))
             case _:
                 await self._describe(parts, scope, send)
 
     async def _infer(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        plan = self._plan(model)
+        plan = self.gateway.table.plan(model)
         body = await self._body(scope, receive)
         request = oip_http.infer_request(scope["headers"], body, self.gateway.limits)
         traceparent = _header(scope, b"traceparent")
@@ -130,24 +134,24 @@ class GatewayApp:
                 await _reply(send, 200, gateway.metrics.render(), CONTENT_TYPE)
                 return
             case ["v2"]:
-                described: Any = {"name": "slipway", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
+                described: Any = server_metadata()
             case ["v2", "health", "live"]:
                 described = {"live": True}
             case ["v2", "health", "ready"]:
                 _check(gateway.started, "gateway", "still starting")
                 described = {"ready": True}
             case ["v2", "models", model]:
-                plan = self._plan(model)
-                versions = await asyncio.to_thread(self._pinned.versions, model)
+                plan = self.gateway.table.plan(model)
+                versions = await asyncio.to_thread(self.pinned.versions, model)
                 described = model_metadata(plan.champion.manifest, list(versions))
             case ["v2", "models", model, "ready"]:
-                self._plan(model)
+                self.gateway.table.plan(model)
                 described = {"name": model, "ready": True}
             case ["v2", "models", model, "versions", version]:
-                loaded = await self._pinned.get(model, version)
+                loaded = await self.pinned.get(model, version)
                 described = model_metadata(loaded.manifest, [loaded.manifest.semver])
             case ["v2", "models", model, "versions", version, "ready"]:
-                await self._pinned.get(model, version)
+                await self.pinned.get(model, version)
                 described = {"name": model, "version": version, "ready": True}
             case ["v1", "routes"]:
                 described = self._routes()
@@ -155,19 +159,6 @@ class GatewayApp:
                 raise Unknown("path", got=scope["path"], expected="a path of the gateway", hint="GET /v2 describes it.")
         _method(scope, "GET")
         await _reply(send, 200, to_json(described))
-
-    def _plan(self, model: str) -> Plan:
-        plan = self.gateway.table.plans.get(model)
-        if plan is not None:
-            return plan
-        if model in self.gateway.table.wanted:
-            raise Unavailable(
-                f"model {model}", got="a route whose releases are not loaded", expected="to be ready soon"
-            )
-        known = sorted(self.gateway.table.plans)
-        near = difflib.get_close_matches(model, known, n=3)
-        hint = f"Did you mean {' or '.join(near)}?" if near else ""
-        raise Unknown("model", got=model[:80], expected=f"one of {known}", hint=hint)
 
     def _routes(self) -> dict[str, Any]:
         table = self.gateway.table
@@ -307,27 +298,46 @@ def with_lifespan(app: GatewayApp, inner: App | None, on_started: Callable[[], N
             await inner(scope, receive, send)
 
     async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
-        async def started_first() -> MutableMapping[str, Any]:
+        grpc_door: GrpcDoor | None = None
+
+        async def on_receive() -> MutableMapping[str, Any]:
+            nonlocal grpc_door
             message = await receive()
             if message["type"] == "lifespan.startup":
                 await app.gateway.start()
+                grpc_door = await _open_grpc(app)
                 on_started()
+            elif grpc_door is not None:
+                await grpc_door.stop(_GRPC_GRACE_S)
             return message
 
-        async def stopped_last(message: MutableMapping[str, Any]) -> None:
+        async def on_send(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "lifespan.shutdown.complete":
                 await app.gateway.stop()
             await send(message)
 
         if inner is not None:
-            await inner(scope, started_first, stopped_last)
+            await inner(scope, on_receive, on_send)
             return
-        await started_first()
+        await on_receive()
         await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await stopped_last({"type": "lifespan.shutdown.complete"})
+        await on_receive()
+        await on_send({"type": "lifespan.shutdown.complete"})
 
     return dispatch
+
+
+async def _open_grpc(app: GatewayApp) -> GrpcDoor | None:
+    """The gRPC door, where a port is set for it."""
+    settings = app.gateway.settings
+    if not settings.gateway_grpc_port:
+        return None
+    from serving.grpc_door import GrpcDoor
+
+    door = GrpcDoor(app.gateway, app.pinned)
+    host = f"[{settings.listen}]" if ":" in settings.listen else settings.listen
+    await door.start(f"{host}:{settings.gateway_grpc_port}")
+    return door
 
 
 def create() -> App:

@@ -5,6 +5,7 @@ A route takes effect when every release it names is loaded, verified and warm; u
 
 from __future__ import annotations
 
+import difflib
 import logging
 import threading
 import time
@@ -16,6 +17,7 @@ import msgspec
 from pipelines.contracts.release import InputField
 from pipelines.contracts.routes import Route
 from serving.models import LoadedModel
+from serving.oip.errors import Unavailable, Unknown
 from serving.online_features.plan import ReadPlan
 from serving.overrides import OverrideStore
 from serving.route_source import RouteSource
@@ -84,6 +86,19 @@ class RouteTable:
             plan = self.plans.get(model)
             if plan is not None:
                 self._swap(plan.route)
+
+    def plan(self, model: str) -> Plan:
+        """The plan of a model. Raises Unknown with near names, Unavailable while its releases are not loaded."""
+        plan = self.plans.get(model)
+        if plan is not None:
+            return plan
+        if model in self.wanted:
+            got = "a route whose releases are not loaded"
+            raise Unavailable(f"model {model}", got=got, expected="to be ready soon")
+        known = sorted(self.plans)
+        near = difflib.get_close_matches(model, known, n=3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else ""
+        raise Unknown("model", got=model[:80], expected=f"one of {known}", hint=hint)
 
     @property
     def pending(self) -> dict[str, Route]:

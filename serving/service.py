@@ -6,14 +6,17 @@ of BentoML's middleware, whose per-request timers and access log would cost most
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import bentoml
 
+from pipelines.contracts.errors import SlipwayError
 from pipelines.settings import Settings
 
 _settings = Settings()
@@ -83,6 +86,23 @@ def _to_asgi(self: Any, is_main: bool = True) -> Any:
 _Service.to_asgi = _to_asgi
 
 
+def _refuse_a_taken_grpc_port() -> None:
+    """The workers share the port, and would share it with another gateway, too: each would get some of the calls."""
+    host, port = _settings.listen, _settings.gateway_grpc_port
+    if not port:
+        return
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # What a gateway that has just ended left behind is no reason to refuse.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            got = "a port in use" if error.errno == errno.EADDRINUSE else str(error)
+            raise SlipwayError(
+                f"gRPC at {host}:{port}", got=got, expected="a free one", hint="Set SLIPWAY_GATEWAY_GRPC_PORT."
+            ) from None
+
+
 def _replace_dead_workers_soon() -> None:
     """BentoML's supervisor looks for dead workers every 10 s; a gateway's absence should be shorter than that."""
     from bentoml._internal.utils import circus
@@ -91,6 +111,7 @@ def _replace_dead_workers_soon() -> None:
     bentoml_init = arbiter.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        _refuse_a_taken_grpc_port()
         kwargs["check_delay"] = _CHECK_WORKERS_S
         bentoml_init(self, *args, **kwargs)
 

@@ -19,7 +19,7 @@ from pipelines.contracts import release, routes
 from pipelines.contracts.canonical import file_digest
 
 # Shape -> first dimension -> ConstantOfShape(0.0): `features` float32 [rows, any] to `score` float32 [rows]; opset 17.
-_ONNX = base64.b64decode(
+ONNX = base64.b64decode(
     "CAg63wEKGAoIZmVhdHVyZXMSBXNoYXBlIgVTaGFwZQofCgVzaGFwZQoEemVybwoDb25lEgRyb3dzIgVTbGljZQo2CgRyb3dzEgVzY29yZSIPQ29u"
     "c3RhbnRPZlNoYXBlKhYKBXZhbHVlKgoIARABSgQAAAAAoAEEEghjb25zdGFudCoUCAEQB0IEemVyb0oIAAAAAAAAAAAqEwgBEAdCA29uZUoIAQAA"
     "AAAAAABaHAoIZmVhdHVyZXMSEAoOCAESCgoGEgRyb3dzCgBiFwoFc2NvcmUSDgoMCAESCAoGEgRyb3dzQgQKABAR"
@@ -104,7 +104,7 @@ def constant_release(
         release.InputField(name="x", datatype="FP64", required=False),
         release.InputField(name="origin", datatype="BYTES", required=False),
     ]
-    contents = {"model.onnx": _ONNX, "postprocess.py": _POSTPROCESS.encode()}
+    contents = {"model.onnx": ONNX, "postprocess.py": _POSTPROCESS.encode()}
     # A release that always fails could not answer its own sample request, and would never be loaded.
     if sample and not (error or invalid or crash_share or sleep_s or inputs or error_share or invalid_share):
         tensor = {"name": "x", "shape": [1], "datatype": "FP64", "data": [0.5]}

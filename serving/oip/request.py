@@ -63,7 +63,7 @@ def decode(body: bytes, header_length: int | None = None) -> InferRequest:
         request = _decoded(body)
         for tensor in request.inputs:
             if tensor.parameters:
-                _check_parameters(tensor, binary=False)
+                check_parameters(tensor, binary=False)
             _flatten(tensor)
         return request
     if header_length > len(body):
@@ -91,7 +91,7 @@ def _decoded(body: bytes | memoryview) -> InferRequest:
         raise Malformed("infer request", got=f"a body that is not JSON: {error}", expected="JSON") from None
 
 
-def _check_parameters(tensor: Tensor, *, binary: bool) -> None:
+def check_parameters(tensor: Tensor, *, binary: bool) -> None:
     """Refuse what would make the data something else than it looks."""
     assert tensor.parameters is not None
     where = f"input {tensor.name}: parameters"
@@ -111,7 +111,7 @@ def _attach(tensors: list[Tensor], part: memoryview) -> None:
         if not tensor.parameters:
             _flatten(tensor)
             continue
-        _check_parameters(tensor, binary=True)
+        check_parameters(tensor, binary=True)
         if "binary_data_size" not in tensor.parameters:
             _flatten(tensor)
             continue

@@ -101,6 +101,11 @@ def _binary_outputs(request: InferRequest, names: Sequence[str]) -> Collection[s
     return names if whole else ()
 
 
+def server_metadata() -> dict[str, Any]:
+    """The server's metadata object."""
+    return {"name": "slipway", "version": "0.1.0", "extensions": ["binary_tensor_data"]}
+
+
 def model_metadata(manifest: Manifest, versions: list[str]) -> dict[str, Any]:
     """The model's metadata object."""
     return {
