@@ -1,87 +1,49 @@
-"""Feast's SQLite online store, written in bulk: Feast's own tables and bytes, WAL, and never an older row over a newer.
-
-Feast's writer makes one statement a value, opens the database without WAL and compares no times. Readers are its SDK
-and the gateway. `event_ts` is whole seconds since the epoch, as Feast stores it.
-"""
+"""The online store of an installation, as materialisation writes it: Feast's own layouts on SQLite or Redis."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Protocol, Self
 
-Row = tuple[bytes, str, bytes, str | None, int, int]
-"""entity_key, feature_name, value, value_text, event_ts, created_ts"""
+from pipelines.adapters.feast_redis import FeastRedis
+from pipelines.adapters.feast_sqlite import FeastSqlite
+from pipelines.features.publishing import OnlineRow
+from pipelines.settings import Settings
 
-PROJECT = "slipway"
-_PROGRESS = "slipway_materialised"
 
-
-class FeastOnline:
-    """One writer's connection. Use as a context manager, or call `close`."""
-
-    def __init__(self, path: Path, project: str = PROJECT) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self.project = project
-        # Autocommit: transactions are begun and ended here, one for each write.
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {_PROGRESS} (feature_view TEXT PRIMARY KEY, through_us INTEGER NOT NULL)"
-        )
-
-    def __enter__(self) -> FeastOnline:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+class OnlineWriter(Protocol):
+    """Writes rows that become readable. Only a newer row of a key replaces the one that is there."""
 
     def create(self, view: str) -> None:
-        """Make the view's table as Feast makes it, if it is not there."""
-        table = self._table(view)
-        self._connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {table} (entity_key BLOB, feature_name TEXT, value BLOB, value_text TEXT,  "
-            "vector_value BLOB, event_ts timestamp, created_ts timestamp,  PRIMARY KEY(entity_key, feature_name))"
-        )
-        index = table[:-1] + '_ek"'
-        self._connection.execute(f"CREATE INDEX IF NOT EXISTS {index} ON {table} (entity_key);")
+        """Make what the view needs, if it is not there."""
 
     def through_us(self, view: str) -> int | None:
         """The event time up to which the view is materialised; None for never."""
-        found = self._connection.execute(
-            f"SELECT through_us FROM {_PROGRESS} WHERE feature_view = ?", (view,)
-        ).fetchone()
-        return int(found[0]) if found else None
 
-    def write(self, view: str, rows: Iterable[Row], through_us: int) -> None:
-        """Write rows and how far the view now is, in one transaction. A row that is not newer changes nothing."""
-        execute = self._connection.execute
-        execute("BEGIN IMMEDIATE")
-        try:
-            self._connection.executemany(
-                f"INSERT INTO {self._table(view)} (entity_key, feature_name, value, value_text, event_ts, created_ts) "
-                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT(entity_key, feature_name) DO UPDATE SET value = excluded.value, "
-                "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts "
-                "WHERE excluded.event_ts > event_ts "
-                "OR (excluded.event_ts = event_ts AND excluded.created_ts > created_ts)",
-                rows,
-            )
-            execute(
-                f"INSERT INTO {_PROGRESS} VALUES (?, ?) ON CONFLICT(feature_view) DO UPDATE SET through_us = "
-                "max(through_us, excluded.through_us)",
-                (view, through_us),
-            )
-            execute("COMMIT")
-        except BaseException:
-            execute("ROLLBACK")
-            raise
+    def write(self, view: str, features: Sequence[str], rows: Iterable[OnlineRow], through_us: int) -> None:
+        """Write rows, values in the order of `features`, and how far the view now is. Repeating changes nothing."""
 
-    def _table(self, view: str) -> str:
-        name = f"{self.project}_{view}".replace('"', '""')
-        return f'"{name}"'
+    def close(self) -> None:
+        """Close the connection."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+def open_online(settings: Settings) -> OnlineWriter:
+    """The store that `SLIPWAY_ONLINE_STORE` names."""
+    if settings.online_store == "redis":
+        return FeastRedis(settings.redis_url.get_secret_value())
+    return FeastSqlite(settings.feast_dir / "online_store.db")
+
+
+def readable_through(settings: Settings, view: str) -> int | None:
+    """The event time up to which a view can be read online; None for never. Makes no store that is not there."""
+    if settings.online_store == "sqlite" and not (settings.feast_dir / "online_store.db").exists():
+        return None
+    with open_online(settings) as online:
+        return online.through_us(view)

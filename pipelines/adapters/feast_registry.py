@@ -5,14 +5,16 @@ Feast is imported when a function is called: it is slow to import.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import yaml
 
+from pipelines.contracts.errors import TerminalError
+from pipelines.settings import Settings
 from pipelines.spec.view import ViewSpec
 
 if TYPE_CHECKING:
@@ -32,29 +34,62 @@ class Registered(msgspec.Struct, frozen=True):
     tags: dict[str, str]
 
 
-def store_config(feast_dir: Path) -> dict[str, Any]:
-    """The content of `feature_store.yaml`: registry and online store in files, the lake through our offline store."""
+def store_config(settings: Settings, *, password: str | None = None) -> dict[str, Any]:
+    """The content of `feature_store.yaml`: the registry in a file, the lake through our offline store.
+
+    password: what stands for that of Redis; None: the real one.
+    """
+    feast_dir = settings.feast_dir
+    online = {"type": "sqlite", "path": str(feast_dir / "online_store.db")}
+    if settings.online_store == "redis":
+        url = settings.redis_url.get_secret_value()
+        online = {"type": "redis", "connection_string": _connection_string(url, password)}
     return {
         "project": PROJECT,
         "provider": "local",
         "registry": str(feast_dir / "registry.db"),
-        "online_store": {"type": "sqlite", "path": str(feast_dir / "online_store.db")},
+        "online_store": online,
         "offline_store": {"type": OFFLINE_STORE},
         "entity_key_serialization_version": 3,
     }
 
 
-def open_store(feast_dir: Path) -> FeatureStore:
-    """The project's Feast store; `feature_store.yaml` is written beside the registry, for Feast's own tools."""
+def _connection_string(url: str, password: str | None) -> str:
+    """A Redis URL as Feast writes it: `host:port,name=value,...`, values as JSON. Raises TerminalError."""
+    from redis.connection import SSLConnection, parse_url
+
+    given = parse_url(url)
+    if "path" in given:
+        hint = "Feast reaches Redis by host and port only."
+        raise TerminalError("SLIPWAY_REDIS_URL", got="a unix socket", expected="redis:// or rediss://", hint=hint)
+    options: dict[str, Any] = {"db": given.get("db", 0)}
+    if given.get("connection_class") is SSLConnection:
+        options["ssl"] = True
+    options |= {name: given[name] for name in ("username", "password") if name in given}
+    if password is not None and "password" in options:
+        options["password"] = password
+    parts = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+    if any("," in part for part in parts):
+        hint = "Feast divides its connection string by commas."
+        raise TerminalError("SLIPWAY_REDIS_URL", got="a comma in user or password", expected="none", hint=hint)
+    return ",".join([f"{given.get('host', 'localhost')}:{given.get('port', 6379)}", *parts])
+
+
+def open_store(settings: Settings) -> FeatureStore:
+    """The project's Feast store; `feature_store.yaml` is written beside the registry, for Feast's own tools.
+
+    No secret is written: the file's password is `$SLIPWAY_REDIS_PASSWORD`, which Feast takes from its environment.
+    """
     from feast import FeatureStore, RepoConfig
 
+    feast_dir = settings.feast_dir
     feast_dir.mkdir(parents=True, exist_ok=True)
-    content = store_config(feast_dir)
-    (feast_dir / "feature_store.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return FeatureStore(config=RepoConfig(**content, repo_path=feast_dir))
+    shown = store_config(settings, password="${SLIPWAY_REDIS_PASSWORD}")  # noqa: S106 - a name, no password
+    (feast_dir / "feature_store.yaml").write_text(yaml.safe_dump(shown, sort_keys=False))
+    return FeatureStore(config=RepoConfig(**store_config(settings), repo_path=feast_dir))
 
 
-def apply(feast_dir: Path, lake: Path, include: Path, views: Sequence[ViewSpec]) -> list[str]:
+def apply(settings: Settings, views: Sequence[ViewSpec]) -> list[str]:
     """Enter entities and the views' versions of now; older versions stay, for the releases that read them.
 
     Returns the views' Feast names. Applying again changes nothing.
@@ -63,6 +98,7 @@ def apply(feast_dir: Path, lake: Path, include: Path, views: Sequence[ViewSpec])
     from feast.data_format import DeltaFormat
     from feast.types import Bool, Float32, Float64, Int32, Int64, String
 
+    lake, include = settings.lake, settings.include_dir
     types = {"float64": Float64, "float32": Float32, "int64": Int64, "int32": Int32, "bool": Bool, "string": String}
     key_types = {"string": ValueType.STRING, "int64": ValueType.INT64, "int32": ValueType.INT32}
     entities: dict[str, Any] = {}
@@ -94,14 +130,14 @@ def apply(feast_dir: Path, lake: Path, include: Path, views: Sequence[ViewSpec])
                 tags={"view": spec.name, "entity": spec.entity.name, "publish_every": str(spec.publish_every)},
             )
         )
-    store = open_store(feast_dir)
+    store = open_store(settings)
     store.apply([*entities.values(), *made])
     return [view.name for view in made]
 
 
-def registered(feast_dir: Path) -> list[Registered]:
+def registered(settings: Settings) -> list[Registered]:
     """Every view version in the registry, by name."""
-    store = open_store(feast_dir)
+    store = open_store(settings)
     return [
         Registered(
             version=view.name,

@@ -57,6 +57,13 @@ def stored_seconds(us: int) -> int:
     return int(from_us(us).replace(tzinfo=None).timestamp())
 
 
+def timestamp_message(us: int) -> bytes:
+    """A moment as the bytes of `google.protobuf.Timestamp`: how Feast's Redis store keeps it."""
+    seconds, micros = divmod(us, 1_000_000)
+    message = b"\x08" + _varint(seconds) if seconds else b""
+    return message + (b"\x10" + _varint(micros * 1000) if micros else b"")
+
+
 def text_of(value: Any) -> str | None:
     """What Feast keeps beside the value as text."""
     return None if value is None else str(value)

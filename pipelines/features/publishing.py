@@ -6,15 +6,26 @@ Rows are held in memory in order of their stamps, so that a tick touches only wh
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.features.online_layout import key_encoder, stored_seconds, text_of, value_encoder
+from pipelines.features.online_layout import key_encoder, value_encoder
 from pipelines.spec.view import ViewSpec
 
-OnlineRow = tuple[bytes, str, bytes, str | None, int, int]
+
+class OnlineRow(NamedTuple):
+    """One key's row as it becomes readable: the serialised key, its values in the view's order, plain and as messages.
+
+    `messages` are serialised `feast.types.Value`s; times are in microseconds.
+    """
+
+    key: bytes
+    values: list[Any]
+    messages: list[bytes]
+    event_us: int
+    created_us: int
 
 
 class Pending:
@@ -28,7 +39,8 @@ class Pending:
         )
         self._at = 0
         self._names, self._encode_key = key_encoder(spec.entity.keys)
-        self._features = [(name, value_encoder(feature.type)) for name, feature in spec.features.items()]
+        self.features = list(spec.features)
+        self._encoders = [value_encoder(feature.type) for feature in spec.features.values()]
 
     @property
     def left(self) -> int:
@@ -36,7 +48,7 @@ class Pending:
         return len(self._stamps) - self._at
 
     def take(self, as_of_us: int) -> list[OnlineRow]:
-        """Online rows of every key that has rows due by `as_of_us`: one a feature, from the key's newest row."""
+        """The newest row of every key that has rows due by `as_of_us`."""
         end = int(np.searchsorted(self._stamps, as_of_us, side="right"))
         due = self._rows.slice(self._at, max(0, end - self._at))
         self._at = max(self._at, end)
@@ -50,11 +62,15 @@ class Pending:
         if not chosen:
             return
         picked = due.take(pa.array(chosen, pa.int64()))
-        stamps = [stored_seconds(us) for us in picked.column("event_timestamp").cast(pa.int64()).to_pylist()]
-        created = [stored_seconds(us) for us in picked.column("created_timestamp").cast(pa.int64()).to_pylist()]
-        columns = [(name, encode, picked.column(name).to_pylist()) for name, encode in self._features]
+        stamps = picked.column("event_timestamp").cast(pa.int64()).to_pylist()
+        created = picked.column("created_timestamp").cast(pa.int64()).to_pylist()
+        columns = [picked.column(name).to_pylist() for name in self.features]
+        messages = [[encode(value) for value in of] for encode, of in zip(self._encoders, columns, strict=True)]
         for index, key in enumerate(newest):
-            encoded = self._encode_key(key)
-            for name, encode, values in columns:
-                value = values[index]
-                yield encoded, name, encode(value), text_of(value), stamps[index], created[index]
+            yield OnlineRow(
+                self._encode_key(key),
+                [of_feature[index] for of_feature in columns],
+                [of_feature[index] for of_feature in messages],
+                stamps[index],
+                created[index],
+            )

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from pipelines.adapters.delta_lake import DeltaLake
-from pipelines.adapters.feast_online import FeastOnline
+from pipelines.adapters.feast_online import readable_through
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError
 from pipelines.settings import Settings
@@ -80,11 +80,7 @@ def freshness(settings: Settings, spec: ViewSpec, version: str) -> Freshness:
         if DeltaLake(settings.lake).exists(features.table_of(version))
         else None
     )
-    path = settings.feast_dir / "online_store.db"
-    online = None
-    if path.exists():
-        with FeastOnline(path) as store:
-            online = store.through_us(version)
+    online = readable_through(settings, version)
     try:
         now: int | None = settings.event_clock().event_now_us()
     except ContractError:  # a replay that has not begun

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
-from pipelines.adapters.feast_online import FeastOnline
+from pipelines.adapters.feast_online import open_online
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import DataError, NotYetError
@@ -100,8 +100,8 @@ def apply(settings: Settings) -> list[str]:
 
     datasets.sample_shift(settings)
     views = [load_view(settings.include_dir, name) for name in names(settings.include_dir, "features")]
-    made = feast_registry.apply(settings.feast_dir, settings.lake, settings.include_dir, views)
-    with FeastOnline(settings.feast_dir / "online_store.db") as online:
+    made = feast_registry.apply(settings, views)
+    with open_online(settings) as online:
         for version in made:
             online.create(version)
     return made
@@ -218,7 +218,7 @@ class Publisher:
         self._versions = {name: spec.feast_name(settings.include_dir) for name, spec in self._specs.items()}
         self._pending: dict[str, tuple[Pending, int]] = {}
         self._ahead_us = ahead_us
-        self._online = FeastOnline(settings.feast_dir / "online_store.db")
+        self._online = open_online(settings)
         for version in self._versions.values():
             self._online.create(version)
 
@@ -246,8 +246,9 @@ class Publisher:
         through_us = min(as_of_us, complete_us)
         rows = pending.take(through_us)
         if rows:
-            self._online.write(version, rows, through_us)
-        return Materialised(view=view, version=version, through_us=through_us, values=len(rows))
+            self._online.write(version, pending.features, rows, through_us)
+        values = len(rows) * len(pending.features)
+        return Materialised(view=view, version=version, through_us=through_us, values=values)
 
     def _load(self, view: str, as_of_us: int, held: tuple[Pending, int] | None) -> tuple[Pending, int]:
         """The rows of a view that are in the lake and not yet online, and up to which stamp the lake has it."""

@@ -6,6 +6,7 @@ releases pin is read once, so that both arms see the same moment.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -200,7 +201,7 @@ def _loggable(values: list[Value]) -> list[Scalar]:
     """Numbers and text as they are; the log keeps a list or map as JSON text."""
     for value in values:
         if isinstance(value, (list, dict)):
-            return [msgspec.json.encode(one).decode() if isinstance(one, (list, dict)) else one for one in values]
+            return [json.dumps(one, ensure_ascii=False) if isinstance(one, (list, dict)) else one for one in values]
     return values  # type: ignore[return-value]  # no list and no dict is among them
 
 

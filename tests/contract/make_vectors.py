@@ -256,8 +256,28 @@ def feast() -> dict[str, Any]:
     return {"entity_keys": keys, "values": values_out}
 
 
+def feast_redis() -> dict[str, Any]:
+    from feast.infra.online_stores.helpers import _mmh3, _redis_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    names = ["weather__3f2a:temp", "v:", "v:a", "v:ab", "v:abc", "Zürich__1:日本", "x" * 200 + ":y"]
+    proto = EntityKey(join_keys=["origin"], entity_values=[Value(string_val="EWR")])
+    micros = [0, 1, 999_999, 1_000_000, 1_357_016_400_250_001, 2_000_000_000_000_000, -1, -1_000_000]
+    return {
+        "keys": [{"project": "slipway", "origin": "EWR", "key": _redis_key("slipway", proto, 3).hex()}],
+        "fields": [{"name": name, "field": _mmh3(name).hex()} for name in names],
+        "stamps": [
+            {"us": us, "message": Timestamp(seconds=us // 10**6, nanos=us % 10**6 * 1000).SerializeToString().hex()}
+            for us in micros
+        ],
+    }
+
+
 def main() -> None:
     made = {"assignment": assignment(), "frames": frames(), "routes": routes(), "events": events(), "feast": feast()}
+    made["feast_redis"] = feast_redis()
     VECTORS.mkdir(exist_ok=True)
     for name, content in made.items():
         (VECTORS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,18 +1,28 @@
-"""What we write into Feast's SQLite online store, Feast's own SDK reads back."""
+"""What we write into Feast's online stores, SQLite and Redis, Feast's own SDK reads back."""
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
-from pipelines.adapters.feast_online import FeastOnline
+from pipelines.adapters.feast_online import open_online
+from pipelines.adapters.feast_registry import open_store
 from pipelines.contracts.clocks import to_us
+from pipelines.contracts.errors import TransientError
 from pipelines.features.publishing import Pending
 from pipelines.spec.view import ViewSpec
+from tests.contract.feast_repositories import STORES, Repository, installation, redis_settings
+from tests.redis_server import running_redis
 
 NOON = to_us(datetime(2013, 7, 1, 12, tzinfo=UTC))
 HOUR = 3_600_000_000
@@ -59,62 +69,43 @@ def _row(name: str, number: int, at_us: int, **values: Any) -> dict[str, Any]:
     return {"name": name, "number": number, "event_timestamp": at_us, "created_timestamp": at_us, **values}
 
 
-@pytest.fixture(scope="module")
-def read(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """(path of the online store, function that reads rows of the view through the SDK)."""
-    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+VIEW = "every_type__0001"
+
+
+@pytest.fixture(scope="module", params=STORES)
+def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
     from feast.types import Bool, Float32, Float64, Int32, Int64, String
 
-    folder = tmp_path_factory.mktemp("online")
-    store = FeatureStore(
-        config=RepoConfig(
-            project="slipway",
-            registry=str(folder / "registry.db"),
-            provider="local",
-            online_store={"type": "sqlite", "path": str(folder / "online_store.db")},
-            offline_store={"type": "pipelines.adapters.feast_asof.AsofOfflineStore"},
-            entity_key_serialization_version=3,
-        )
-    )
-    name = Entity(name="name", join_keys=["name"], value_type=ValueType.STRING)
-    number = Entity(name="number", join_keys=["number"], value_type=ValueType.INT64)
     types = {"f64": Float64, "f32": Float32, "i64": Int64, "i32": Int32, "flag": Bool, "text": String}
-    view = FeatureView(
-        name="every_type__0001",
-        entities=[name, number],
-        schema=[
-            Field(name="name", dtype=String),
-            Field(name="number", dtype=Int64),
-            *(Field(name=feature, dtype=kind) for feature, kind in types.items()),
-        ],
-        source=FileSource(path=str(folder / "none.parquet"), timestamp_field="event_timestamp"),
-    )
-    store.apply([name, number, view])
-
-    def ask(*entities: dict[str, Any]) -> dict[str, list[Any]]:
-        features = [f"every_type__0001:{feature}" for feature in types]
-        answer: dict[str, list[Any]] = store.get_online_features(features, list(entities)).to_dict(True)
-        return answer
-
-    return folder / "online_store.db", ask
+    with installation(request.param, tmp_path_factory.mktemp(request.param)) as settings:
+        yield Repository(settings, VIEW, {"name": "string", "number": "int64"}, types)
 
 
-def test_every_type_and_null_come_back_through_the_sdk(read: Any) -> None:
-    path, ask = read
+def write(repository: Repository, rows: pa.Table, as_of_us: int) -> int:
+    """Make the rows that are due by a moment readable; how many were taken."""
+    pending = Pending(_spec(), rows)
+    taken = pending.take(as_of_us)
+    with open_online(repository.settings) as online:
+        online.create(VIEW)
+        online.write(VIEW, pending.features, taken, as_of_us)
+    return len(taken)
+
+
+def through(repository: Repository) -> int:
+    """How far the view is; 0 for never."""
+    with open_online(repository.settings) as online:
+        return online.through_us(VIEW) or 0
+
+
+def test_every_type_and_null_come_back_through_the_sdk(repository: Repository) -> None:
     rows = _rows(
         _row("EWR", 1, NOON, f64=1.5, f32=0.25, i64=-(2**60), i32=-7, flag=True, text="Zürich"),
         _row("JFK", -2, NOON, f64=-0.0, f32=None, i64=2**62, i32=2**31 - 1, flag=False, text=""),
         _row("LGA", 3, NOON),
     )
-    with FeastOnline(path) as online:
-        online.create("every_type__0001")
-        online.write("every_type__0001", Pending(_spec(), rows).take(NOON), NOON)
-    got = ask(
-        {"name": "EWR", "number": 1},
-        {"name": "JFK", "number": -2},
-        {"name": "LGA", "number": 3},
-        {"name": "X", "number": 1},
-    )
+    write(repository, rows, NOON)
+    asked = [{"name": name, "number": number} for name, number in {"EWR": 1, "JFK": -2, "LGA": 3, "X": 1}.items()]
+    got = repository.by_sdk(*asked)
     assert got["f64"] == [1.5, -0.0, None, None]
     assert got["f32"] == [0.25, None, None, None]
     assert got["i64"] == [-(2**60), 2**62, None, None]
@@ -122,36 +113,96 @@ def test_every_type_and_null_come_back_through_the_sdk(read: Any) -> None:
     assert got["flag"] == [True, False, None, None]
     assert got["text"] == ["Zürich", "", None, None]
     assert got["f64__ts"][:2] == [NOON // 1_000_000] * 2
+    read = repository.by_gateway(NOON, *asked)
+    assert read.logged.values == [got[name] for name in repository.features]
+    assert read.logged.event_us == [NOON, NOON, NOON, None]
 
 
-def test_only_the_newest_row_of_a_key_becomes_readable_and_an_older_one_never_overwrites_it(read: Any) -> None:
-    path, ask = read
+def test_only_the_newest_row_of_a_key_becomes_readable_and_an_older_one_never_overwrites_it(
+    repository: Repository,
+) -> None:
+    def readable() -> Any:
+        return repository.by_sdk({"name": "OLD", "number": 1})["f64"]
+
     history = _rows(
         _row("OLD", 1, NOON - HOUR, f64=1.0), _row("OLD", 1, NOON, f64=2.0), _row("OLD", 1, NOON + HOUR, f64=3.0)
     )
-    pending = Pending(_spec(), history)
-    with FeastOnline(path) as online:
-        online.create("every_type__0001")
-        taken = pending.take(NOON)
-        assert len(taken) == 6  # one row of six features, though two rows were due
-        online.write("every_type__0001", taken, NOON)
-        assert ask({"name": "OLD", "number": 1})["f64"] == [2.0]
-        online.write("every_type__0001", Pending(_spec(), history.slice(0, 1)).take(NOON), NOON - HOUR)
-        assert ask({"name": "OLD", "number": 1})["f64"] == [2.0]
-        assert online.through_us("every_type__0001") == NOON
-        online.write("every_type__0001", pending.take(NOON + HOUR), NOON + HOUR)
-        assert ask({"name": "OLD", "number": 1})["f64"] == [3.0]
-        assert pending.left == 0
+    before = through(repository)
+    assert write(repository, history, NOON) == 1  # though two rows were due
+    assert readable() == [2.0]
+    write(repository, history.slice(0, 1), NOON - HOUR)
+    assert readable() == [2.0]
+    assert through(repository) == max(before, NOON)
+    write(repository, history, NOON + HOUR)
+    assert readable() == [3.0]
 
 
-def test_a_write_that_fails_leaves_nothing_behind(read: Any) -> None:
-    path, ask = read
-    rows = Pending(_spec(), _rows(_row("TORN", 1, NOON, f64=1.0))).take(NOON)
-    with FeastOnline(path) as online:
-        online.create("every_type__0001")
-        before = online.through_us("every_type__0001")
-        with pytest.raises(Exception, match="bind"):
-            online.write("every_type__0001", [*rows, (b"k", "f64", object(), None, 0, 0)], NOON + 5 * HOUR)  # type: ignore[list-item]  # wrong on purpose
-        assert online.through_us("every_type__0001") == before
-    assert ask({"name": "TORN", "number": 1})["f64"] == [None]
-    assert Path(path).stat().st_size > 0
+@given(st.permutations([NOON + step for step in (-900 * 24 * HOUR, -HOUR, -1_000_000, 0, 1_000_000, HOUR)]))
+@examples(max_examples=20, deadline=None)
+def test_in_whatever_order_rows_arrive_the_newest_stands(repository: Repository, order: list[int]) -> None:
+    name = "-".join(str(at_us) for at_us in order)
+    for at_us in order:
+        write(repository, _rows(_row(name, 1, at_us, f64=float(at_us))), at_us)
+    assert repository.by_sdk({"name": name, "number": 1})["f64"] == [float(max(order))]
+
+
+def test_a_write_that_fails_can_be_done_again_and_says_nothing_too_early(repository: Repository) -> None:
+    pending = Pending(_spec(), _rows(_row("TORN", 1, NOON, f64=1.0)))
+    rows = pending.take(NOON)
+    torn = rows[0]._replace(key=b"k", messages=[object()] * 6)  # type: ignore[list-item]
+    with open_online(repository.settings) as online:
+        online.create(VIEW)
+        before = through(repository)
+        with pytest.raises(Exception, match=r"bind|must be str"):
+            online.write(VIEW, pending.features, [*rows, torn], NOON + 5 * HOUR)
+        assert through(repository) == before
+        online.write(VIEW, pending.features, rows, NOON + 5 * HOUR)
+        assert through(repository) == max(before, NOON + 5 * HOUR)
+    assert repository.by_sdk({"name": "TORN", "number": 1})["f64"] == [1.0]
+
+
+def test_the_sqlite_store_is_in_wal_mode_and_read_while_it_is_written(tmp_path: Path) -> None:
+    with installation("sqlite", tmp_path) as settings, open_online(settings) as online:
+        online.create(VIEW)
+        path = settings.feast_dir / "online_store.db"
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as writer:
+            assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            writer.execute("BEGIN IMMEDIATE")
+            with closing(sqlite3.connect(path, timeout=0)) as reader:
+                assert reader.execute(f'SELECT count(*) FROM "slipway_{VIEW}"').fetchone() == (0,)
+
+
+def test_redis_keeps_microseconds_so_rows_of_one_second_have_an_order(tmp_path: Path) -> None:
+    from feast.types import Float64
+
+    with installation("redis", tmp_path) as settings:
+        repository = Repository(settings, VIEW, {"name": "string", "number": "int64"}, {"f64": Float64})
+        for step, value in ((250_001, 1.0), (250_000, 2.0), (250_001, 3.0), (250_002, 4.0)):
+            write(repository, _rows(_row("A", 1, NOON + step, f64=value)), NOON + HOUR)
+            assert repository.by_sdk({"name": "A", "number": 1})["f64"] == [4.0 if value == 4.0 else 1.0]
+
+
+def test_redis_that_has_lost_everything_has_lost_its_progress_too(tmp_path: Path) -> None:
+    with running_redis() as server, open_online(redis_settings(tmp_path, server)) as online:
+        pending = Pending(_spec(), _rows(_row("A", 1, NOON, f64=1.0)))
+        online.write(VIEW, pending.features, pending.take(NOON), NOON)
+        assert online.through_us(VIEW) == NOON
+        server.kill()
+        with pytest.raises(TransientError, match="SLIPWAY_REDIS_URL"):
+            online.through_us(VIEW)
+        server.start()
+        assert online.through_us(VIEW) is None
+
+
+def test_no_secret_of_redis_is_written_and_feasts_own_tools_find_it_in_the_environment(tmp_path: Path) -> None:
+    from feast import FeatureStore
+
+    with running_redis() as server:
+        settings = redis_settings(tmp_path, server)
+        ours = open_store(settings)
+        file = settings.feast_dir / "feature_store.yaml"
+        assert server.password not in file.read_text()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setenv("SLIPWAY_REDIS_PASSWORD", server.password)
+            theirs = FeatureStore(fs_yaml_file=file)
+        assert theirs.config.online_store == ours.config.online_store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.contracts import assignment, events, routes, segments
 from pipelines.contracts.errors import ContractError
-from serving.online_features import feast_values
+from serving.online_features import feast_values, redis_layout
 from serving.online_features.entity_keys import EntityKey
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -104,6 +105,24 @@ def test_scalar_values_decode_as_feast_wrote_them() -> None:
         decoded = feast_values.decode(bytes.fromhex(case["message"]))
         assert decoded == case["value"]
         assert type(decoded) is type(case["value"])
+
+
+def test_redis_keys_fields_and_stamps_have_the_bytes_feast_gives_them() -> None:
+    published = load("feast_redis")
+    (key,) = published["keys"]
+    ours = EntityKey({"origin": "string"}).serialize([key["origin"]]) + key["project"].encode()
+    assert ours.hex() == key["key"]
+    for case in published["fields"]:
+        view, _, feature = case["name"].partition(":")
+        assert redis_layout.feature_field(view, feature).hex() == case["field"]
+    for case in published["stamps"]:
+        assert redis_layout.stamp_us(bytes.fromhex(case["message"])) == case["us"]
+
+
+@given(st.binary(max_size=60))
+def test_whatever_lies_in_a_value_column_is_a_value_or_refused(data: bytes) -> None:
+    with suppress(ContractError):
+        feast_values.decode(data)
 
 
 def test_a_value_of_an_unknown_kind_is_refused_by_its_number() -> None:

@@ -12,6 +12,7 @@ from tests.contract import make_vectors
 pytest.importorskip("feast", reason="the serving environment has no Feast; the vectors stand for it there")
 
 
-def test_the_installed_feast_still_writes_the_published_bytes() -> None:
-    published = json.loads((Path(make_vectors.VECTORS) / "feast.json").read_text())
-    assert make_vectors.feast() == published
+@pytest.mark.parametrize("name", ["feast", "feast_redis"])
+def test_the_installed_feast_still_writes_the_published_bytes(name: str) -> None:
+    published = json.loads((Path(make_vectors.VECTORS) / f"{name}.json").read_text())
+    assert getattr(make_vectors, name)() == published

@@ -67,7 +67,7 @@ def test_apply_registers_every_view_and_may_be_repeated(include: Path, tmp_path:
     assert json.loads(_run("apply", "--json").stdout) == applied
     from pipelines.adapters.feast_registry import registered
 
-    known = registered(tmp_path / "home" / "feast")
+    known = registered(Settings(home=tmp_path / "home"))
     assert [view.version for view in known] == sorted(applied["views"])
     plane = next(view for view in known if view.tags["view"] == "plane")
     assert plane.ttl_s == 0
@@ -141,4 +141,4 @@ def test_the_feast_repository_in_include_is_the_one_that_is_applied() -> None:
     written = yaml.safe_load((folder / "feature_store.yaml").read_text())
     for holder, key in ((written, "registry"), (written["online_store"], "path")):
         holder[key] = str((folder / holder[key]).resolve())
-    assert written == store_config(PROJECT / "var" / "feast")
+    assert written == store_config(Settings(home=PROJECT / "var"))

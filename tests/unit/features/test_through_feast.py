@@ -31,7 +31,7 @@ def test_history_and_online_reads_through_feast_equal_ours(sample_views: Setting
     )
     ours = features.historical(settings, entity, pins)
     names = [name for pin in pins for name in pin.features]
-    store = open_store(settings.feast_dir)
+    store = open_store(settings)
     references = [f"{pin.view}:{name}" for pin in pins for name in pin.features]
     theirs = store.get_historical_features(entity.to_pandas(), references).to_arrow()
     assert theirs.select(names).to_pylist() == ours.select(names).to_pylist()

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.adapters.delta_lake import DeltaLake
-from pipelines.adapters.feast_online import FeastOnline
+from pipelines.adapters.feast_online import open_online
 from pipelines.contracts.clocks import from_us, parse_event_time
 from pipelines.contracts.errors import ContractError, DataError, NotYetError
 from pipelines.contracts.release import ViewPin
@@ -96,7 +96,7 @@ def test_rows_outside_their_bounds_are_never_published_and_what_is_online_stays(
     with pytest.raises(DataError, match=r"rows fail their checks.*temp is below -40 or above 130"):
         features.check(bad, ref)
     assert not DeltaLake(bad.lake).exists(features.table_of(ref.version))
-    with FeastOnline(fresh.feast_dir / "online_store.db") as online:
+    with open_online(fresh) as online:
         assert online.through_us(good.version) == good.through_us
 
 

@@ -1,0 +1,128 @@
+"""Feast's Redis online store, written in bulk: Feast's own hashes and bytes, and never an older row over a newer.
+
+Feast's writer reads a key's time in one round trip and writes in another, so two writers can put an older row over a
+newer one; here Redis itself compares and writes. As with Feast, a row of the time that is there already changes
+nothing. Readers are Feast's SDK and the gateway. How far a view is lies beside the rows: a server that has lost them
+has lost that, too, and everything is written again.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import hiredis
+import mmh3
+import redis
+
+from pipelines.contracts.errors import TransientError
+from pipelines.features.online_layout import timestamp_message
+from pipelines.features.publishing import OnlineRow
+
+_ROWS_PER_TRIP = 1000
+_TIMEOUT_S = 30
+
+# KEYS: the hash. ARGV: the view's `_ts` field, the row's seconds and nanoseconds, then pairs of field and value with
+# the `_ts` pair first. Answers whether it has written.
+_WRITE_NEWER = """
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+if held then
+  local part, at = {[8] = 0, [16] = 0}, 1
+  while at <= #held do
+    local tag, scale, number = held:byte(at), 1, 0
+    repeat
+      at = at + 1
+      local byte = held:byte(at)
+      number = number + (byte % 128) * scale
+      scale = scale * 128
+    until byte < 128
+    part[tag] = number
+    at = at + 1
+  end
+  -- Before 1970: two's complement, which a double holds to some 2000 s only.
+  if part[8] >= 2^63 then part[8] = part[8] - 2^64 end
+  local seconds, nanos = tonumber(ARGV[2]), tonumber(ARGV[3])
+  if seconds < part[8] or (seconds == part[8] and nanos <= part[16]) then return 0 end
+end
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+return 1
+"""
+
+# KEYS: the hash of progress. ARGV: the view, its event time in microseconds. It never goes back.
+_ADVANCE = """
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+if not held or tonumber(held) < tonumber(ARGV[2]) then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+"""
+
+
+class FeastRedis:
+    """One writer's connection. Use as a context manager, or call `close`. Every method raises TransientError."""
+
+    def __init__(self, url: str, project: str = "slipway") -> None:
+        self._client = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+        self._project = project.encode()
+        self._progress = f"slipway:materialised:{project}"
+
+    def __enter__(self) -> FeastRedis:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def create(self, view: str) -> None:
+        """Nothing has to be made for a view: its fields come with its rows."""
+
+    def through_us(self, view: str) -> int | None:
+        """The event time up to which the view is materialised; None for never."""
+        with _reported():
+            found = self._client.hget(self._progress, view)
+        return None if found is None else int(found)  # type: ignore[arg-type]  # redis-py types both its clients as one
+
+    def write(self, view: str, features: Sequence[str], rows: Iterable[OnlineRow], through_us: int) -> None:
+        """Write rows, then how far the view now is. Cut short, it is done again from the start and changes nothing."""
+        stamp_field = f"_ts:{view}".encode()
+        fields = [struct.pack("<I", mmh3.hash(f"{view}:{name}", signed=False)) for name in features]
+        with _reported():
+            script = str(self._client.script_load(_WRITE_NEWER)).encode()
+            remaining = iter(rows)
+            while trip := list(islice(remaining, _ROWS_PER_TRIP)):
+                self._send([self._command(script, stamp_field, fields, row) for row in trip])
+            self._client.eval(_ADVANCE, 1, self._progress, view, str(through_us))
+
+    def _command(self, script: bytes, stamp_field: bytes, fields: Sequence[bytes], row: OnlineRow) -> bytes:
+        seconds, micros = divmod(row.event_us, 1_000_000)
+        pairs = [part for pair in zip(fields, row.messages, strict=True) for part in pair]
+        stamp = (stamp_field, b"%d" % seconds, b"%d" % (micros * 1000), stamp_field, timestamp_message(row.event_us))
+        command = (b"EVALSHA", script, b"1", row.key + self._project, *stamp, *pairs)
+        packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says a tuple of one
+        return packed
+
+    def _send(self, commands: list[bytes]) -> None:
+        """All commands in one write, all replies after it: what a pipeline does, without its work for each command."""
+        pool = self._client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command(commands)
+            for _ in commands:
+                connection.read_response()
+        except BaseException:
+            # Replies are still owed on it.
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        hint = "Is the server of SLIPWAY_REDIS_URL up, and has it memory left?"
+        raise TransientError("online store (Redis)", got=f"{type(error).__name__}: {error}", hint=hint) from error

@@ -1,0 +1,94 @@
+"""Feast's SQLite online store, written in bulk: Feast's own tables and bytes, WAL, and never an older row over a newer.
+
+Feast's writer makes one statement a value, opens the database without WAL and compares no times. Readers are its SDK
+and the gateway. `event_ts` is whole seconds since the epoch, as Feast stores it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pipelines.features.online_layout import stored_seconds, text_of
+from pipelines.features.publishing import OnlineRow
+
+_PROGRESS = "slipway_materialised"
+
+
+class FeastSqlite:
+    """One writer's connection. Use as a context manager, or call `close`."""
+
+    def __init__(self, path: Path, project: str = "slipway") -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.project = project
+        # Autocommit: transactions are begun and ended here, one for each write.
+        self._connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {_PROGRESS} (feature_view TEXT PRIMARY KEY, through_us INTEGER NOT NULL)"
+        )
+
+    def __enter__(self) -> FeastSqlite:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def create(self, view: str) -> None:
+        """Make the view's table as Feast makes it, if it is not there."""
+        table = self._table(view)
+        self._connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {table} (entity_key BLOB, feature_name TEXT, value BLOB, value_text TEXT,  "
+            "vector_value BLOB, event_ts timestamp, created_ts timestamp,  PRIMARY KEY(entity_key, feature_name))"
+        )
+        index = table[:-1] + '_ek"'
+        self._connection.execute(f"CREATE INDEX IF NOT EXISTS {index} ON {table} (entity_key);")
+
+    def through_us(self, view: str) -> int | None:
+        """The event time up to which the view is materialised; None for never."""
+        found = self._connection.execute(
+            f"SELECT through_us FROM {_PROGRESS} WHERE feature_view = ?", (view,)
+        ).fetchone()
+        return int(found[0]) if found else None
+
+    def write(self, view: str, features: Sequence[str], rows: Iterable[OnlineRow], through_us: int) -> None:
+        """Write rows and how far the view now is, in one transaction. A row that is not newer changes nothing."""
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            self._connection.executemany(
+                f"INSERT INTO {self._table(view)} (entity_key, feature_name, value, value_text, event_ts, created_ts) "
+                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT(entity_key, feature_name) DO UPDATE SET value = excluded.value, "
+                "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts "
+                "WHERE excluded.event_ts > event_ts "
+                "OR (excluded.event_ts = event_ts AND excluded.created_ts > created_ts)",
+                _values(features, rows),
+            )
+            execute(
+                f"INSERT INTO {_PROGRESS} VALUES (?, ?) ON CONFLICT(feature_view) DO UPDATE SET through_us = "
+                "max(through_us, excluded.through_us)",
+                (view, through_us),
+            )
+            execute("COMMIT")
+        except BaseException:
+            execute("ROLLBACK")
+            raise
+
+    def _table(self, view: str) -> str:
+        name = f"{self.project}_{view}".replace('"', '""')
+        return f'"{name}"'
+
+
+def _values(features: Sequence[str], rows: Iterable[OnlineRow]) -> Iterator[tuple[object, ...]]:
+    """entity_key, feature_name, value, value_text, event_ts, created_ts of every value."""
+    for row in rows:
+        stamp, created = stored_seconds(row.event_us), stored_seconds(row.created_us)
+        for name, value, message in zip(features, row.values, row.messages, strict=True):
+            yield row.key, name, message, text_of(value), stamp, created
