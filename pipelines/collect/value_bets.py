@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipelines.collect.rank_pairs import RankPairs
 from pipelines.collect.request_columns import CHALLENGER, Requests, drawn, take
 from pipelines.collect.unit_bets import UnitBets
 from pipelines.rollout.policy import Metric, Policy
 from pipelines.stats import bets, tables
 from pipelines.stats.centre import RunningCentre
 from pipelines.stats.evidence import BETTER, HARM, PROOF, WIDTH
-from pipelines.stats.losses import loss_range, loss_values
+from pipelines.stats.losses import RANK, loss_range, loss_values
 from pipelines.stats.nats import Floats, Ints, quantise, quantise_up
 from pipelines.stats.postings import Count, Posting
 
 
 class ValueBets:
-    """What these bets need from the past, frozen per block: the champion's mean KPI."""
+    """What these bets need from the past: the champion's mean KPI, frozen per block, and requests without a partner."""
 
     def __init__(self, policy: Policy, units: UnitBets) -> None:
         self._units = units
         self._score_range = policy.score_range
+        self._ranks = {metric.name: RankPairs() for metric in policy.metrics if metric.loss == RANK}
         self._centres = {metric.name: RunningCentre() for metric in policy.metrics if metric.kind == "mean"}
 
     def scores(self, metric: Metric, rows: Requests, at: Ints) -> Posting:
@@ -48,12 +50,16 @@ class ValueBets:
         return posting
 
     def loss(self, metric: Metric, rows: Requests, at: Ints) -> Posting:
-        """Losses of both arms on one request whose label is known."""
+        """Losses of both arms on one request whose label is known; the rank loss on a pair of them."""
         clip, cap = metric.clip, metric.cap
-        one, zero = (
-            loss_values(metric.loss, rows["score"][:, arm], rows["label"], clip=clip, cap=cap, q=metric.q)
-            for arm in (1, 0)
-        )
+        if metric.loss == RANK:
+            first = self._units.fresh(f"{metric.name}/loss", rows, np.ones(len(at), dtype=np.bool_))
+            rows, at, one, zero = self._ranks[metric.name].complete(take(rows, first), at[first])
+        else:
+            one, zero = (
+                loss_values(metric.loss, rows["score"][:, arm], rows["label"], clip=clip, cap=cap, q=metric.q)
+                for arm in (1, 0)
+            )
         least, most = loss_range(metric.loss, clip=clip, cap=cap)
         posting = _moments(metric.name, rows, at, one, zero, one - zero)
         increments = posting.rows
@@ -65,7 +71,8 @@ class ValueBets:
             relative, absolute = metric.promote_margin_rel or 0.0, metric.promote_margin_abs or 0.0
             worse = one - (1.0 + relative) * zero - absolute
             increments[:, PROOF] = bets.mean_factors(-worse, most - (1.0 + relative) * least - absolute)
-        self._units.silence(f"{metric.name}/loss", rows, increments)
+        if metric.loss != RANK:
+            self._units.silence(f"{metric.name}/loss", rows, increments)
         return posting
 
     def mean(self, metric: Metric, rows: Requests, at: Ints) -> tuple[Posting, Count]:

@@ -16,12 +16,13 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from pipelines.collect.rank_pairs import pairs_per_request
 from pipelines.contracts.errors import ContractError
 from pipelines.rollout.bars import live_stages, proof_bar, proof_stages, rollback_bar
 from pipelines.rollout.policy import Metric, Policy, Stage
 from pipelines.stats import bets
 from pipelines.stats.evidence import GRID
-from pipelines.stats.losses import loss_range
+from pipelines.stats.losses import RANK, loss_range
 from pipelines.stats.nats import Floats, to_nats
 
 MIXING = 2.3
@@ -31,8 +32,9 @@ Question = Literal["harm", "proof"]
 
 
 class BaseRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is known of one metric on the champion: `rate` of events, `mean` and `sd` of a loss or KPI, `paired_sd` of
-    the difference of two models' losses, `sigma` of log latency. `effect` replaces the declared harm in the plan.
+    """What is known of one metric on the champion: `rate` of events (for a rank loss, of positive labels), `mean` and
+    `sd` of a loss or KPI, `paired_sd` of the difference of two models' losses, `sigma` of log latency. `effect`
+    replaces the declared harm in the plan.
     """
 
     rate: float | None = None
@@ -174,6 +176,9 @@ def _need(
     names = live_stages(policy, metric) if question == "harm" else proof_stages(policy, metric)
     target = bar + MIXING
     usable = rates.labelled if metric.kind in ("paired_loss", "mean") else 1.0
+    if metric.kind == "paired_loss" and metric.loss == RANK:
+        base = rates.metrics.get(metric.name, BaseRates())
+        usable *= pairs_per_request(_required(metric, base, "rate"))
     grown = np.zeros(GRID)
     walked, exposed = 0.0, 0.0
     last = max((k for k, stage in enumerate(policy.stages) if stage.name in names), default=-1)

@@ -15,7 +15,7 @@ import msgspec
 
 from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import ContractError
-from pipelines.stats.losses import LOSSES, OF_PROBABILITIES, Loss
+from pipelines.stats.losses import LOSSES, OF_PROBABILITIES, RANK, Loss
 
 SCHEMA = "slipway-gate/1"
 
@@ -83,7 +83,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     promote_margin_rel: float | None = None
     promote_margin_abs: float | None = None
     q: float | None = None
-    loss: Loss = "log"
+    loss: Loss | Literal["rank"] = "log"
     clip: float = 0.01
     cap: float | None = None
     range: tuple[float, float] | None = None
@@ -260,7 +260,7 @@ def _metric(mapping: Mapping[str, Any], default_weight: float) -> Metric:
             ("error", "invalid"),
         ),
         "better": _choice(f"better of metric {name}", mapping.get("better", "lower"), ("higher", "lower")),
-        "loss": _choice(f"loss of metric {name}", mapping.get("loss", "log"), LOSSES),
+        "loss": _choice(f"loss of metric {name}", mapping.get("loss", "log"), (*LOSSES, RANK)),
         "clip": _number(f"clip of metric {name}", mapping.get("clip", 0.01), 0.0, 0.5, open_low=True, open_high=True),
     }
     if mapping.get("harm_ratio") is not None:
@@ -299,7 +299,7 @@ def _needed(metric: Metric) -> tuple[str, ...]:
             return ("range",)
         case "paired_loss" if metric.loss == "pinball":
             return ("q", "cap")
-        case "paired_loss" if metric.loss not in OF_PROBABILITIES:
+        case "paired_loss" if metric.loss not in (*OF_PROBABILITIES, RANK):
             return ("cap",)
         case _:
             return ()

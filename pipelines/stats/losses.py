@@ -10,6 +10,8 @@ from pipelines.stats.nats import Floats
 
 Loss = Literal["log", "brier", "squared", "absolute", "pinball"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
+RANK: Literal["rank"] = "rank"
+"""The loss of a pair of requests, a positive and a negative: `pipelines.collect.rank_pairs`."""
 OF_PROBABILITIES: tuple[Loss, ...] = ("log", "brier")
 """Losses of scores and labels in [0, 1]; they need no cap."""
 
@@ -39,10 +41,10 @@ def loss_values(
     return np.asarray(np.minimum(values, np.inf if cap is None else cap))
 
 
-def loss_range(kind: Loss, *, clip: float, cap: float | None) -> tuple[float, float]:
-    """The least and the greatest value `loss_values` can take."""
+def loss_range(kind: Loss | Literal["rank"], *, clip: float, cap: float | None) -> tuple[float, float]:
+    """The least and the greatest value one loss can take."""
     if kind == "log":
         return float(-np.log1p(-clip)), float(-np.log(clip))
-    if kind == "brier":
+    if kind in ("brier", RANK):
         return 0.0, 1.0
     return 0.0, float("inf") if cap is None else cap

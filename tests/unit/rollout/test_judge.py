@@ -146,6 +146,15 @@ def test_every_loss_stops_noise_and_lets_an_honest_challenger_pass(loss: dict[st
     assert verdict(honest, "logloss").kind in ("pass", "inconclusive")
 
 
+def test_the_rank_loss_finds_scores_that_order_worse() -> None:
+    metrics = [{**row, "loss": "rank"} if row["name"] == "logloss" else row for row in mapping()["metrics"]]
+    chosen = policy(6000, 6000, metrics=metrics)
+    noisy = judged(Fault(logit_noise=2.5), chosen=chosen)
+    assert noisy.stop is not None
+    assert noisy.stop.metric == "logloss"
+    assert verdict(judged(chosen=chosen), "logloss").kind == "pass"
+
+
 def test_pairs_wait_for_the_minimum_event_time_unless_the_harm_is_hard() -> None:
     week = 7 * 86400.0
     waiting = policy(2500, 2500, min_event_time_s=week)
