@@ -6,12 +6,14 @@ One gateway process with two workers answers them all; `every` is a model with a
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -19,6 +21,7 @@ import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from pipelines.contracts.events import Assignment
+from pipelines.contracts.release import InputField, ModelFeature
 from tests.free_ports import free_port
 from tests.serving.conftest import Installation
 from tests.serving.echo_release import DATATYPES, VALUES, echo_release
@@ -43,10 +46,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     every = echo_release(home.home / "releases", "every")
     home.publish()
     home.publish(model="every", champion=every)
+    home.publish(model="late_arrival", champion=late_arrival(home))
     port = free_port()
     variables = {"SLIPWAY_GATEWAY_WORKERS": "2", "SLIPWAY_GATEWAY_GRPC_PORT": str(port)}
     with bentoml_serve(home.home, **variables) as process:
         yield Served(home, every, process, process.url.removeprefix("http://"), f"127.0.0.1:{port}")
+
+
+def late_arrival(home: Installation) -> str:
+    """A release with the inputs of the sample's model, for the examples of the how-to."""
+    texts, numbers = ("carrier", "origin", "dest", "tailnum"), ("distance", "local_hour", "local_weekday")
+    fields = [InputField(name=name, datatype="BYTES", required=name != "tailnum") for name in texts]
+    fields += [InputField(name=name, datatype="FP64") for name in numbers]
+    features = [ModelFeature(name=name, source="input") for name in numbers]
+    return home.release(0.3, model="late_arrival", inputs=fields, features=features)
 
 
 @pytest.fixture
@@ -282,3 +295,21 @@ def test_mlservers_own_client_runs_a_batch(served: Served, mlserver: Path, tmp_p
     found = [json.loads(line) for line in answers.read_text().splitlines()]
     scores = [output["data"] for one in found for output in one["outputs"] if output["name"] == "score"]
     assert scores == [[0.3, 0.3]] * 5
+
+
+# --- the how-to ------------------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_how_to_work_as_they_stand(served: Served, mlserver: Path) -> None:
+    page = (PROJECT / "docs" / "how-to" / "call-the-gateway.md").read_text()
+    (body,) = re.findall(r"late_arrival/infer -d '(.*?)'", page, re.DOTALL)
+    answer = httpx.post(f"{served.process.url}/v2/models/late_arrival/infer", content=body)
+    assert {one["name"]: one["data"] for one in answer.json()["outputs"]} == {"score": [0.3], "decision": [False]}
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    for example in examples:
+        interpreter = mlserver if "mlserver" in example else sys.executable
+        here = example.replace("127.0.0.1:3000", served.http).replace("127.0.0.1:3001", served.grpc)
+        done = subprocess.run([interpreter, "-c", here], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "0.3" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from serving.pinned import PinnedModels
 from tests.free_ports import free_port
 from tests.serving.conftest import Installation, Running, Start
 from tests.serving.echo_release import DATATYPES, VALUES, echo_release
-from tests.serving.processes import PROJECT
+from tests.serving.processes import PROJECT, bentoml_serve
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
@@ -190,19 +192,19 @@ def test_any_message_is_a_request_or_refused(
     assert all(len(tensor.data) == shape[0] for tensor in decoded.inputs)
 
 
-async def test_a_model_that_fails_is_internal_and_one_that_loads_is_unavailable(
+async def test_a_model_that_fails_is_internal_and_one_that_is_not_loaded_is_unavailable(
     home: Installation, start: Start
 ) -> None:
     home.publish(champion=home.release(0.3, semver="3.0.0", error=True))
+    home.publish(model="n", champion="0" * 64)
     async with start() as running, opened(running) as client:
         failed = await client.refusal(typed(x=("FP64", [1.0])))
         assert failed.code() == grpc.StatusCode.INTERNAL
         assert "built to fail" in (failed.details() or "")
-        running.gateway.table.plans.clear()
-        loading = await client.refusal(typed(x=("FP64", [1.0])))
+        loading = await client.refusal(typed("n", x=("FP64", [1.0])))
         assert loading.code() == grpc.StatusCode.UNAVAILABLE
         assert ("grpc-retry-pushback-ms", "1000") in list(loading.trailing_metadata() or ())
-        ready = await client.call("ModelReady", message_class("ModelReadyRequest")(name="m"))
+        ready = await client.call("ModelReady", message_class("ModelReadyRequest")(name="n"))
         assert ready.ready is False
     assert [one.status for one in home.events(Response)] == ["error"]
 
@@ -226,6 +228,24 @@ async def test_a_stopping_door_answers_the_calls_that_have_begun(home: Installat
         await client.door.stop(5.0)
         assert (await begun).parameters["arm"].string_param == "challenger"
         assert (await client.refusal(typed(x=("FP64", [1.0])))).code() == grpc.StatusCode.UNAVAILABLE
+
+
+def test_sigterm_answers_the_calls_on_their_way_before_the_log_is_closed(home: Installation) -> None:
+    home.publish(champion=home.release(0.4, semver="3.0.0", sleep_s=0.5))
+    port = free_port()
+    with bentoml_serve(home.home, SLIPWAY_GATEWAY_GRPC_PORT=str(port)) as gateway:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            method = channel.unary_unary(
+                f"/{SERVICE}/ModelInfer", Request.SerializeToString, message_class("ModelInferResponse").FromString
+            )
+            asked = [method.future(typed(x=("FP64", [1.0])), wait_for_ready=True) for _ in range(3)]
+            wait_until(lambda: home.events(Assignment), "a call is on its way")
+            gateway.process.send_signal(signal.SIGTERM)
+            answers = [one.result(timeout=30).id for one in asked]
+        assert gateway.process.wait(30) == 0
+    assert sorted(answers) == sorted(one.request_id for one in home.events(Response) if one.served)
+    (epoch,) = (home.home / "bus" / "gw0").iterdir()
+    assert (epoch / "closed").exists()
 
 
 def test_every_refusal_of_a_prediction_has_a_status_in_grpc() -> None:
