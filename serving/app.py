@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
-from time import perf_counter
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from time import monotonic, perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from pipelines.settings import Settings
 from serving import feedback, rollback
 from serving.connections import ARRIVED
 from serving.gateway import Gateway
-from serving.infer import infer, infer_pinned
+from serving.infer import Answer, infer, infer_at_once, infer_pinned
 from serving.json_depth import refuse_deeper
 from serving.metrics import CONTENT_TYPE
 from serving.oip import http as oip_http
 from serving.oip.errors import Malformed, Overloaded, Refusal, TooLarge, Unavailable, Unknown, WrongMethod
+from serving.oip.request import InferRequest
 from serving.oip.response import Prediction, error_body, model_metadata, server_metadata, to_json
 from serving.pinned import PinnedModels
 
@@ -30,6 +31,10 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Headers = Sequence[tuple[bytes, bytes]]
+Reply = tuple[int, bytes, bytes, Headers]
+"""Status, body, content type, further headers."""
 
 _log = logging.getLogger("slipway.app")
 
@@ -60,11 +65,9 @@ class GatewayApp:
                 self._admit(scope)
             await self._serve(scope, receive, send)
         except Refusal as refusal:
-            await self._refuse(send, refusal)
+            await _reply(send, *self._refusal(refusal))
         except Exception:  # noqa: BLE001 - a fault of ours is answered and logged, never a dropped connection
-            _log.exception("unexpected error on %s", scope["path"])
-            self.gateway.metrics.refused.labels("500").inc()
-            await _reply(send, 500, error_body("internal error; the gateway's log has the details"))
+            await _reply(send, *self._fault(scope["path"]))
         finally:
             self._inflight -= 1
 
@@ -78,7 +81,7 @@ class GatewayApp:
             raise Overloaded("gateway", got="too many requests in flight", hint="Send it again later.")
         arrived = scope.get(ARRIVED)
         if arrived is not None and (perf_counter() - arrived) * 1000 > limits.max_queue_ms:
-            raise Overloaded("gateway", got="more requests than it can serve", hint="Send it again later.")
+            raise _overloaded()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts = scope["path"].strip("/").split("/")
@@ -109,21 +112,47 @@ class GatewayApp:
                 await self._describe(parts, scope, send)
 
     async def _infer(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
-        started = perf_counter()
+        started = perf_counter_ns()
         plan = self.gateway.table.plan(model)
         body = await self._body(scope, receive)
-        request = oip_http.infer_request(scope["headers"], body, self.gateway.limits)
-        traceparent = _header(scope, b"traceparent")
-        answer = await infer(self.gateway, plan, request, traceparent[:128].decode("latin-1") if traceparent else None)
+        headers = scope["headers"]
+        request = oip_http.infer_request(headers, body, self.gateway.limits)
+        answer = await infer(self.gateway, plan, request, _traceparent(headers))
         try:
-            if isinstance(answer.result, Prediction):
-                await _reply(send, 200, *oip_http.infer_response(request, answer.result))
-            else:
-                await self._refuse(send, answer.result)
+            await _reply(send, *self._form(request, answer))
         finally:
-            if answer.after is not None:
-                self.gateway.shadow.put(answer.after)
-            self.gateway.metrics.requests.labels(model).observe(perf_counter() - started)
+            self._answered(model, answer, started)
+
+    def infer_at_once(self, model: str, headers: Headers, body: bytes, turn_began: float) -> Reply | None:
+        """The reply to an infer request whose body is here, or None when it takes the general way.
+
+        It does when something would have to be waited for, and when it is not a plain request for a model in force.
+        `turn_began` is when the loop saw that there was something to read: requests read in one turn wait for each
+        other, and one that waited too long is refused as on the general way.
+        """
+        gateway = self.gateway
+        plan = gateway.table.plans.get(model)
+        limits = gateway.limits
+        if plan is None or not gateway.answers_at_once(plan) or len(body) > limits.max_body_bytes:
+            return None
+        started = perf_counter_ns()
+        try:
+            if (monotonic() - turn_began) * 1000 > limits.max_queue_ms or self._inflight >= limits.max_inflight:
+                raise _overloaded()
+            request = oip_http.infer_request(headers, body, limits)
+            answer = infer_at_once(gateway, plan, request, _traceparent(headers))
+            reply = self._form(request, answer)
+        except Refusal as refusal:
+            return self._refusal(refusal)
+        except Exception:  # noqa: BLE001 - as in `__call__`
+            return self._fault(f"/v2/models/{model}/infer")
+        self._answered(model, answer, started)
+        return reply
+
+    def _answered(self, model: str, answer: Answer, started_ns: int) -> None:
+        if answer.after is not None:
+            self.gateway.shadow.put(answer.after)
+        self.gateway.metrics.request_times(model).observe((perf_counter_ns() - started_ns) // 1000)
 
     async def _describe(self, parts: list[str], scope: Scope, send: Send) -> None:
         """The paths that only tell: metadata, health, routes, metrics."""
@@ -241,12 +270,34 @@ class GatewayApp:
         finally:
             self._buffered -= size
 
-    async def _refuse(self, send: Send, refusal: Refusal) -> None:
+    def _refusal(self, refusal: Refusal) -> Reply:
         self.gateway.metrics.refused.labels(str(refusal.status)).inc()
         headers = refusal.headers
         if refusal.retryable:
             headers = (*headers, (b"retry-after", str(self.gateway.limits.retry_after_s).encode()))
-        await _reply(send, refusal.status, error_body(str(refusal)), headers=headers)
+        return refusal.status, error_body(str(refusal)), oip_http.JSON, headers
+
+    def _fault(self, path: str) -> Reply:
+        """The reply when something went wrong that is our fault; call it where the exception is handled."""
+        _log.exception("unexpected error on %s", path)
+        self.gateway.metrics.refused.labels("500").inc()
+        return 500, error_body("internal error; the gateway's log has the details"), oip_http.JSON, ()
+
+    def _form(self, request: InferRequest, answer: Answer) -> Reply:
+        if isinstance(answer.result, Prediction):
+            return 200, *oip_http.infer_response(request, answer.result)
+        return self._refusal(answer.result)
+
+
+def _traceparent(headers: Headers) -> str | None:
+    for name, value in headers:
+        if name == b"traceparent":
+            return value[:128].decode("latin-1") or None
+    return None
+
+
+def _overloaded() -> Overloaded:
+    return Overloaded("gateway", got="more requests than it can serve", hint="Send it again later.")
 
 
 def _gone() -> Malformed:
@@ -276,7 +327,7 @@ async def _reply(
     status: int,
     body: bytes,
     content_type: bytes = oip_http.JSON,
-    headers: tuple[tuple[bytes, bytes], ...] = (),
+    headers: Headers = (),
 ) -> None:
     base = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*base, *headers]})

@@ -10,12 +10,16 @@ from __future__ import annotations
 import asyncio
 import resource
 from time import perf_counter
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from uvicorn import config as uvicorn_config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from serving.direct import DirectProtocol
 from serving.limits import Limits
+
+if TYPE_CHECKING:
+    from serving.app import GatewayApp
 
 ARRIVED = "slipway.arrived"
 """Key of the ASGI scope: `perf_counter()` when the head was complete, so that the wait for a turn can be told."""
@@ -65,7 +69,7 @@ class Guard:
             loop.call_later(_SWEEP_S, self._sweep, loop)
 
 
-class Connection(HttpToolsProtocol):
+class Connection(DirectProtocol):
     """One client's connection, under the bounds of its class's guard."""
 
     guard: ClassVar[Guard]
@@ -115,7 +119,7 @@ class Connection(HttpToolsProtocol):
             super().shutdown()
             return
         self._unset_keepalive_if_required()
-        self._last_request = True
+        self._last_request = self.only_general = True
         self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
@@ -198,15 +202,23 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(_LINGER_S, self.transport.close)
 
 
-def install(limits: Limits) -> Guard:
-    """Make uvicorn use the bounded protocol in this process, with as many open files as the system allows."""
+def install(limits: Limits, app: GatewayApp | None = None) -> Guard:
+    """Make uvicorn use the bounded protocol in this process, with as many open files as the system allows.
+
+    With `app`, infer requests that wait for nothing are answered by it ahead of ASGI.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     guard = Guard(limits)
-    bounded = type("BoundedConnection", (Connection,), {"guard": guard, "max_head": limits.max_head_bytes})
-    uvicorn_config.HTTP_PROTOCOLS["auto"] = bounded  # type: ignore[assignment] # loaded as it is when no text
+    uvicorn_config.HTTP_PROTOCOLS["auto"] = bounded(guard, app)  # type: ignore[assignment] # loaded as it is when no text
     return guard
+
+
+def bounded(guard: Guard, app: GatewayApp | None) -> type[Connection]:
+    """The protocol of one worker."""
+    fixed = {"guard": guard, "max_head": guard.limits.max_head_bytes, "gateway_app": app}
+    return type("BoundedConnection", (Connection,), fixed)
 
 
 def _refusals(limits: Limits) -> dict[Reason, bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import SlipwayError
@@ -26,6 +27,8 @@ _log = logging.getLogger("slipway.gateway")
 
 BREAKER = "circuit-breaker"
 _PERSIST_AGAIN_S = 1.0
+_IDS = 256
+_TELL_METRICS_S = 1.0
 
 
 class Gateway:
@@ -58,6 +61,9 @@ class Gateway:
         self.arms = ArmThreads()
         self.shadow = ShadowQueue(limits.shadow_queue)
         self.started = False
+        self._telling: asyncio.TimerHandle | None = None
+        self._ids = ""
+        self._ids_at = 0
         self._windows: dict[str, tuple[str, CallWindow]] = {}
         self._persisting: set[asyncio.Task[None]] = set()
 
@@ -67,18 +73,41 @@ class Gateway:
         await asyncio.to_thread(self.table.start, self.limits.load_timeout_s)
         await self.store.start()
         self.shadow.start()
+        self._tell_metrics()
         self.started = True
+
+    def _tell_metrics(self) -> None:
+        """Let the other workers see this one's counts, now and every second."""
+        self.metrics.tell()
+        self._telling = asyncio.get_running_loop().call_later(_TELL_METRICS_S, self._tell_metrics)
 
     async def stop(self) -> None:
         """Finish what was promised (shadow scoring, overrides), close the log."""
         self.started = False
         await self.shadow.drain(timeout_s=5.0)
+        if self._telling is not None:
+            self._telling.cancel()
+        self.metrics.tell()
         if self._persisting:
             await asyncio.wait(self._persisting, timeout=5.0)
         self.table.stop()
         await self.store.stop()
         self.arms.close()
         await asyncio.to_thread(self.log.close)
+
+    def answers_at_once(self, plan: Plan) -> bool:
+        """Whether nothing on the way of a request waits: no second arm's thread, no remote store, no disk."""
+        if plan.challenger is not None or self.settings.durability != "process":
+            return False
+        return not plan.champion.reads.pinned or self.store.is_local
+
+    def new_request_id(self) -> str:
+        """128 random bits in hex; the kernel is asked for many at a time."""
+        at = self._ids_at
+        if at == len(self._ids):
+            self._ids, at = os.urandom(16 * _IDS).hex(), 0
+        self._ids_at = at + 32
+        return self._ids[at : at + 32]
 
     def count_challenger_call(self, plan: Plan, *, failed: bool) -> None:
         """Count a challenger's call; past the route's bound, switch the challenger off."""

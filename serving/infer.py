@@ -6,22 +6,22 @@ response event before the answer leaves, and only then does the other arm score.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
 
 from pipelines.contracts.clocks import parse_event_time, wall_us
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.events import Arm, Assignment, EventId, Response
+from pipelines.contracts.events import Arm, Assignment, Response
 from serving.gateway import Gateway
 from serving.inference_log import LogWriteError
-from serving.inputs import Bound, bind
+from serving.inputs import Bound
 from serving.models import LoadedModel
 from serving.oip.errors import Malformed, ModelFailed, Refusal, Unavailable
 from serving.oip.request import InferRequest
 from serving.oip.response import Prediction, check_outputs
-from serving.online_features.plan import NOTHING, ReadPlan, Reads
+from serving.online_features.plan import NOTHING, Reads
 from serving.route_table import Plan
 from serving.routing import arm_of
 from serving.scoring import Outcome, Scorer
@@ -51,6 +51,15 @@ class _Exchange(msgspec.Struct):
     paired: bool = False
     rollout_id: str | None = None
     logged: bool = True
+    fallback: bool = False
+
+    def read(self) -> Reads | Awaitable[Reads] | None:
+        """What is read online, for both arms if both will score, at one moment; None when nothing is."""
+        both = self.paired or self.arm == "challenger"
+        plan = self.plan.reads if both else self.plan.champion.reads
+        if not plan.pinned:
+            return None
+        return self.gateway.store.read(plan, self.bound.columns, self.bound.rows, self.event_us)
 
     def model_of(self, arm: Arm) -> LoadedModel:
         challenger = self.plan.challenger
@@ -60,75 +69,91 @@ class _Exchange(msgspec.Struct):
         self, arm: Arm, outcome: Outcome, *, served: bool, shadow: bool = False, fallback: bool = False
     ) -> bool:
         """Write the arm's Response event. False when it could not be written."""
-        model = self.model_of(arm).digest
-
-        def event_of(event_id: EventId) -> Response:
-            return Response(
-                id=event_id,
-                model=self.plan.route.model,
-                request_id=self.request_id,
-                arm=arm,
-                release=model,
-                rollout_id=self.rollout_id,
-                event_us=self.event_us,
-                wall_us=wall_us(),
-                status=outcome.status,
-                served=served,
-                shadow=shadow,
-                fallback=fallback,
-                raw=outcome.raw,
-                score=outcome.score,
-                outputs=outcome.outputs,
-                latency_us=outcome.latency_us,
-                features_us=outcome.features_us,
-                model_us=outcome.model_us,
-                features=outcome.features,
-                degraded=outcome.degraded,
-                error=outcome.error,
-            )
-
-        self._count(arm, model, outcome)
+        release = self.model_of(arm).digest
+        self._count(arm, release, outcome)
         if not self.logged:
             return False
+        log = self.gateway.log
+        event = Response(
+            id=log.next_id(),
+            model=self.plan.route.model,
+            request_id=self.request_id,
+            arm=arm,
+            release=release,
+            rollout_id=self.rollout_id,
+            event_us=self.event_us,
+            wall_us=wall_us(),
+            status=outcome.status,
+            served=served,
+            shadow=shadow,
+            fallback=fallback,
+            raw=outcome.raw,
+            score=outcome.score,
+            outputs=outcome.outputs,
+            latency_us=outcome.latency_us,
+            features_us=outcome.features_us,
+            model_us=outcome.model_us,
+            features=outcome.features,
+            degraded=outcome.degraded,
+            error=outcome.error,
+        )
         try:
-            self.gateway.log.append(event_of)
+            log.write(event)
         except LogWriteError:
             return False
         return True
 
     def _count(self, arm: Arm, release: str, outcome: Outcome) -> None:
         series = self.gateway.metrics.arm(self.plan.route.model, arm, release)
-        getattr(series, outcome.status).inc()
-        series.latency.observe(outcome.latency_us / 1e6)
-        series.model_time.observe(outcome.model_us / 1e6)
+        series.outcomes[outcome.status].n += 1
+        series.latency.observe(outcome.latency_us)
+        series.model_time.observe(outcome.model_us)
         if outcome.degraded:
-            series.degraded.inc()
+            series.degraded.n += 1
 
 
 async def infer(gateway: Gateway, plan: Plan, request: InferRequest, traceparent: str | None) -> Answer:
     """Answer a request by its model's route. Raises a Refusal (its events are written all the same)."""
-    event_us = event_time(gateway, request)
-    check_outputs(request, plan.champion.manifest)
-    bound = bind(request, plan.fields, plan.champion.required, gateway.limits.max_rows)
-    request_id, given = _request_id(request, gateway.limits.max_id_chars)
-    exchange = _Exchange(gateway, plan, request, bound, Scorer(bound, NOTHING), request_id, event_us)
-    _assign(exchange, given, traceparent)
+    if gateway.answers_at_once(plan):
+        return infer_at_once(gateway, plan, request, traceparent)
+    exchange = _begin(gateway, plan, request, traceparent)
     try:
-        both = exchange.paired or exchange.arm == "challenger"
-        read_plan = plan.reads if both else plan.champion.reads
-        if read_plan.pinned:
-            exchange.scorer.reads = await _read(gateway, read_plan, bound, event_us)
-        return await _answer(exchange)
+        reads = exchange.read()
+        if reads is not None:
+            exchange.scorer.reads = reads if isinstance(reads, Reads) else await reads
+        outcome = await _score(exchange, exchange.arm)
+        if exchange.arm == "challenger" and not _challenger_answers(exchange, outcome):
+            outcome = await _score(exchange, "champion")
+        logged = _log_served(exchange, outcome)
+        if logged and gateway.settings.durability == "power":
+            logged = await _on_disk(gateway)
+        return _answer(exchange, outcome, logged)
     except BaseException:
         # Whatever ended the request early, its place in the shadow queue is free again.
         _unpair(exchange)
         raise
 
 
-async def _read(gateway: Gateway, plan: ReadPlan, bound: Bound, event_us: int) -> Reads:
-    """The online features, at one moment for all arms; only a remote store is waited for."""
-    reads = gateway.store.read(plan, bound.columns, bound.rows, event_us)
-    return reads if isinstance(reads, Reads) else await reads
+def infer_at_once(gateway: Gateway, plan: Plan, request: InferRequest, traceparent: str | None) -> Answer:
+    """The same steps where none of them waits for anything (`Gateway.answers_at_once`)."""
+    exchange = _begin(gateway, plan, request, traceparent)
+    reads = exchange.read()
+    if reads is not None:
+        assert isinstance(reads, Reads), "a local store"
+        exchange.scorer.reads = reads
+    outcome = exchange.scorer.score(plan.champion)
+    return _answer(exchange, outcome, _log_served(exchange, outcome))
+
+
+def _begin(gateway: Gateway, plan: Plan, request: InferRequest, traceparent: str | None) -> _Exchange:
+    """Check the request and write its assignment. Raises a Refusal."""
+    event_us = event_time(gateway, request)
+    check_outputs(request, plan.champion.manifest)
+    bound = plan.binder.bind(request, gateway.limits.max_rows)
+    request_id, given = _request_id(gateway, request)
+    exchange = _Exchange(gateway, plan, request, bound, Scorer(bound, NOTHING), request_id, event_us)
+    _assign(exchange, given, traceparent)
+    return exchange
 
 
 def event_time(gateway: Gateway, request: InferRequest) -> int:
@@ -148,9 +173,11 @@ def event_time(gateway: Gateway, request: InferRequest) -> int:
         raise Malformed("parameters.event_time", got=error.got, expected=error.expected) from None
 
 
-def _request_id(request: InferRequest, max_chars: int) -> tuple[str, bool]:
+def _request_id(gateway: Gateway, request: InferRequest) -> tuple[str, bool]:
+    """The client's id, or one of our own; whether the client gave it."""
     if not request.id:
-        return os.urandom(16).hex(), False
+        return gateway.new_request_id(), False
+    max_chars = gateway.limits.max_id_chars
     if len(request.id) > max_chars:
         raise Malformed("id", got=f"{len(request.id)} characters", expected=f"at most {max_chars}")
     return request.id, True
@@ -181,33 +208,31 @@ def _assign(exchange: _Exchange, given: bool, traceparent: str | None) -> None:
     exchange.rollout_id = effective.rollout_id if compared else None
     slices = {name: str(bound.logged[name][0]) if name in bound.logged else "" for name in route.slice_inputs}
 
-    def event_of(event_id: EventId) -> Assignment:
-        return Assignment(
-            id=event_id,
-            model=route.model,
-            request_id=exchange.request_id,
-            event_us=exchange.event_us,
-            wall_us=wall_us(),
-            arm=arm,
-            share_ppm=effective.share_ppm,
-            salt=route.salt,
-            unit=unit,
-            mode=effective.mode if compared else "single",
-            stage=route.stage,
-            rollout_id=exchange.rollout_id,
-            route_version=route.version,
-            champion=effective.champion,
-            challenger=effective.challenger if compared else None,
-            rows=bound.rows,
-            slices=slices,
-            inputs=bound.logged,
-            retry=first is not None,
-            paired=exchange.paired,
-            traceparent=traceparent,
-        )
-
+    event = Assignment(
+        id=gateway.log.next_id(),
+        model=route.model,
+        request_id=exchange.request_id,
+        event_us=exchange.event_us,
+        wall_us=wall_us(),
+        arm=arm,
+        share_ppm=effective.share_ppm,
+        salt=route.salt,
+        unit=unit,
+        mode=effective.mode if compared else "single",
+        stage=route.stage,
+        rollout_id=exchange.rollout_id,
+        route_version=route.version,
+        champion=effective.champion,
+        challenger=effective.challenger if compared else None,
+        rows=bound.rows,
+        slices=slices,
+        inputs=bound.logged,
+        retry=first is not None,
+        paired=exchange.paired,
+        traceparent=traceparent,
+    )
     try:
-        gateway.log.append(event_of)
+        gateway.log.write(event)
     except LogWriteError:
         exchange.logged = False
         _unpair(exchange)
@@ -219,30 +244,31 @@ def _assign(exchange: _Exchange, given: bool, traceparent: str | None) -> None:
         gateway.memory.remember(route.model, exchange.request_id, effective.rollout_id, arm)
 
 
-async def _answer(exchange: _Exchange) -> Answer:
+def _challenger_answers(exchange: _Exchange, outcome: Outcome) -> bool:
+    """Write the drawn challenger's Response; False when the champion has to answer in its place."""
+    failed, unavailable = outcome.status != "ok", outcome.unavailable
+    # An answer of the challenger that the log cannot take is not given: no exposure without its record.
+    answers = not failed and exchange.respond("challenger", outcome, served=True)
+    if not answers:
+        if failed:
+            exchange.respond("challenger", outcome, served=False)
+        _unpair(exchange)
+        exchange.gateway.metrics.fallbacks.labels(exchange.plan.route.model).inc()
+        exchange.arm, exchange.fallback = "champion", True
+    if not unavailable:
+        exchange.gateway.count_challenger_call(exchange.plan, failed=failed)
+    return answers
+
+
+def _log_served(exchange: _Exchange, outcome: Outcome) -> bool:
+    """Write the Response of the champion that answers (a challenger's is written). False when it could not be."""
+    if exchange.arm == "challenger":
+        return True
+    return exchange.respond("champion", outcome, served=True, fallback=exchange.fallback)
+
+
+def _answer(exchange: _Exchange, outcome: Outcome, logged: bool) -> Answer:
     arm = exchange.arm
-    if exchange.plan.challenger is None:
-        outcome = exchange.scorer.score(exchange.plan.champion)
-    else:
-        outcome = await _score(exchange, arm)
-    fallback = False
-    if arm == "challenger":
-        failed, unavailable = outcome.status != "ok", outcome.unavailable
-        # An answer of the challenger that the log cannot take is not given: no exposure without its record.
-        if failed or not exchange.respond("challenger", outcome, served=True):
-            if failed:
-                exchange.respond("challenger", outcome, served=False)
-            _unpair(exchange)
-            exchange.gateway.metrics.fallbacks.labels(exchange.plan.route.model).inc()
-            arm, fallback = "champion", True
-            outcome = await _score(exchange, arm)
-        if not unavailable:
-            exchange.gateway.count_challenger_call(exchange.plan, failed=failed)
-    logged = exchange.logged
-    if arm == "champion":
-        logged = exchange.respond("champion", outcome, served=True, fallback=fallback)
-    if logged and exchange.gateway.settings.durability == "power":
-        logged = await _on_disk(exchange.gateway)
     if not logged:
         exchange.gateway.metrics.unlogged.labels(exchange.plan.route.model).inc()
     result = _result(exchange, exchange.model_of(arm), outcome, arm, logged)
@@ -262,6 +288,8 @@ async def _on_disk(gateway: Gateway) -> bool:
 
 
 async def _score(exchange: _Exchange, arm: Arm) -> Outcome:
+    if exchange.plan.challenger is None:
+        return exchange.scorer.score(exchange.plan.champion)
     timeout_s = exchange.plan.route.breaker.timeout_ms / 1000 if arm == "challenger" else None
     return await exchange.gateway.arms.score(arm, exchange.scorer, exchange.model_of(arm), timeout_s)
 
@@ -311,9 +339,12 @@ async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferReque
     """Answer by one given release: no assignment, no events, no part in any rollout."""
     event_us = event_time(gateway, request)
     check_outputs(request, model.manifest)
-    bound = bind(request, model.fields, model.required, gateway.limits.max_rows)
-    request_id, _ = _request_id(request, gateway.limits.max_id_chars)
-    reads = await _read(gateway, model.reads, bound, event_us) if model.reads.pinned else NOTHING
+    bound = model.binder.bind(request, gateway.limits.max_rows)
+    request_id, _ = _request_id(gateway, request)
+    reads = NOTHING
+    if model.reads.pinned:
+        read = gateway.store.read(model.reads, bound.columns, bound.rows, event_us)
+        reads = read if isinstance(read, Reads) else await read
     outcome = Scorer(bound, reads).score(model)
     if failure := _failure(model.manifest.model, outcome):
         raise failure

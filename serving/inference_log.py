@@ -81,14 +81,23 @@ class InferenceLog:
         return bool(began) and time.monotonic() - began > self._slow_s
 
     def append(self, make: Callable[[EventId], Event]) -> EventId:
-        """Write the event that `make` builds from its id, and return the id.
+        """Write the event that `make` builds from its id, and return the id. Raises as `write`."""
+        event_id = self.next_id()
+        self.write(make(event_id))
+        return event_id
+
+    def next_id(self) -> EventId:
+        """The id of the next event that `write` takes."""
+        return EventId(self.gateway, self.worker, self.epoch, self.n)
+
+    def write(self, event: Event) -> None:
+        """Hand an event that has `next_id` to the kernel.
 
         Raises LogWriteError; then the counter has not moved and the log holds nothing of the event.
         """
-        if self.is_slow:
+        if self._sync_began and self.is_slow:
             raise LogWriteError("inference log", got="a slow disk", expected=f"an fsync within {self._slow_s} s")
-        event_id = EventId(self.gateway, self.worker, self.epoch, self.n)
-        data = segments.frame(self.n, encode(make(event_id)))
+        data = segments.frame(self.n, encode(event))
         if self._descriptor < 0 or self._size >= self._segment_bytes or self._too_old():
             self._rotate()
         try:
@@ -102,7 +111,6 @@ class InferenceLog:
             )
         self._size += written
         self.n += 1
-        return event_id
 
     async def durable(self) -> None:
         """Return when everything appended so far is on the disk.

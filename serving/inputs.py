@@ -3,79 +3,147 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from math import isfinite
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from pipelines.contracts.release import Columns, InputField
-from serving.oip.datatypes import DATATYPES, Scalar, column, compatible, missing_column
+from serving.oip.datatypes import DATATYPES, FLOATS, Scalar, column, compatible, missing_column
 from serving.oip.errors import Malformed, TooLarge
 from serving.oip.request import InferRequest, Tensor
 
+_FLOAT = frozenset({float})
+
 
 class Bound(msgspec.Struct):
-    """A request's inputs: `columns` by name for the releases, `logged` as they were sent, and the number of rows."""
+    """A request's inputs: `columns` by name for the releases, `logged` as they were sent, and the number of rows.
+
+    `block` holds the columns of `names`, one a row of a float64 array: the inputs sent as plain floats, none of them
+    null. `uncertain` are the other columns that may hold a null.
+    """
 
     rows: int
     columns: Columns
     logged: dict[str, list[Scalar]]
+    names: tuple[str, ...]
+    block: np.ndarray
+    uncertain: list[str]
 
 
-def bind(request: InferRequest, fields: Mapping[str, InputField], required: frozenset[str], max_rows: int) -> Bound:
-    """The request's inputs as columns.
+class _Input(NamedTuple):
+    """One input as requests may send it."""
 
-    `fields` are the inputs of every release that may score the request; only those in `required` (the champion's) must
-    be there. Raises Malformed naming the input, what was got and what was expected, and TooLarge past `max_rows`.
+    field: InputField
+    accepted: frozenset[str]
+    floats: frozenset[str]
+    """Of the accepted datatypes, those whose values may be taken as they are."""
+    nullable: bool
+
+
+class Binder:
+    """Turns requests into columns, for one set of inputs.
+
+    `fields` are the inputs of every release that may score a request; only those in `required` (the champion's) must be
+    there.
     """
-    tensors = request.inputs
-    if not tensors:
-        raise Malformed("inputs", got="none", expected=f"at least one of {sorted(fields)}")
-    rows = tensors[0].shape[0]
-    if rows < 1:
-        raise Malformed(f"input {tensors[0].name}: rows", got=rows, expected="1 or more")
-    if rows > max_rows:
-        raise TooLarge("rows in one request", got=rows, expected=f"at most {max_rows}")
-    columns: Columns = {}
-    logged: dict[str, list[Scalar]] = {}
-    for tensor in tensors:
-        name = tensor.name
-        field = _field(tensor, fields)
-        if name in columns:
-            raise Malformed(f"input {name}", got="it twice", expected="it once")
-        if len(tensor.data) != rows:
-            raise Malformed(f"input {name}: rows", got=len(tensor.data), expected=f"{rows}, as input {tensors[0].name}")
-        columns[name], logged[name] = column(
-            name, tensor.datatype, field.datatype, tensor.data, nullable=name not in required
-        )
-    if missing := sorted(required - columns.keys()):
-        raise Malformed("inputs", got=f"no {', '.join(missing)}", expected=f"all of {sorted(required)}")
-    for name, field in fields.items():
-        if name not in columns:
-            columns[name] = missing_column(field.datatype, rows)
-    return Bound(rows, columns, logged)
+
+    def __init__(self, fields: Mapping[str, InputField], required: frozenset[str]) -> None:
+        self._fields = fields
+        self._required = required
+        self._inputs = {name: _input(field, nullable=name not in required) for name, field in fields.items()}
+
+    def bind(self, request: InferRequest, max_rows: int) -> Bound:
+        """The request's inputs as columns.
+
+        Raises Malformed naming the input, what was got and what was expected, and TooLarge past `max_rows`.
+        """
+        tensors = request.inputs
+        rows = self._rows(tensors, max_rows)
+        logged: dict[str, list[Scalar]] = {}
+        others: Columns = {}
+        names: list[str] = []
+        plain: list[list[float]] = []
+        uncertain: list[str] = []
+        inputs, one_row = self._inputs, rows == 1
+        for tensor in tensors:
+            name, datatype, data = tensor.name, tensor.datatype, tensor.data
+            known = inputs.get(name)
+            if known is None or datatype not in known.accepted:
+                raise _refusal(tensor, self._fields)
+            if name in logged:
+                raise Malformed(f"input {name}", got="it twice", expected="it once")
+            if len(data) != rows:
+                raise Malformed(f"input {name}: rows", got=len(data), expected=f"{rows}, as input {tensors[0].name}")
+            if datatype in known.floats:
+                value = data[0]
+                # A float less itself is 0 when it is finite. One row is the common case, and a call costs.
+                if (type(value) is float and value - value == 0.0) if one_row else _finite_floats(data):
+                    names.append(name)
+                    plain.append(data)  # type: ignore[arg-type]  # just looked at
+                    logged[name] = data  # type: ignore[assignment]
+                    continue
+            others[name], logged[name] = column(name, datatype, known.field.datatype, data, nullable=known.nullable)
+            if known.nullable:
+                uncertain.append(name)
+        if len(logged) < len(self._fields):
+            absent = self._absent(logged, rows)
+            others |= absent
+            uncertain += absent
+        block = np.array(plain, dtype=np.float64).reshape(len(plain), rows)
+        columns: Columns = dict(zip(names, block, strict=True))
+        if others:
+            columns |= others
+        return Bound(rows, columns, logged, tuple(names), block, uncertain)
+
+    def _rows(self, tensors: list[Tensor], max_rows: int) -> int:
+        if not tensors:
+            raise Malformed("inputs", got="none", expected=f"at least one of {sorted(self._fields)}")
+        rows = tensors[0].shape[0]
+        if rows < 1:
+            raise Malformed(f"input {tensors[0].name}: rows", got=rows, expected="1 or more")
+        if rows > max_rows:
+            raise TooLarge("rows in one request", got=rows, expected=f"at most {max_rows}")
+        return rows
+
+    def _absent(self, sent: Collection[str], rows: int) -> Columns:
+        """Columns of the inputs that were not sent. Raises Malformed when one of them is required."""
+        if missing := sorted(self._required.difference(sent)):
+            raise Malformed("inputs", got=f"no {', '.join(missing)}", expected=f"all of {sorted(self._required)}")
+        return {name: missing_column(field.datatype, rows) for name, field in self._fields.items() if name not in sent}
 
 
-def _field(tensor: Tensor, fields: Mapping[str, InputField]) -> InputField:
-    """The input that the tensor stands for. Raises Malformed for an unknown name or a datatype that does not fit."""
+def _input(field: InputField, *, nullable: bool) -> _Input:
+    accepted = frozenset(sent for sent in DATATYPES if compatible(sent, field.datatype))
+    return _Input(field, accepted, accepted & FLOATS if field.datatype in FLOATS else frozenset(), nullable)
+
+
+def _finite_floats(data: list[Any] | np.ndarray) -> bool:
+    """Whether these are Python floats alone, all finite: a sum of floats is finite only when each of them is."""
+    return type(data) is list and set(map(type, data)) == _FLOAT and isfinite(sum(data))
+
+
+def _refusal(tensor: Tensor, fields: Mapping[str, InputField]) -> Malformed:
+    """Why a tensor of this name or datatype is not taken."""
     name = tensor.name
     field = fields.get(name)
     if field is None:
         near = difflib.get_close_matches(name, fields, n=1)
         hint = f"Did you mean {near[0]}?" if near else ""
-        raise Malformed("input name", got=name, expected=f"one of {sorted(fields)}", hint=hint)
+        return Malformed("input name", got=name, expected=f"one of {sorted(fields)}", hint=hint)
     if tensor.datatype not in DATATYPES:
-        raise Malformed(f"input {name}: datatype", got=tensor.datatype, expected=f"one of {list(DATATYPES)}")
-    if not compatible(tensor.datatype, field.datatype):
-        raise Malformed(f"input {name}: datatype", got=tensor.datatype, expected=field.datatype)
-    return field
+        return Malformed(f"input {name}: datatype", got=tensor.datatype, expected=f"one of {list(DATATYPES)}")
+    return Malformed(f"input {name}: datatype", got=tensor.datatype, expected=field.datatype)
 
 
-def complete(inputs: list[InputField], columns: Columns) -> str:
+def complete(inputs: list[InputField], bound: Bound) -> str:
     """The first required input of a release that has no value in some row, or an empty text."""
-    for field in inputs:
-        if field.required and _has_null(columns[field.name]):
-            return field.name
+    if bound.uncertain:
+        for field in inputs:
+            if field.required and field.name in bound.uncertain and _has_null(bound.columns[field.name]):
+                return field.name
     return ""
 
 

@@ -11,11 +11,13 @@ import onnxruntime
 
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import InputField, Release
-from serving.inputs import bind
+from serving.inputs import Binder, Bound
 from serving.oip import request as oip_request
 from serving.online_features.plan import ReadPlan
 
 _ONNX_FLOAT = "tensor(float)"
+# Clients send their inputs in one order, or a few.
+_KEPT_ORDERS = 64
 
 
 class LoadedModel:
@@ -31,9 +33,14 @@ class LoadedModel:
         self.manifest = self.release.manifest
         self.fields: dict[str, InputField] = {field.name: field for field in self.manifest.inputs}
         self.required = frozenset(field.name for field in self.manifest.inputs if field.required)
+        self.binder = Binder(self.fields, self.required)
         self.reads = ReadPlan({digest: self.manifest.views})
+        features = self.manifest.features
+        plain = all(one.source == "input" and one.default is None for one in features)
+        self._columns = tuple(one.name for one in features) if plain and not self.release.makes_features else None
+        self._orders: dict[tuple[str, ...], list[int]] = {}
         self._session = _session(self.release.onnx_path)
-        self._output = self._session.get_outputs()[0].name
+        self._outputs = [self._session.get_outputs()[0].name]
         if self.manifest.output.score not in self.manifest.output.fields:
             raise ContractError(
                 "release output",
@@ -43,10 +50,35 @@ class LoadedModel:
         self._warm_up()
         self.load_seconds = time.monotonic() - started
 
+    def matrix(self, bound: Bound, features: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
+        """`Release.matrix` of a request: the same numbers, taken at once where the model's columns are plain inputs."""
+        if self._columns is None:
+            return self.release.matrix(bound.columns, features, bound.rows)
+        block = bound.block
+        if bound.names != self._columns:
+            order = self._order_of(bound.names)
+            if not order:
+                return self.release.matrix(bound.columns, features, bound.rows)
+            block = block[order]
+        made: np.ndarray = block.T.astype(np.float32, order="C")
+        return made
+
+    def _order_of(self, names: tuple[str, ...]) -> list[int]:
+        """Where in a block of these columns the model's lie; empty when some are not in it."""
+        order = self._orders.get(names)
+        if order is None:
+            there = {name: index for index, name in enumerate(names)}
+            order = [there[name] for name in self._columns or () if name in there]
+            if len(order) != len(self._columns or ()):
+                order = []
+            if len(self._orders) < _KEPT_ORDERS:
+                self._orders[names] = order
+        return order
+
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """The model's raw scores [rows] of a float32 matrix [rows, features]."""
-        raw: Any = self._session.run([self._output], {"features": matrix})[0]
-        flat = np.asarray(raw, dtype=np.float64).reshape(-1)
+        raw: Any = self._session.run(self._outputs, {"features": matrix})[0]
+        flat: np.ndarray = raw.astype(np.float64).reshape(-1)
         if len(flat) != len(matrix):
             raise ContractError("model output", got=np.shape(raw), expected=f"one score for each of {len(matrix)} rows")
         return flat
@@ -56,12 +88,12 @@ class LoadedModel:
         if not path.exists():
             return
         request = oip_request.decode(path.read_bytes())
-        bound = bind(request, self.fields, self.required, max_rows=10_000)
+        bound = self.binder.bind(request, max_rows=10_000)
         # Nothing is read online: a release must be able to answer by its defaults.
         reads = self.reads.without_store(self.reads.keys(bound.columns, bound.rows), "warm-up")
         features = {(read.logged.view, name): column for read in reads.views for name, column in read.columns.items()}
         for _ in range(3):
-            raw = self.predict(self.release.matrix(bound.columns, features, bound.rows))
+            raw = self.predict(self.matrix(bound, features))
             made = self.release.outputs(raw, bound.columns)
         if missing := sorted(set(self.manifest.output.fields) - set(made)):
             raise ContractError("post-processing of the sample request", got=sorted(made), expected=f"also {missing}")

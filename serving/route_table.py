@@ -16,6 +16,7 @@ import msgspec
 
 from pipelines.contracts.release import InputField
 from pipelines.contracts.routes import Route
+from serving.inputs import Binder
 from serving.models import LoadedModel
 from serving.oip.errors import Unavailable, Unknown
 from serving.online_features.plan import ReadPlan
@@ -36,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
     champion: LoadedModel
     challenger: LoadedModel | None
     fields: dict[str, InputField]
+    binder: Binder
     reads: ReadPlan
     """What is read online for a request that both arms score; the champion's own plan is `champion.reads`."""
 
@@ -152,9 +154,10 @@ class RouteTable:
         fields = dict(before.fields) if before is not None else {}
         fields.update(challenger.fields if challenger else {})
         fields.update(champion.fields)
+        binder = Binder(fields, champion.required)
         arms = [champion, challenger] if challenger else [champion]
         reads = ReadPlan({arm.digest: arm.manifest.views for arm in arms})
-        self.plans = {**self.plans, route.model: Plan(route, plan, champion, challenger, fields, reads)}
+        self.plans = {**self.plans, route.model: Plan(route, plan, champion, challenger, fields, binder, reads)}
 
     def _all_loaded(self, route: Route) -> bool:
         needed = [digest for digest in (route.champion, route.challenger, route.fallback) if digest]

@@ -48,7 +48,7 @@ class Scorer:
         started = perf_counter_ns()
         reads: list[ViewRead] = []
         try:
-            if missing := complete(model.manifest.inputs, self.bound.columns):
+            if missing := complete(model.manifest.inputs, self.bound):
                 raise ContractError(f"input {missing}", got="null", expected="a value: this release requires it")
             if model.manifest.views:
                 reads = self.reads.of(model.digest)
@@ -65,16 +65,20 @@ class Scorer:
     def _evaluate(self, model: LoadedModel, reads: list[ViewRead]) -> Outcome:
         release, bound = model.release, self.bound
         features = {(read.logged.view, name): column for read in reads for name, column in read.columns.items()}
-        matrix = release.matrix(bound.columns, features, bound.rows)
+        matrix = model.matrix(bound, features)
         before = perf_counter_ns()
         raw = model.predict(matrix)
         model_us = (perf_counter_ns() - before) // 1000
         made = release.outputs(raw, bound.columns)
         contract = model.manifest.output
         outputs = {name: _plain(name, made, bound.rows) for name in contract.fields}
-        score = np.asarray(made[contract.score], dtype=np.float64)
+        values = np.asarray(made[contract.score])
+        if values.dtype == np.float64:
+            score: list[float] = outputs[contract.score]  # type: ignore[assignment]  # the same numbers
+        else:
+            score = np.asarray(values, dtype=np.float64).tolist()
         status: Literal["ok", "invalid"] = "ok" if release.valid(score) else "invalid"
-        return Outcome(status, 0, raw=raw.tolist(), score=score.tolist(), outputs=outputs, model_us=model_us)
+        return Outcome(status, 0, raw=raw.tolist(), score=score, outputs=outputs, model_us=model_us)
 
 
 def _refused(model: LoadedModel, reads: list[ViewRead]) -> Outcome | None:

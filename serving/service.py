@@ -48,8 +48,8 @@ def _ahead_of_bentoml(inner: Any) -> Any:
     logging.getLogger("slipway").setLevel(logging.INFO)
     worker = max(0, (server_context.worker_index or 1) - 1)
     limits = Limits()
-    install(limits)
     app = GatewayApp(WorkerGateway(_settings, limits, worker))
+    install(limits, app)
     return with_lifespan(app, inner, on_started=_freeze_heap)
 
 

@@ -15,6 +15,7 @@ become modules named by their digest, so champion and challenger run side by sid
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,10 @@ _PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".dill", ".cloudpick
 # PROTO of protocols 2 to 5; earlier ones have no mark and go by their name.
 _PICKLE_MARKS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 Columns = dict[str, np.ndarray]
+
+_LARGEST = sys.float_info.max
+# Python compares so many numbers faster than numpy begins to.
+_FEW = 16
 
 
 class InputField(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +174,11 @@ class Release:
             self._apply = load_function(folder / "postprocess.py", files["postprocess.py"], "apply")
 
     @property
+    def makes_features(self) -> bool:
+        """Whether the release has code that makes request features."""
+        return self._build is not None
+
+    @property
     def onnx_path(self) -> Path:
         return self.folder / "model.onnx"
 
@@ -207,10 +217,13 @@ class Release:
             return {self.manifest.output.score: np.asarray(raw, dtype=np.float64)}
         return self._apply(np.asarray(raw, dtype=np.float64), inputs, self.manifest.postprocess_params)
 
-    def valid(self, score: np.ndarray) -> bool:
+    def valid(self, score: np.ndarray | list[float]) -> bool:
         """Whether every score is finite and inside the output contract's range."""
         contract = self.manifest.output
-        if not bool(np.isfinite(score).all()):
-            return False
-        low_ok = contract.low is None or bool((score >= contract.low).all())
-        return low_ok and (contract.high is None or bool((score <= contract.high).all()))
+        low = -_LARGEST if contract.low is None else max(contract.low, -_LARGEST)
+        high = _LARGEST if contract.high is None else min(contract.high, _LARGEST)
+        if len(score) <= _FEW:
+            return all(low <= value <= high for value in score)
+        values = np.asarray(score)
+        # NaN is in no range: neither comparison holds, and it is carried through minimum and maximum.
+        return bool(low <= values.min()) and bool(values.max() <= high)

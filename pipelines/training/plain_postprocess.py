@@ -15,4 +15,4 @@ def apply(raw, inputs, params):  # type: ignore[no-untyped-def]  # bundled as it
         score = np.interp(score, calibration["x"], calibration["y"])
     low = -np.inf if params.get("low") is None else params["low"]
     high = np.inf if params.get("high") is None else params["high"]
-    return {params["score"]: np.clip(score, low, high)}
+    return {params["score"]: np.minimum(np.maximum(score, low), high)}

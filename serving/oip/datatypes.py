@@ -25,7 +25,7 @@ NUMERIC: dict[str, np.dtype[Any]] = {
 _INT_RANGES = {
     name: (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)) for name, dtype in NUMERIC.items() if dtype.kind in "iu"
 }
-_FLOATS = frozenset({"FP16", "FP32", "FP64"})
+FLOATS = frozenset({"FP16", "FP32", "FP64"})
 DATATYPES = ("FP16", "FP32", "FP64", *_INT_RANGES, "BOOL", "BYTES")
 
 _NONE = type(None)
@@ -38,8 +38,8 @@ def compatible(sent: str, declared: str) -> bool:
     """Whether a tensor of datatype `sent` may stand for an input declared as `declared` (numbers widen to floats)."""
     if sent == declared:
         return True
-    if declared in _FLOATS:
-        return sent in _FLOATS or sent in _INT_RANGES
+    if declared in FLOATS:
+        return sent in FLOATS or sent in _INT_RANGES
     return declared in _INT_RANGES and sent in _INT_RANGES
 
 
@@ -55,7 +55,7 @@ def column(
         return _of_array(name, declared, data, nullable)
     kinds = set(map(type, data))
     # The common case first. A sum of floats is finite only when each of them is.
-    if kinds == _FLOAT and declared in _FLOATS and sent in _FLOATS and isfinite(sum(data)):
+    if kinds == _FLOAT and declared in FLOATS and sent in FLOATS and isfinite(sum(data)):
         return np.array(data, dtype=np.float64), data
     values = data
     if nulls := _NONE in kinds:
@@ -65,7 +65,7 @@ def column(
         values = [value for value in data if value is not None]
     if not _hold(sent, kinds, values) or (sent != declared and not _hold(declared, kinds, values)):
         raise _refusal(name, sent, declared, data, nullable)
-    if declared in _FLOATS:
+    if declared in FLOATS:
         made = np.array(data, dtype=np.float64)
         # MessagePack has no integers past 64 bits; such a number is logged as the float it became.
         beyond = int in kinds and not (min(values) >= -(1 << 63) and max(values) < 1 << 64)
@@ -90,7 +90,7 @@ def missing_column(declared: str, rows: int) -> np.ndarray:
 
 def _hold(datatype: str, kinds: set[type], values: list[Any]) -> bool:
     """Whether all values, whose types are `kinds`, are of the datatype."""
-    if datatype in _FLOATS:
+    if datatype in FLOATS:
         try:
             return kinds <= _NUMBERS and all(map(isfinite, values))
         except OverflowError:  # an integer past the largest float
@@ -114,7 +114,7 @@ def _refusal(name: str, sent: str, declared: str, data: list[Any], nullable: boo
 
 def _of_array(name: str, declared: str, data: np.ndarray, nullable: bool) -> tuple[np.ndarray, list[Scalar]]:
     """`column` of an array that has the dtype of a datatype which may stand for `declared`. It is copied."""
-    if declared in _FLOATS:
+    if declared in FLOATS:
         made = data.astype(np.float64)
         values = data.tolist()
         if data.dtype.kind != "f" or isfinite(sum(values)) or np.isfinite(made).all():

@@ -19,6 +19,8 @@ from serving.online_features.redis_link import RedisDown, RedisLink
 class RedisStore:
     """Reads over one connection. `budget_ms` is wall time for each started hundred rows of a request."""
 
+    is_local = False
+
     def __init__(self, url: str, budget_ms: float = 5.0, project: str = "slipway") -> None:
         self._link = RedisLink(url)
         self._budget_s = budget_ms / 1000

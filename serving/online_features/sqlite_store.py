@@ -29,6 +29,8 @@ _INSTRUCTIONS_PER_LOOK = 10_000
 class SqliteStore:
     """Reads with one read-only connection a thread. `budget_ms` is wall time for each started hundred rows."""
 
+    is_local = True
+
     def __init__(self, path: Path, budget_ms: float = 5.0, project: str = "slipway") -> None:
         self._path = str(path)
         self._budget_s = budget_ms / 1000

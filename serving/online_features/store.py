@@ -15,6 +15,9 @@ from serving.online_features.sqlite_store import SqliteStore
 class OnlineStore(Protocol):
     """SQLite answers at once, Redis after a round trip. Neither raises for the store's condition."""
 
+    is_local: bool
+    """Whether `read` answers at once."""
+
     async def start(self) -> None:
         """Called in the running loop before the first read."""
 

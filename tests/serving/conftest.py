@@ -75,8 +75,9 @@ class Installation:
 class Running:
     """A started gateway and a client that talks to its application in process."""
 
-    def __init__(self, gateway: Gateway, client: httpx.AsyncClient) -> None:
-        self.gateway = gateway
+    def __init__(self, app: GatewayApp, client: httpx.AsyncClient) -> None:
+        self.app = app
+        self.gateway = app.gateway
         self.client = client
 
     async def infer(self, request_id: str | None = None, x: Any = 1.0, **more: Any) -> httpx.Response:
@@ -150,10 +151,11 @@ def start(home: Installation) -> Start:
     ) -> AsyncIterator[Running]:
         gateway = Gateway(at.settings(**settings), Limits(fsync_ms=5, **(limits or {})))
         await gateway.start()
-        transport = httpx.ASGITransport(app=GatewayApp(gateway))
+        app = GatewayApp(gateway)
+        transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             try:
-                yield Running(gateway, client)
+                yield Running(app, client)
             finally:
                 await gateway.stop()
 

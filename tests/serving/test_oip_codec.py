@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pipelines.contracts.release import InputField, Manifest, ModelFeature, OutputContract
-from serving.inputs import bind
+from serving.inputs import Binder
 from serving.limits import Limits
 from serving.oip.datatypes import DATATYPES, NUMERIC
 from serving.oip.errors import Malformed, Refusal, TooLarge, UnsupportedEncoding
@@ -86,7 +86,7 @@ def test_a_binary_input_becomes_the_same_column_and_log_as_the_same_values_in_js
         json.dumps({"inputs": [{"name": "x", "datatype": datatype, "shape": shape, "data": plain}]}).encode()
     )
     fields = {"x": InputField(name="x", datatype=datatype, required=False)}
-    one, other = (bind(request, fields, frozenset(), 100) for request in (binary, as_json))
+    one, other = (Binder(fields, frozenset()).bind(request, 100) for request in (binary, as_json))
     assert one.logged == other.logged
     assert one.columns["x"].dtype == other.columns["x"].dtype
     assert str(one.columns["x"].tolist()) == str(other.columns["x"].tolist())
@@ -98,7 +98,7 @@ def test_binary_numbers_become_a_column_without_a_python_list_on_the_way() -> No
     data = request.inputs[0].data
     assert isinstance(data, np.ndarray)
     assert data.base is not None, "a view of the body"
-    bound = bind(request, {"x": InputField(name="x", datatype="FP64")}, frozenset({"x"}), 100)
+    bound = Binder({"x": InputField(name="x", datatype="FP64")}, frozenset({"x"})).bind(request, 100)
     assert bound.columns["x"].dtype == np.float64
     bound.columns["x"][0] = 7.0  # a release may write into its inputs
 
@@ -192,7 +192,7 @@ def test_binary_values_are_held_against_the_declared_datatype(
     data = np.array(values, dtype=NUMERIC[datatype]).tobytes()
     request = sent(*binary_request(datatype, len(values), data))
     with pytest.raises(Malformed) as refused:
-        bind(request, {"x": InputField(name="x", datatype=declared)}, frozenset({"x"}), 100)
+        Binder({"x": InputField(name="x", datatype=declared)}, frozenset({"x"})).bind(request, 100)
     assert text in str(refused.value)
 
 

@@ -39,8 +39,11 @@ def test_bentoml_supervises_and_answers_its_health_while_the_gateway_answers_the
         assert client.post("/v1/models/m/labels", json={"labels": [{"id": "q0", "value": 1}]}).status_code == 202
         assert len(home.events(Label)) == 1
         assert client.get("/v2/models/n").json()["error"].startswith("model")
-        metrics = client.get("/metrics").text
-        assert 'slipway_request_seconds_count{model="m"} 20.0' in metrics
+        # A worker tells its counts every second.
+        until(
+            lambda: 'slipway_request_seconds_count{model="m"} 20.0' in client.get("/metrics").text,
+            "both workers' requests are counted",
+        )
         assert len(gateway.workers()) == 2
         assert min(rolled_back(home, gateway.url) for _ in range(3)) < 1.0, "the machine may be busy, but not always"
         gateway.stop()

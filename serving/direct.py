@@ -1,0 +1,132 @@
+"""The short way of an infer request: from uvicorn's parser to the transport, with no scope, task or queue between.
+
+An ASGI server starts a task for every request, which costs more than the model. Here a request whose body has arrived
+whole is answered where the parser reports its end, when nothing has to be waited for (`GatewayApp.infer_at_once`).
+Everything else goes uvicorn's general way to the same application: other paths, bodies that come in parts, requests
+behind one that is still being answered, clients that do not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from serving.app import GatewayApp, Reply
+
+_BEFORE, _BEHIND = b"/v2/models/", b"/infer"
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+
+class DirectProtocol(HttpToolsProtocol):
+    """One client's connection. The bounds on it are put around this class (`serving/connections.py`).
+
+    `_model` is set while a request is arriving that may take the short way.
+    """
+
+    gateway_app: ClassVar[GatewayApp | None] = None
+    """Without one, every request takes the general way."""
+    timeout_keep_alive_task: asyncio.TimerHandle | None
+    cycle: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.only_general = False
+        self._model: str | None = None
+        self._body = b""
+        self._at_rest = False  # the last request was answered at once, and no other has begun
+        self._idle_since = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        # The keep-alive timer stays armed over requests that are answered at once; it looks at `_idle_since`.
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        super().data_received(data)
+        if self._model is not None:
+            self._take_general_way()
+        unarmed = self.timeout_keep_alive_task is None  # uvicorn may have armed it meanwhile
+        if self._at_rest and unarmed and not self.transport.is_closing():
+            self._idle_since = self.loop.time()
+            self.timeout_keep_alive_task = timer or self._arm(self.timeout_keep_alive)
+        elif timer is not None:
+            timer.cancel()
+
+    def _arm(self, seconds: float) -> asyncio.TimerHandle:
+        return self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self._arm(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.expect_100_continue = False
+        self._at_rest = False
+
+    def on_headers_complete(self) -> None:
+        url, cycle, parser = self.url, self.cycle, self.parser
+        if (
+            self.gateway_app is not None
+            and not self.only_general
+            and url.startswith(_BEFORE)
+            and url.endswith(_BEHIND)
+            and (cycle is None or cycle.response_complete)
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+            and self.limit_concurrency is None
+            and parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and parser.should_keep_alive()
+            and not parser.should_upgrade()
+        ):
+            self._model = url[len(_BEFORE) : -len(_BEHIND)].decode("latin-1")
+        else:
+            self._begin_general_way()
+
+    def on_body(self, body: bytes) -> None:
+        if self._model is None:
+            super().on_body(body)
+        else:
+            self._body = self._body + body if self._body else body
+
+    def on_message_complete(self) -> None:
+        if self._model is None:
+            super().on_message_complete()
+            return
+        assert self.gateway_app is not None
+        reply = self.gateway_app.infer_at_once(self._model, self.headers, self._body, self.loop.time())
+        if reply is None:
+            self._take_general_way()
+            super().on_message_complete()
+            return
+        self._model, self._body, self._at_rest = None, b"", True
+        self.server_state.total_requests += 1
+        self._write(reply)
+
+    def _take_general_way(self) -> None:
+        body, self._model, self._body = self._body, None, b""
+        self._begin_general_way()
+        if body:
+            super().on_body(body)
+
+    def _begin_general_way(self) -> None:
+        """Let uvicorn begin the request with what the parser has reported of it so far."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers  # uvicorn's own list, which the scope holds
+        super().on_headers_complete()
+
+    def _write(self, reply: Reply) -> None:
+        status, body, content_type, headers = reply
+        head = [_STATUS_LINES[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            head += (name, b": ", value, b"\r\n")
+        head += (b"content-type: %b\r\ncontent-length: %d\r\n\r\n" % (content_type, len(body)), body)
+        self.transport.write(b"".join(head))
