@@ -74,6 +74,7 @@ class Client:
         self.fails = False
         self.last_challenger = 0.0
         self.answers = 0
+        self.refused = 0
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -88,6 +89,9 @@ class Client:
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         body = await self._reader.readexactly(length)
+        if head.startswith(b"HTTP/1.1 429"):  # somebody else has the processors
+            self.refused += 1
+            return
         if not head.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"the gateway answered {head!r} {body!r}")
         self.answers += 1
@@ -233,8 +237,8 @@ async def running(way: str, asked: argparse.Namespace, rng: random.Random) -> As
                 await client.close()
 
 
-async def measure(way: str, asked: argparse.Namespace) -> tuple[list[float], float]:
-    """Seconds of each trial, and the requests per second meanwhile."""
+async def measure(way: str, asked: argparse.Namespace) -> tuple[list[float], dict[str, int]]:
+    """Seconds of each trial, and what the clients had meanwhile."""
     rng = random.Random(f"{asked.seed} {way}")
     seconds: list[float] = []
     async with running(way, asked, rng) as bench:
@@ -247,8 +251,11 @@ async def measure(way: str, asked: argparse.Namespace) -> tuple[list[float], flo
             await bench.armed()
             seconds.append(await trial())
         answers = sum(client.answers for client in bench.clients) - answers_before
-        rate = answers / (time.monotonic() - began)
-    return seconds, rate
+        had = {
+            "requests_per_s": round(answers / (time.monotonic() - began)),
+            "refused": sum(client.refused for client in bench.clients),
+        }
+    return seconds, had
 
 
 def summary(seconds: list[float]) -> dict[str, Any]:
@@ -272,9 +279,9 @@ def main() -> int:
     results: dict[str, dict[str, Any]] = {}
     together: list[float] = []
     for way in WAYS:
-        seconds, rate = asyncio.run(measure(way, asked))
+        seconds, had = asyncio.run(measure(way, asked))
         together += seconds
-        results[way] = summary(seconds) | {"requests_per_s": round(rate)}
+        results[way] = summary(seconds) | had
         print(f"{way:22} {results[way]}", flush=True)
     results["all"] = summary(together)
     print(f"{'all':22} {results['all']}", flush=True)

@@ -53,6 +53,10 @@ class Settings(BaseSettings):
     """`process`: an answer is logged before it leaves; `power`: and on the disk, too (labels and KPIs always are)."""
     control_url: str = Field("", repr=False, pattern=r"^(|sqlite:///.*|postgres(ql)?(\+psycopg)?://.*)$")
     """Control database: `postgresql://user:password@host:port/database`; empty: SQLite in `home`."""
+    airflow_db: str = Field("", repr=False, pattern=r"^(|postgresql://.*)$")
+    """Airflow's database, a `postgresql://` URL; empty: SQLite in `home`."""
+    mlflow_db: str = Field("", repr=False, pattern=r"^(|postgresql://.*)$")
+    """MLflow's database, a `postgresql://` URL; empty: SQLite in `home`."""
     online_store: Literal["sqlite", "redis"] = "sqlite"
     """Where features are read online. `sqlite`: a file in `home`; `redis`: the server at `redis_url`."""
     redis_url: SecretStr = SecretStr("")
@@ -125,7 +129,13 @@ class Settings(BaseSettings):
 
     @property
     def mlflow_store(self) -> str:
-        return f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
+        """SQLAlchemy URL of MLflow's database."""
+        return self.mlflow_db or f"sqlite:///{self.root / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def airflow_store(self) -> str:
+        """SQLAlchemy URL of Airflow's database."""
+        return self.airflow_db or f"sqlite:///{self.airflow_home / 'airflow.db'}"
 
     @property
     def feast_dir(self) -> Path:

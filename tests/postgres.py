@@ -28,7 +28,7 @@ _OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "shared_buffers": "16MB",
-    "max_connections": "60",
+    "max_connections": "100",
     # A process that is killed leaves its writes with the kernel: only a machine that dies would need more.
     "fsync": "off",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from functools import cache
@@ -139,7 +140,10 @@ def _opened(uri: str, _pid: int) -> MlflowClient:
     try:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
-        raise TransientError("MLflow", got=str(error), expected=f"an answer of {uri}", hint="slipway status") from error
+        shown = re.sub(r"//.*@", "//", uri)  # without the password of a database
+        raise TransientError(
+            "MLflow", got=str(error), expected=f"an answer of {shown}", hint="slipway status"
+        ) from error
 
 
 def _experiment(client: MlflowClient, model: str) -> str:

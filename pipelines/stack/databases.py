@@ -1,12 +1,14 @@
 """The databases of Airflow, MLflow and Slipway itself: made and migrated before the parts that use them start.
 
-Migrating an empty database takes seconds of two libraries' imports, and gives the same file every time. So the first
-one made by an environment is kept in it as a blank, and further homes begin with a copy.
+On Postgres a database has to be there; its tables are made here. Migrating an empty SQLite database takes seconds of
+two libraries' imports, and gives the same file every time. So the first one made by an environment is kept in it as a
+blank, and further homes begin with a copy.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -18,11 +20,12 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.contracts.errors import TerminalError
+from pipelines.contracts.errors import TerminalError, TransientError
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack.environment import orchestration_bin
 from pipelines.stack.parts import Database
 
+_UPGRADE_MLFLOW = "import os, mlflow.db; mlflow.db.upgrade.callback(os.environ['MLFLOW_BACKEND_STORE_URI'])"
 _DISTRIBUTION: dict[str, str] = {"airflow": "apache-airflow", "mlflow": "mlflow"}
 
 
@@ -56,6 +59,13 @@ def _prepare_alone(settings: Settings, database: Database, environment: Mapping[
     path = path_of(settings, database)
     migrated_by = path.with_suffix(".version")
     installed = version(_DISTRIBUTION[database])
+    if url := {"airflow": settings.airflow_db, "mlflow": settings.mlflow_db}[database]:
+        installed = f"{installed} {hashlib.sha256(url.encode()).hexdigest()}"
+        has_tables = _has_tables(url, database)
+        if not (has_tables and migrated_by.exists() and migrated_by.read_text() == installed):
+            _migrate(database, environment)
+            migrated_by.write_text(installed)
+        return
     if path.exists() and migrated_by.exists() and migrated_by.read_text() == installed:
         return
     blank = Path(sys.prefix) / "share" / "slipway" / f"{database}-{installed}.db"
@@ -65,16 +75,30 @@ def _prepare_alone(settings: Settings, database: Database, environment: Mapping[
         draft.replace(path)
     else:
         new = not path.exists()
-        _migrate(settings, database, environment)
+        _migrate(database, environment)
         if new:
             _keep_blank(path, blank)
     migrated_by.write_text(installed)
 
 
-def _migrate(settings: Settings, database: Database, environment: Mapping[str, str]) -> None:
+def _has_tables(url: str, database: Database) -> bool:
+    """Whether a migration has been there: the database may have been made anew. Raises TransientError."""
+    import psycopg
+
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            return connection.execute("select to_regclass('alembic_version')").fetchone() != (None,)
+    except psycopg.Error as error:
+        hint = f"SLIPWAY_{database.upper()}_DB says where it is."
+        got = str(error).strip()
+        raise TransientError(f"{database} database", got=got, expected="a server that answers", hint=hint) from error
+
+
+def _migrate(database: Database, environment: Mapping[str, str]) -> None:
     command = {
         "airflow": [str(orchestration_bin() / "airflow"), "db", "migrate"],
-        "mlflow": [str(orchestration_bin() / "mlflow"), "db", "upgrade", settings.mlflow_store],
+        # `mlflow db upgrade` takes the URL, with its password, on the command line alone.
+        "mlflow": [sys.executable, "-c", _UPGRADE_MLFLOW],
     }[database]
     done = subprocess.run(
         command,

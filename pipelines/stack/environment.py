@@ -64,7 +64,7 @@ def _airflow(settings: Settings) -> dict[str, str]:
             "dags_are_paused_at_creation": "False",
         },
         "database": {
-            "sql_alchemy_conn": f"sqlite:///{home / 'airflow.db'}",
+            "sql_alchemy_conn": settings.airflow_store,
             "load_default_connections": "False",
         },
         "api": {
@@ -104,6 +104,8 @@ def _fernet_key(settings: Settings) -> str:
 def _mlflow(settings: Settings) -> dict[str, str]:
     return {
         "MLFLOW_TRACKING_URI": settings.mlflow_url,
+        # The server's own; on a command line everybody could read a password in it.
+        "MLFLOW_BACKEND_STORE_URI": settings.mlflow_store,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # Jobs of its evaluation features: five more processes that nothing here uses.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

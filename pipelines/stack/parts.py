@@ -48,7 +48,7 @@ def _airflow(component: str, *options: str) -> Callable[[Settings], list[str]]:
 
 
 def _airflow_job(job_type: str) -> Callable[[Settings, Record], bool]:
-    return lambda settings, record: airflow_job_beats(settings.airflow_home / "airflow.db", job_type, record.created)
+    return lambda settings, record: airflow_job_beats(settings.airflow_store, job_type, record.created)
 
 
 def _api_server(settings: Settings) -> list[str]:
@@ -59,7 +59,6 @@ def _api_server(settings: Settings) -> list[str]:
 def _mlflow(settings: Settings) -> list[str]:
     return [
         *(str(orchestration_bin() / "mlflow"), "server"),
-        *("--backend-store-uri", settings.mlflow_store),
         *("--artifacts-destination", str(settings.root / "mlflow" / "artifacts")),
         *("--host", settings.listen, "--port", str(settings.mlflow_port), "--workers", "1"),
     ]

@@ -17,7 +17,7 @@ COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())
 
 
 def test_every_part_is_a_service_and_every_service_a_part():
-    assert set(COMPOSE["services"]) == {*PART_NAMES, "localhost"}
+    assert set(COMPOSE["services"]) == {*PART_NAMES, "localhost", "postgres"}
     for name in PART_NAMES:
         assert COMPOSE["services"][name]["command"] == [name]
 
@@ -28,6 +28,19 @@ def test_the_parts_share_one_network_and_one_home():
         assert service["network_mode"] == "service:localhost"
         assert "home:/var/slipway" in service["volumes"]
         assert service["environment"]["SLIPWAY_HOME"] == "/var/slipway"
+
+
+def test_postgres_comes_when_asked_for_and_makes_the_databases_of_the_settings():
+    postgres = COMPOSE["services"]["postgres"]
+    assert postgres["profiles"] == ["postgres"]
+    (script,) = (volume.partition(":")[0] for volume in postgres["volumes"] if "initdb" in volume)
+    made = (PROJECT / script).read_text().split()
+    assert {"airflow;", "mlflow;"} < set(made)
+    assert postgres["environment"]["POSTGRES_DB"] == "slipway"
+    for name in PART_NAMES:
+        environment = COMPOSE["services"][name]["environment"]
+        for setting in ("SLIPWAY_CONTROL_URL", "SLIPWAY_AIRFLOW_DB", "SLIPWAY_MLFLOW_DB"):
+            assert environment[setting] == f"${{{setting}:-}}", "empty, unless somebody names one"
 
 
 def test_the_published_ports_are_the_default_ones_and_local_only(monkeypatch):
