@@ -47,7 +47,7 @@ class GatewayApp:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        self.pinned = PinnedModels(gateway.settings.releases, gateway.limits.pinned_releases)
+        self.pinned = PinnedModels(gateway.settings.releases, gateway.limits.pinned_releases, gateway.keyed)
         self._inflight = 0
         self._buffered = 0
 

@@ -9,6 +9,7 @@ import os
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import SlipwayError
 from pipelines.contracts.events import Override
+from pipelines.contracts.pii import KeyedHash
 from pipelines.settings import Settings
 from serving.arms import ArmThreads
 from serving.circuit_breaker import CallWindow
@@ -39,6 +40,8 @@ class Gateway:
         self.limits = limits = limits or Limits()
         self.metrics = Metrics()
         self.clock = settings.event_clock()
+        key = settings.pii_key.get_secret_value()
+        self.keyed = KeyedHash(key) if key else None
         home = settings.root / "gateway" / settings.gateway_name
         self.store = open_store(settings, limits.features_budget_ms)
         self.overrides = OverrideStore(home / "overrides")
@@ -47,6 +50,7 @@ class Gateway:
             self.overrides,
             settings.releases,
             settings.route_poll_ms,
+            self.keyed,
         )
         self.log = InferenceLog(
             settings.bus,

@@ -146,5 +146,5 @@ class GrpcDoor:
 def _traceparent(context: Any) -> str | None:
     for name, value in context.invocation_metadata() or ():
         if name == "traceparent":
-            return str(value)[:128]
+            return str(value)
     return None

@@ -14,6 +14,8 @@ import msgspec
 from pipelines.contracts.clocks import parse_event_time, wall_us
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import Arm, Assignment, Response
+from pipelines.contracts.pii import KeyedHash
+from serving import trace_context
 from serving.gateway import Gateway
 from serving.inference_log import LogWriteError
 from serving.inputs import Bound
@@ -183,20 +185,24 @@ def _request_id(gateway: Gateway, request: InferRequest) -> tuple[str, bool]:
     return request.id, True
 
 
-def _unit(request: InferRequest, request_id: str, max_chars: int) -> str:
+def _unit(request: InferRequest, request_id: str, max_chars: int, keyed: KeyedHash | None) -> str:
+    """The randomisation unit; by its hash where `keyed` is given. Refusals do not show it: it may be a person."""
     unit = (request.parameters or {}).get("unit")
     if unit is None:
         return request_id
     if isinstance(unit, bool) or not isinstance(unit, (str, int)) or not 0 < len(str(unit)) <= max_chars:
-        raise Malformed("parameters.unit", got=unit, expected=f"a text of 1 to {max_chars} characters, or an integer")
-    return str(unit)
+        got = f"{type(unit).__name__} of {len(str(unit))} characters"
+        raise Malformed("parameters.unit", got=got, expected=f"a text of 1 to {max_chars} characters, or an integer")
+    return str(unit) if keyed is None else keyed.of(str(unit))
 
 
 def _assign(exchange: _Exchange, given: bool, traceparent: str | None) -> None:
     """Draw the arm and write the assignment; when it cannot be written, the champion answers unlogged and alone."""
     gateway, plan, request = exchange.gateway, exchange.plan, exchange.request
     route, effective, bound = plan.route, plan.effective, exchange.bound
-    unit = _unit(request, exchange.request_id, gateway.limits.max_id_chars)
+    # Whom a model of personal inputs randomises by is likely a person, too.
+    keyed = gateway.keyed if plan.privacy.personal else None
+    unit = _unit(request, exchange.request_id, gateway.limits.max_id_chars, keyed)
     first = gateway.memory.first(route.model, exchange.request_id) if given else None
     arm = arm_of(effective, route.salt, unit, first)
     if effective.shadow and plan.challenger is not None and first is None:
@@ -229,7 +235,7 @@ def _assign(exchange: _Exchange, given: bool, traceparent: str | None) -> None:
         inputs=bound.logged,
         retry=first is not None,
         paired=exchange.paired,
-        traceparent=traceparent,
+        traceparent=trace_context.traceparent(traceparent),
     )
     try:
         gateway.log.write(event)

@@ -10,10 +10,12 @@ import numpy as np
 import onnxruntime
 
 from pipelines.contracts.errors import ContractError
+from pipelines.contracts.pii import KeyedHash
 from pipelines.contracts.release import InputField, Release
-from serving.inputs import Binder, Bound
+from serving.inputs import Bound
 from serving.oip import request as oip_request
 from serving.online_features.plan import ReadPlan
+from serving.privacy import binder_of, privacy_of
 
 _ONNX_FLOAT = "tensor(float)"
 # Clients send their inputs in one order, or a few.
@@ -26,14 +28,15 @@ class LoadedModel:
     Raises ContractError (bundle or sample request) or an ONNX Runtime error; NotFoundError without a bundle.
     """
 
-    def __init__(self, folder: Path, digest: str) -> None:
+    def __init__(self, folder: Path, digest: str, keyed: KeyedHash | None = None) -> None:
         started = time.monotonic()
         self.digest = digest
         self.release = Release(folder, digest)
         self.manifest = self.release.manifest
         self.fields: dict[str, InputField] = {field.name: field for field in self.manifest.inputs}
+        self.privacy = privacy_of(self.manifest, keyed)
         self.required = frozenset(field.name for field in self.manifest.inputs if field.required)
-        self.binder = Binder(self.fields, self.required)
+        self.binder = binder_of(self.fields, self.required, self.privacy, keyed)
         self.reads = ReadPlan({digest: self.manifest.views})
         features = self.manifest.features
         plain = all(one.source == "input" and one.default is None for one in features)

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.contracts.errors import SlipwayError
+from pipelines.contracts.pii import KeyedHash
 from serving.models import LoadedModel
 from serving.oip.errors import Unavailable, Unknown
 
@@ -29,8 +30,9 @@ _decoder = msgspec.json.Decoder(_Name)
 class PinnedModels:
     """At most `capacity` releases beyond those that routes hold."""
 
-    def __init__(self, releases: Path, capacity: int) -> None:
+    def __init__(self, releases: Path, capacity: int, keyed: KeyedHash | None = None) -> None:
         self._releases = releases
+        self._keyed = keyed
         self._capacity = capacity
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._lock = asyncio.Lock()
@@ -73,7 +75,7 @@ class PinnedModels:
         if known is not None:
             return known
         try:
-            return LoadedModel(self._releases / digest, digest)
+            return LoadedModel(self._releases / digest, digest, self._keyed)
         except SlipwayError as error:
             raise Unavailable(
                 f"release {digest[:12]}", got=str(error), expected="a bundle that can be loaded"

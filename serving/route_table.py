@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipelines.contracts.pii import KeyedHash
 from pipelines.contracts.release import InputField
 from pipelines.contracts.routes import Route
 from serving.inputs import Binder
@@ -21,6 +22,7 @@ from serving.models import LoadedModel
 from serving.oip.errors import Unavailable, Unknown
 from serving.online_features.plan import ReadPlan
 from serving.overrides import OverrideStore
+from serving.privacy import Privacy, binder_of, together
 from serving.route_source import RouteSource
 from serving.routing import Effective, effective
 
@@ -40,18 +42,27 @@ class Plan(msgspec.Struct, frozen=True):
     binder: Binder
     reads: ReadPlan
     """What is read online for a request that both arms score; the champion's own plan is `champion.reads`."""
+    privacy: Privacy
 
 
 class RouteTable:
     """`plans` by model, for the request path; everything else happens in its own thread."""
 
-    def __init__(self, source: RouteSource, overrides: OverrideStore, releases: Path, poll_ms: int) -> None:
+    def __init__(
+        self,
+        source: RouteSource,
+        overrides: OverrideStore,
+        releases: Path,
+        poll_ms: int,
+        keyed: KeyedHash | None = None,
+    ) -> None:
         self.plans: dict[str, Plan] = {}
         self.wanted: dict[str, Route] = {}
         self.load_errors: dict[str, str] = {}
         self.source = source
         self._overrides = overrides
         self._releases = releases
+        self._keyed = keyed
         self._poll_s = poll_ms / 1000
         self._models: dict[str, LoadedModel] = {}
         self._loading: dict[str, Future[LoadedModel]] = {}
@@ -154,10 +165,14 @@ class RouteTable:
         fields = dict(before.fields) if before is not None else {}
         fields.update(challenger.fields if challenger else {})
         fields.update(champion.fields)
-        binder = Binder(fields, champion.required)
         arms = [champion, challenger] if challenger else [champion]
+        # So do personal inputs that no release in force declares any more: they stay personal.
+        privacies = [arm.privacy for arm in arms] + ([before.privacy] if before is not None else [])
+        privacy = together(privacies, {name for arm in arms for name in arm.fields})
+        binder = binder_of(fields, champion.required, privacy, self._keyed)
         reads = ReadPlan({arm.digest: arm.manifest.views for arm in arms})
-        self.plans = {**self.plans, route.model: Plan(route, plan, champion, challenger, fields, binder, reads)}
+        made = Plan(route, plan, champion, challenger, fields, binder, reads, privacy)
+        self.plans = {**self.plans, route.model: made}
 
     def _all_loaded(self, route: Route) -> bool:
         needed = [digest for digest in (route.champion, route.challenger, route.fallback) if digest]
@@ -165,7 +180,7 @@ class RouteTable:
         for digest in missing:
             failed = self._failed_at.get(digest)
             if digest not in self._loading and (failed is None or time.monotonic() - failed > _RETRY_LOAD_S):
-                self._loading[digest] = self._loader.submit(LoadedModel, self._releases / digest, digest)
+                self._loading[digest] = self._loader.submit(LoadedModel, self._releases / digest, digest, self._keyed)
         return not missing
 
     def _collect_loaded(self) -> None:

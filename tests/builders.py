@@ -82,6 +82,7 @@ def constant_release(
     sample: bool = True,
     task: str = "constant",
     on_features_unavailable: str = "defaults",
+    manifest_fields: dict[str, Any] | None = None,
 ) -> str:
     """Write the bundle of a release that answers `score + slope * x`; returns its digest. Same call, same digest.
 
@@ -124,6 +125,7 @@ def constant_release(
         output=release.OutputContract(low=low, high=high, fields={"score": "FP64", "decision": "BOOL"}),
         postprocess_params=params,
         files={name: file_digest(staged / name) for name in contents},
+        **(manifest_fields or {}),
     )
     digest = release.write(staged, manifest)
     try:

@@ -39,11 +39,17 @@ _FEW = 16
 
 
 class InputField(msgspec.Struct, frozen=True, kw_only=True):
-    """One request input by name. `datatype` is an OIP v2 datatype (BYTES for text); `required=False` gives null."""
+    """One request input by name. `datatype` is an OIP v2 datatype (BYTES for text); `required=False` gives null.
+
+    `pii`: an entity key that is personal. The gateway puts its keyed hash (contracts/pii.py) in its place before
+    anything else sees it; requests in the lake hold the hash already. Unset in manifests without it, whose bytes and
+    digests so stay what they were.
+    """
 
     name: str
     datatype: str
     required: bool = True
+    pii: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class ViewPin(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +101,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str]
     training: dict[str, Any] = {}
     created_us: int = 0
+    dropped_inputs: list[str] | msgspec.UnsetType = msgspec.UNSET
+    """Inputs that clients may send and that are dropped unread: PII that comes along."""
+    pii_key: str | msgspec.UnsetType = msgspec.UNSET
+    """`KeyedHash.key_id` of the key under which `pii` inputs were hashed in training."""
 
 
 _decoder = msgspec.json.Decoder(Manifest)

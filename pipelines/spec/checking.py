@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pipelines.spec import dataset, model, view
+from pipelines.spec import dataset, model, personal, view
 from pipelines.spec.dataset import DatasetSpec
 from pipelines.spec.loading import FOLDERS, Specs, file_names, names, parse_spec, path_of, render, shown_path
 from pipelines.spec.model import ModelSpec
@@ -89,9 +89,10 @@ def dataset_references(spec: DatasetSpec, specs: Specs, _: Mapping[str, list[str
 
 
 def view_references(spec: ViewSpec, specs: Specs, known: Mapping[str, list[str]]) -> Iterator[Problem]:
-    """Datasets that do not exist, and a transform that is not there."""
+    """Datasets that do not exist, a transform that is not there, and PII as a feature."""
     yield from _datasets(spec.datasets, ("datasets",), known)
     yield from _transform(specs.include, spec.transform, ("transform",))
+    yield from personal.view_problems(spec, specs.datasets)
 
 
 def model_references(spec: ModelSpec, specs: Specs, known: Mapping[str, list[str]]) -> Iterator[Problem]:
@@ -114,15 +115,7 @@ def model_references(spec: ModelSpec, specs: Specs, known: Mapping[str, list[str
                     yield Problem.unknown((*at, "features", position), f"feature of {use.view}", name, used.features)
             if set(use.entity) != set(used.entity.keys):
                 yield Problem((*at, "entity"), f"join keys {sorted(use.entity)}; expected {sorted(used.entity.keys)}")
-    pii = {
-        column
-        for name in spec.datasets()
-        if (source := specs.datasets.get(name)) is not None
-        for column, declared in source.columns.items()
-        if declared.pii
-    }
-    for name in sorted(pii & set(spec.inputs)):
-        yield Problem(("inputs", name), f"input '{name}' is PII; PII may not be a model input")
+    yield from personal.model_problems(spec, specs.views, specs.datasets)
 
 
 def policy_problems(spec: ModelSpec, policy: PolicyCheck) -> list[Problem]:

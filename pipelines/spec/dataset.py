@@ -35,7 +35,10 @@ class FileSource(Strict):
 
 
 class Column(Strict):
-    """One column. `min` and `max` are closed bounds; a value outside puts its row into quarantine."""
+    """One column. `min` and `max` are closed bounds; a value outside puts its row into quarantine.
+
+    `pii`: personal; its keyed hash alone is kept, as text, from the first write on.
+    """
 
     type: ColumnType
     nullable: bool = False
@@ -113,3 +116,5 @@ def _column_problems(spec: DatasetSpec) -> Iterator[Problem]:
     for name, column in spec.columns.items():
         if column.min is not None and column.max is not None and column.min > column.max:
             yield Problem(("columns", name, "min"), f"min {column.min} is above max {column.max}")
+        if column.pii and column.type != "string":
+            yield Problem(("columns", name), f"column '{name}' is PII and kept as its hash: its type is string")

@@ -200,6 +200,8 @@ class ModelSpec(Strict):
     requests: Requests
     labels: Labels
     inputs: Annotated[dict[Name, InputSpec], Field(min_length=1)]
+    dropped_inputs: list[Name] = Field(default_factory=list)
+    """Inputs that clients send along and that the gateway drops unread: PII, mostly."""
     views: list[ViewUse] = Field(default_factory=list)
     on_features_unavailable: Literal["defaults", "refuse"] = "defaults"
     request_features: RequestFeatures | None = None
@@ -228,6 +230,9 @@ class ModelSpec(Strict):
 def problems(spec: ModelSpec) -> Iterator[Problem]:
     """What is inconsistent inside one model spec."""
     yield from _input_problems(spec)
+    for index, name in enumerate(spec.dropped_inputs):
+        if name in spec.inputs:
+            yield Problem(("dropped_inputs", index), f"'{name}' is an input; it cannot be dropped")
     yield from _feature_problems(spec)
     yield from _rollout_problems(spec)
     yield from _define_problems(spec)

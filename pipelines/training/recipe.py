@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pipelines.contracts.release import InputField, Manifest, ModelFeature, OutputContract, ViewPin
-from pipelines.spec.loading import load_view
+from pipelines.spec.loading import load_dataset, load_view
 from pipelines.spec.model import ModelSpec
+from pipelines.spec.personal import personal_inputs
 
 PLAIN_POSTPROCESS = Path(__file__).with_name("plain_postprocess.py")
 
@@ -15,6 +18,7 @@ PLAIN_POSTPROCESS = Path(__file__).with_name("plain_postprocess.py")
 def draft_manifest(spec: ModelSpec, include: Path, calibration: dict[str, Any]) -> Manifest:
     """The manifest of a release of this spec, without files, version and lineage. Views are pinned as they are now."""
     pins = view_pins(spec, include)
+    hashed = _hashed_inputs(spec, include)
     params: dict[str, Any] = dict(spec.postprocess.params) if spec.postprocess else {}
     if postprocess_source(spec, include, calibration) == PLAIN_POSTPROCESS:
         params |= {"score": spec.output.score, "low": spec.output.low, "high": spec.output.high}
@@ -25,7 +29,12 @@ def draft_manifest(spec: ModelSpec, include: Path, calibration: dict[str, Any]) 
         semver="0.0.0",
         task=spec.task,
         inputs=[
-            InputField(name=name, datatype=field.datatype, required=field.required)
+            InputField(
+                name=name,
+                datatype=field.datatype,
+                required=field.required,
+                pii=True if name in hashed else msgspec.UNSET,
+            )
             for name, field in spec.inputs.items()
         ],
         views=pins,
@@ -36,7 +45,14 @@ def draft_manifest(spec: ModelSpec, include: Path, calibration: dict[str, Any]) 
         ),
         postprocess_params=params,
         files={},
+        dropped_inputs=list(spec.dropped_inputs) or msgspec.UNSET,
     )
+
+
+def _hashed_inputs(spec: ModelSpec, include: Path) -> frozenset[str]:
+    views = {use.view: load_view(include, use.view) for use in spec.views}
+    names = {*spec.datasets(), *(name for view in views.values() for name in view.datasets)}
+    return personal_inputs(spec, views, {name: load_dataset(include, name) for name in names})
 
 
 def view_pins(spec: ModelSpec, include: Path) -> list[ViewPin]:

@@ -6,8 +6,6 @@ by a Delta transaction numbered `as_of_us`, so a span of knowledge that is publi
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import shutil
 
@@ -20,6 +18,7 @@ from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError, DataError, NotYetError
+from pipelines.contracts.pii import KeyedHash
 from pipelines.datasets import file_source, flights_sample
 from pipelines.datasets.conform import conforming_sql, key_sql
 from pipelines.datasets.quarantine import stop_if_unfit
@@ -297,19 +296,13 @@ def _hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:
     personal = [name for name, column in spec.columns.items() if column.pii]
     if not personal:
         return rows
-    key = settings.pii_key.get_secret_value().encode()
-    if not key:
-        raise DataError(
-            f"dataset {spec.name}: PII columns {personal}",
-            got="no key",
-            expected="SLIPWAY_PII_KEY",
-            hint="Set it once.",
-        )
+    try:
+        keyed = KeyedHash(settings.pii_key.get_secret_value())
+    except ContractError as error:
+        what = f"dataset {spec.name}: PII columns {personal}"
+        raise DataError(what, got="no key", expected=error.expected, hint=error.hint) from None
     for name in personal:
-        values = [
-            None if value is None else hmac.new(key, str(value).encode(), hashlib.sha256).hexdigest()[:32]
-            for value in rows.column(name).to_pylist()
-        ]
+        values = [None if value is None else keyed.of(str(value)) for value in rows.column(name).to_pylist()]
         rows = rows.set_column(rows.column_names.index(name), name, pa.array(values, pa.string()))
     # The raw text would carry the values past the hash.
     return rows.set_column(rows.column_names.index(RAW), RAW, pa.nulls(rows.num_rows, pa.string()))

@@ -9,6 +9,7 @@ import msgspec
 import pyarrow as pa
 
 from pipelines.contracts.canonical import digest, file_digest
+from pipelines.contracts.pii import KeyedHash
 from pipelines.contracts.release import Manifest
 from pipelines.registry.model_card import model_card
 from pipelines.settings import PROJECT, Settings
@@ -72,10 +73,18 @@ def draft_of(settings: Settings, spec: ModelSpec, calibration: dict[str, Any]) -
     """The release that the spec describes, run from its sources."""
     include = settings.include_dir
     return Draft(
-        recipe.draft_manifest(spec, include, calibration),
+        _under_key(settings, recipe.draft_manifest(spec, include, calibration)),
         recipe.request_features_source(spec, include),
         recipe.postprocess_source(spec, include, calibration),
     )
+
+
+def _under_key(settings: Settings, manifest: Manifest) -> Manifest:
+    """The manifest, telling under which key its personal inputs are hashed."""
+    if not any(field.pii for field in manifest.inputs):
+        return manifest
+    key = KeyedHash(settings.pii_key.get_secret_value())
+    return msgspec.structs.replace(manifest, pii_key=key.key_id)
 
 
 def card_of(

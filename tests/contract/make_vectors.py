@@ -275,9 +275,30 @@ def feast_redis() -> dict[str, Any]:
     }
 
 
+def pii() -> list[dict[str, Any]]:
+    """HMAC by the words of RFC 2104, with SHA-256 (blocks of 64 bytes)."""
+
+    def mac(key: str, data: bytes) -> str:
+        block = key.encode()
+        block = (hashlib.sha256(block).digest() if len(block) > 64 else block).ljust(64, b"\0")
+        inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block) + data).digest()
+        return hashlib.sha256(bytes(byte ^ 0x5C for byte in block) + inner).hexdigest()
+
+    values = ["", "a", "anna@example.com", "Anna@example.com", "123", "Zürich", "日本", "x" * 300, "\x00slipway pii"]
+    return [
+        {
+            "key": key,
+            "key_id": mac(key, b"\0slipway pii key")[:16],
+            "hashes": [{"value": value, "hash": mac(key, value.encode())[:32]} for value in values],
+        }
+        for key in ("k", "5f" * 32, "schlüssel" * 20)
+    ]
+
+
 def main() -> None:
     made = {"assignment": assignment(), "frames": frames(), "routes": routes(), "events": events(), "feast": feast()}
     made["feast_redis"] = feast_redis()
+    made["pii"] = pii()
     VECTORS.mkdir(exist_ok=True)
     for name, content in made.items():
         (VECTORS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.contracts import assignment, events, routes, segments
+from pipelines.contracts import assignment, events, release, routes, segments
 from pipelines.contracts.errors import ContractError
+from pipelines.contracts.pii import KeyedHash
 from serving.online_features import feast_values, redis_layout
 from serving.online_features.entity_keys import EntityKey
 
@@ -92,6 +93,35 @@ def test_routes_survive_the_wire_and_wrong_ones_are_refused() -> None:
             routes.decode(json.dumps(case["document"]))
     with pytest.raises(ContractError, match="route document"):
         routes.decode(b"{")
+
+
+def test_personal_values_have_their_published_hashes() -> None:
+    for case in load("pii"):
+        keyed = KeyedHash(case["key"])
+        assert keyed.key_id == case["key_id"]
+        for one in case["hashes"]:
+            assert keyed.of(one["value"]) == one["hash"]
+
+
+def test_without_a_key_nothing_is_hashed() -> None:
+    with pytest.raises(ContractError, match="SLIPWAY_PII_KEY"):
+        KeyedHash("")
+
+
+def test_a_manifest_without_personal_inputs_says_nothing_of_them() -> None:
+    manifest = release.Manifest(
+        model="m",
+        semver="1.0.0",
+        task="binary",
+        inputs=[release.InputField(name="a", datatype="BYTES")],
+        features=[],
+        files={},
+    )
+    written = release.manifest_bytes(manifest)
+    assert b"pii" not in written
+    assert b"dropped_inputs" not in written
+    read = msgspec.json.decode(written, type=release.Manifest)
+    assert [bool(one) for one in (read.inputs[0].pii, read.dropped_inputs, read.pii_key)] == [False, False, False]
 
 
 @pytest.mark.parametrize("case", load("feast")["entity_keys"], ids=lambda case: ",".join(case["join_key_types"]))

@@ -11,6 +11,11 @@ import pandas as pd
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+def serial(pump: int) -> str:
+    """The serial number of a pump: personal data, for it leads to the pump's owner."""
+    return f"SN-{pump:03d}-{(pump * 7919) % 10_000:04d}"
+
+
 def readings(path: Path, *, pumps: int = 40, days: int = 120, seed: int = 11) -> int:
     """Write one reading every two hours for every pump as CSV; returns the number of rows."""
     rng = np.random.default_rng(seed)
@@ -25,7 +30,7 @@ def readings(path: Path, *, pumps: int = 40, days: int = 120, seed: int = 11) ->
             failed = bool(rng.random() < 0.25 * max(0.0, wear - 0.6) ** 2)
             rows.append(
                 {
-                    "pump": f"P{pump:03d}",
+                    "pump": serial(pump),
                     "read_at": (START + timedelta(hours=2 * step)).isoformat(),
                     "load": round(load, 4),
                     "vibration": round(float(1 + 2 * wear + rng.normal(0, 0.15)), 4),
