@@ -51,6 +51,12 @@ class Settings(BaseSettings):
     """How often the gateway looks for new routes."""
     durability: Literal["process", "power"] = "process"
     """`process`: an answer is logged before it leaves; `power`: and on the disk, too (labels and KPIs always are)."""
+    kafka: str = ""
+    """Kafka's bootstrap servers (`host:port,...`); empty: the bus is the segments' folder in `home`."""
+    kafka_topic: str = "slipway-inference"
+    """The topic of the inference log; made by the shipper when it is missing."""
+    kafka_config: str = ""
+    """A file with more of librdkafka's properties, a `name=value` a line: TLS, SASL, secrets."""
     control_url: str = Field("", repr=False, pattern=r"^(|sqlite:///.*|postgres(ql)?(\+psycopg)?://.*)$")
     """Control database: `postgresql://user:password@host:port/database`; empty: SQLite in `home`."""
     airflow_db: str = Field("", repr=False, pattern=r"^(|postgresql://.*)$")

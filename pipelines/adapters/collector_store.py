@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,19 +12,20 @@ from pipelines.adapters import control_schema as schema
 from pipelines.adapters.control_db import ControlDb
 from pipelines.adapters.rollout_store import EvidenceRow, upsert_evidence
 from pipelines.collect.numbering import Block, Counters
-from pipelines.collect.streams import Gap, Position, Range, StreamKey
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import TerminalError
 from pipelines.contracts.events import Override
+from pipelines.contracts.streams import Gap, Position, Range, StreamKey
 
 
 class BatchPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What batch `n` consists of, written down before it is worked on: byte ranges, and the positions behind them."""
+    """What batch `n` consists of, written down before it is worked on: ranges, and what lies behind them."""
 
     n: int
     ranges: list[Range]
     after: list[Position]
     gaps: list[Gap]
+    offsets: dict[str, int] = {}
 
 
 class BatchDone(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +76,12 @@ class CollectorStore:
             for row in rows
             for key in [StreamKey(row["gateway"], row["worker"], row["epoch"])]
         }
+
+    def offsets(self) -> dict[str, int]:
+        """The next offset to read, by `<topic>@<its id>/<partition>`."""
+        table = schema.collector_offset
+        with self.db.read() as connection:
+            return {row.source: row.next for row in connection.execute(sa.select(table))}
 
     def gaps(self) -> list[Gap]:
         """Counters that were missing."""
@@ -131,7 +138,8 @@ class CollectorStore:
             ).rowcount
             if changed != 1:
                 return
-            self._write_positions(connection, plan.after)
+            _write_positions(connection, plan.after)
+            _write_offsets(connection, plan.offsets)
             for gap in plan.gaps:
                 values = dict(zip(StreamKey._fields, gap.key, strict=True))
                 connection.execute(
@@ -152,26 +160,34 @@ class CollectorStore:
             for row in done.evidence:
                 upsert_evidence(connection, row)
 
-    def note_positions(self, positions: Iterable[Position]) -> None:
-        """Store positions that moved without events (ended streams, problems)."""
+    def note_positions(self, positions: Iterable[Position], offsets: Mapping[str, int]) -> None:
+        """Store positions and offsets that moved without events (ended streams, problems, repeats)."""
         with self.db.write() as connection:
-            self._write_positions(connection, positions)
+            _write_positions(connection, positions)
+            _write_offsets(connection, offsets)
 
-    @staticmethod
-    def _write_positions(connection: sa.Connection, positions: Iterable[Position]) -> None:
-        table = schema.collector_stream
-        for position in positions:
-            key: dict[str, Any] = dict(zip(StreamKey._fields, position.key, strict=True))
-            values = {
-                "segment": position.segment,
-                "offset": position.offset,
-                "next_n": position.next_n,
-                "repeats": position.repeats,
-                "problem": position.problem,
-            }
-            where = sa.and_(*(table.c[name] == value for name, value in key.items()))
-            if connection.execute(sa.update(table).where(where).values(**values)).rowcount == 0:
-                connection.execute(sa.insert(table).values(**key, **values))
+
+def _write_positions(connection: sa.Connection, positions: Iterable[Position]) -> None:
+    table = schema.collector_stream
+    for position in positions:
+        key: dict[str, Any] = dict(zip(StreamKey._fields, position.key, strict=True))
+        values = {
+            "segment": position.segment,
+            "offset": position.offset,
+            "next_n": position.next_n,
+            "repeats": position.repeats,
+            "problem": position.problem,
+        }
+        where = sa.and_(*(table.c[name] == value for name, value in key.items()))
+        if connection.execute(sa.update(table).where(where).values(**values)).rowcount == 0:
+            connection.execute(sa.insert(table).values(**key, **values))
+
+
+def _write_offsets(connection: sa.Connection, offsets: Mapping[str, int]) -> None:
+    table = schema.collector_offset
+    for source, offset in offsets.items():
+        if connection.execute(sa.update(table).where(table.c.source == source).values(next=offset)).rowcount == 0:
+            connection.execute(sa.insert(table).values(source=source, next=offset))
 
 
 def _write_counters(connection: sa.Connection, counters: Counters) -> None:

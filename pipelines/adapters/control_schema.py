@@ -156,6 +156,13 @@ collector_stream = Table(
     PrimaryKeyConstraint("gateway", "worker", "epoch"),
 )
 
+collector_offset = Table(
+    "collector_offset",
+    metadata,
+    Column("source", String, primary_key=True),
+    Column("next", BigInteger, nullable=False),
+)
+
 collector_gap = Table(
     "collector_gap",
     metadata,

@@ -51,6 +51,7 @@ def once(json: Json = False) -> None:
     batches = events = 0
     while (report := collector.once()).batch:
         batches, events = batches + 1, events + report.events
+    collector.close()
     problems = collector.problems()
     if json:
         print(msgspec.json.encode({"batches": batches, "events": events, "problems": problems}).decode())

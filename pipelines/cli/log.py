@@ -33,7 +33,8 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         table = Table("stream", "on the bus", "in the lake", "lost", "missing", "twice", "waiting", "torn bytes", "")
         for report in reports:
             lost = ", ".join(f"{a}..{b}" if a != b else str(a) for a, b in report.lost) or "0"
-            verdict = "[green]whole[/]" if report.whole else f"[red]not whole[/] {'; '.join(report.damaged)}"
+            so_far = "" if report.ended else " so far"
+            verdict = f"[green]whole{so_far}[/]" if report.whole else f"[red]not whole[/] {'; '.join(report.damaged)}"
             written = "gone" if report.written is None else str(report.written)
             cells = (written, report.stored, lost, report.missing, report.twice, report.waiting, report.torn, verdict)
             table.add_row(report.stream, *(str(cell) for cell in cells))

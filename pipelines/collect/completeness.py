@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
 
-from pipelines.collect import streams
-from pipelines.collect.streams import Gap, Position, StreamKey
-from pipelines.contracts import segments
+from pipelines.contracts.streams import Gap, Position, Present, StreamKey, finished, stands_still
 
 
 class StreamReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker epoch. `written`: whole frames on the bus (None: its segments are gone); `stored`: events in the lake.
+    """One worker epoch. `written`: whole frames on the bus (None: it has left the bus); `stored`: events in the lake.
 
-    `lost` are ranges of counters that no frame has; `damaged` says where frames are unreadable; `missing` counters are
-    on the bus and collected, but not in the lake; `twice` are in the lake more than once; `waiting` frames are not
-    collected yet; `torn` bytes at the end of an ended epoch were never acknowledged.
+    `lost` are ranges of counters that no frame has; `damaged` says where frames are unreadable, or why the stream
+    stands still; `missing` counters are on the bus and collected, but not in the lake; `twice` are in the lake more
+    than once; `waiting` frames are not collected yet; `torn` bytes at the end of an ended epoch were never
+    acknowledged. `ended`: the collector has read the epoch to its end, and nothing more will come.
     """
 
     stream: str
@@ -31,6 +29,7 @@ class StreamReport(msgspec.Struct, frozen=True, kw_only=True):
     repeats: int
     waiting: int
     torn: int
+    ended: bool
 
     @property
     def whole(self) -> bool:
@@ -39,70 +38,49 @@ class StreamReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check(
-    bus: Path,
+    on_bus: Mapping[StreamKey, Present],
     positions: Mapping[StreamKey, Position],
-    gaps: list[Gap],
+    gaps: Sequence[Gap],
     stored: Mapping[StreamKey, np.ndarray],
 ) -> list[StreamReport]:
     """One report a stream; `stored` holds the counters found in the lake by stream (with repeats, any order)."""
-    on_bus = streams.streams(bus)
-    done = streams.ended(bus, on_bus)
     reports = []
     for key in sorted({*on_bus, *positions, *stored}):
         position = positions.get(key) or Position(key=key)
+        present = on_bus.get(key)
         there = np.sort(stored.get(key, np.zeros(0, dtype=np.int64)))
         unique = np.unique(there)
-        lost = [(gap.first_n, gap.last_n) for gap in gaps if gap.key == key]
-        written, counters, damaged, torn = _read_bus(bus, key, key in done) if key in on_bus else (None, None, [], 0)
-        if counters is not None:
-            lost = sorted({*lost, *_holes(counters)})
+        lost = {(gap.first_n, gap.last_n) for gap in gaps if gap.key == key}
+        damaged = [position.problem] if stands_still(position) else []
+        counters = np.zeros(0, dtype=np.int64)
+        if present is not None:
+            counters = np.unique(np.array(present.counters, dtype=np.int64))
+            lost |= set(_holes(counters, present))
+            damaged = present.damaged or damaged
         expected = np.arange(position.next_n)
         for first, last in lost:
             expected = expected[(expected < first) | (expected > last)]
         reports.append(
             StreamReport(
                 stream=str(key),
-                written=written,
+                written=None if present is None else len(counters),
                 stored=len(there),
-                lost=lost,
+                lost=sorted(lost),
                 damaged=damaged,
                 missing=len(np.setdiff1d(expected, unique)),
                 twice=len(there) - len(unique),
                 repeats=position.repeats,
-                waiting=0 if counters is None else int((counters >= position.next_n).sum()),
-                torn=torn,
+                waiting=int((counters >= position.next_n).sum()),
+                torn=0 if present is None else present.torn,
+                ended=finished(position),
             )
         )
     return reports
 
 
-def _read_bus(bus: Path, key: StreamKey, is_ended: bool) -> tuple[int, np.ndarray, list[str], int]:
-    """(frames, their counters, unreadable places, bytes of a torn tail) of a stream's segments."""
-    counters: list[int] = []
-    damaged: list[str] = []
-    torn = 0
-    starts = streams.segment_starts(bus, key)
-    for index, start in enumerate(starts):
-        path = segments.segment_path(bus, *key, start)
-        data = path.read_bytes()
-        at = len(segments.MAGIC)
-        found = [(frame.n, frame.end) for frame in segments.read_frames(data)]
-        if found:
-            counters += [n for n, _ in found]
-            at = found[-1][1]
-        left = data[at:]
-        following = starts[index + 1] if index + 1 < len(starts) else None
-        next_n = counters[-1] + 1 if counters else start
-        if left and (streams.resync(left, next_n) is not None or (following is not None and following > next_n)):
-            damaged.append(f"{path.name} at byte {at}")
-        elif left and following is None and is_ended:
-            torn += len(left)
-    return len(counters), np.array(counters, dtype=np.int64), damaged, torn
-
-
-def _holes(counters: np.ndarray) -> list[tuple[int, int]]:
-    """Ranges missing below the largest counter."""
-    known = np.unique(counters)
-    edges = np.concatenate([[-1], known])
+def _holes(counters: np.ndarray, present: Present) -> list[tuple[int, int]]:
+    """Ranges missing between the first counter that must be there and the last that is, or was said to be."""
+    ends = [] if present.written is None else [present.written]
+    edges = np.concatenate([[present.since - 1], counters[counters >= present.since], ends]).astype(np.int64)
     jumps = np.flatnonzero(np.diff(edges) > 1)
     return [(int(edges[at]) + 1, int(edges[at + 1]) - 1) for at in jumps]

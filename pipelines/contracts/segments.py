@@ -47,9 +47,14 @@ def read_frames(data: bytes | memoryview, offset: int = 0) -> Iterator[Frame]:
     is for the caller to say, who knows whether the writer still lives.
     """
     view = memoryview(data)
-    at = offset or len(MAGIC)
     if not offset and bytes(view[: len(MAGIC)]) != MAGIC:
         return
+    yield from parse(view, offset or len(MAGIC))
+
+
+def parse(data: bytes | memoryview, at: int = 0) -> Iterator[Frame]:
+    """The whole, intact frames that follow each other in `data` from `at` on, where one begins."""
+    view = memoryview(data)
     while at + HEADER.size <= len(view):
         length, n, crc = HEADER.unpack_from(view, at)
         start = at + HEADER.size

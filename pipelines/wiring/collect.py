@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 
 import msgspec
@@ -20,15 +21,19 @@ from pipelines.adapters.collector_store import BatchDone, BatchPlan, CollectorSt
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.inference_tables import InferenceTables
+from pipelines.adapters.kafka_bus import KafkaBus
 from pipelines.adapters.rollout_store import EvidenceRow
-from pipelines.collect import numbering, streams
+from pipelines.collect import numbering
+from pipelines.collect.bus import Bus, SegmentBus
 from pipelines.collect.case import Case
 from pipelines.collect.completeness import StreamReport, check
 from pipelines.collect.fold import Fold
 from pipelines.collect.tables import to_tables
 from pipelines.contracts.errors import ContractError, TransientError
 from pipelines.contracts.events import KINDS, Override
+from pipelines.contracts.kafka import connection
 from pipelines.contracts.segments import Frame
+from pipelines.contracts.streams import StreamKey, stands_still
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
@@ -84,11 +89,19 @@ class _Live:
         )
 
 
+def bus_of(settings: Settings) -> Bus:
+    """Where the installation's inference log arrives: on a topic when Kafka is configured, else in its folder."""
+    if settings.kafka:
+        return KafkaBus(connection(settings.kafka, settings.kafka_topic, settings.kafka_config))
+    return SegmentBus(settings.bus)
+
+
 class Collector:
     """One process's collector. Only one may run per installation: the plan's primary key refuses a second."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.bus = bus_of(settings)
         self.store = CollectorStore(control_db(settings))
         self.rollouts = rollout_store(settings)
         self.lake = DeltaLake(settings.lake)
@@ -96,8 +109,13 @@ class Collector:
         self._live: dict[str, _Live] = {}
         self._broken: dict[str, str] = {}
         self._positions = self.store.positions()
+        self._offsets = self.store.offsets()
         self._counters = self.store.counters()
         self._last = self.store.last_batch()
+
+    def close(self) -> None:
+        """Let go of the bus."""
+        self.bus.close()
 
     def once(self) -> Report:
         """Finish a batch that was begun, else take what is new on the bus as the next one."""
@@ -126,6 +144,7 @@ class Collector:
         )
         self._counters, self._last = counters, plan.n
         self._positions |= {position.key: position for position in plan.after}
+        self._offsets |= plan.offsets
         observe_overrides(self.settings)
         if touched:
             guard_held(self.settings)
@@ -152,22 +171,26 @@ class Collector:
 
     def problems(self) -> dict[str, str]:
         """Streams and rollouts that stand still until a person has looked, with the reason."""
-        still = {str(key): at.problem for key, at in self._positions.items() if streams.stands_still(at)}
+        still = {str(key): at.problem for key, at in self._positions.items() if stands_still(at)}
         return still | self._broken
 
     def _begin(self) -> tuple[BatchPlan | None, list[list[Frame]]]:
         begun = self.store.planned()
         if begun is not None:
             next_ns = {key: position.next_n for key, position in self._positions.items()}
-            return begun, streams.reread(self.settings.bus, begun.ranges, next_ns)
-        found = streams.scan(self.settings.bus, self._positions)
+            return begun, self.bus.reread(begun.ranges, next_ns)
+        found = self.bus.scan(self._positions, self._offsets)
         moved = {key: at for key, at in found.positions.items() if self._positions.get(key) != at}
+        ahead = {source: at for source, at in found.offsets.items() if self._offsets.get(source) != at}
         if not found.count and not found.ranges:
-            if moved:
-                self.store.note_positions(moved.values())
+            if moved or ahead:
+                self.store.note_positions(moved.values(), ahead)
                 self._positions |= moved
+                self._offsets |= ahead
             return None, []
-        plan = BatchPlan(n=self._last + 1, ranges=found.ranges, after=list(moved.values()), gaps=found.gaps)
+        plan = BatchPlan(
+            n=self._last + 1, ranges=found.ranges, after=list(moved.values()), gaps=found.gaps, offsets=ahead
+        )
         self.store.plan(plan)
         return plan, found.frames
 
@@ -208,14 +231,16 @@ def read_log(lake: DeltaLake, rollout: Rollout, *, before_batch: int | None = No
 
 def collect_once(settings: Settings) -> Report:
     """One pass of a fresh collector (a batch that was begun, or what is new)."""
-    return Collector(settings).once()
+    with closing(Collector(settings)) as collector:
+        return collector.once()
 
 
 def collect_all(settings: Settings) -> int:
     """Pass until nothing is new; returns the number of events."""
-    collector, events = Collector(settings), 0
-    while (report := collector.once()).batch:
-        events += report.events
+    events = 0
+    with closing(Collector(settings)) as collector:
+        while (report := collector.once()).batch:
+            events += report.events
     return events
 
 
@@ -238,6 +263,7 @@ def run(
         except TransientError as error:
             _log.warning("%s", error)
             _sleep(1.0, stopping)
+            collector.close()
             collector = Collector(settings)  # what it knew may be behind what is stored
             continue
         on_report(report)
@@ -251,6 +277,7 @@ def run(
             anchored = day
         pause = commit_s if report.batch else poll_s
         _sleep(max(0.0, pause - (time.monotonic() - began)), stopping)
+    collector.close()
 
 
 def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
@@ -260,15 +287,16 @@ def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
 
 
 def verify_log(settings: Settings) -> list[StreamReport]:
-    """Completeness of the inference log, one report a worker epoch: bus against lake while segments exist."""
+    """Completeness of the inference log, one report a worker epoch: bus against lake, as far back as the bus goes."""
     store, lake = CollectorStore(control_db(settings)), DeltaLake(settings.lake)
-    parts: dict[streams.StreamKey, list[np.ndarray]] = {}
+    parts: dict[StreamKey, list[np.ndarray]] = {}
     for kind in KINDS:
         if not lake.exists(f"inference/{kind}"):
             continue
         table = lake.read(f"inference/{kind}", columns=["gateway", "worker", "epoch", "n"])
         for row in table.group_by(["gateway", "worker", "epoch"]).aggregate([("n", "list")]).to_pylist():
-            key = streams.StreamKey(row["gateway"], row["worker"], row["epoch"])
+            key = StreamKey(row["gateway"], row["worker"], row["epoch"])
             parts.setdefault(key, []).append(np.array(row["n_list"], dtype=np.int64))
     stored = {key: np.concatenate(found) for key, found in parts.items()}
-    return check(settings.bus, store.positions(), store.gaps(), stored)
+    with closing(bus_of(settings)) as bus:
+        return check(bus.survey(), store.positions(), store.gaps(), stored)

@@ -1,4 +1,4 @@
-"""The control database on both of its servers: one suite, run against each."""
+"""Servers that several contract tests talk to, and the control database on both of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.settings import Settings
+from tests.kafka_broker import Broker, broker
 from tests.postgres import PostgresServer, running_postgres
 
 
@@ -23,3 +24,10 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     if request.param == "sqlite":
         return Settings(home=tmp_path)
     return Settings(home=tmp_path, control_url=request.getfixturevalue("postgres").new_database())
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """One real Kafka broker."""
+    with broker(tmp_path_factory.mktemp("kafka")) as made:
+        yield made

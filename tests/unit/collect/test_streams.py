@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.collect import streams
-from pipelines.collect.streams import Position, Scan, StreamKey, scan
-from pipelines.contracts import segments
+from pipelines.contracts import segments, streams
 from pipelines.contracts.events import Label
+from pipelines.contracts.segment_folder import reread, scan
+from pipelines.contracts.streams import Position, Scan, StreamKey
 from tests.unit.collect.traffic import Worker
 
 KEY = StreamKey("gw0", 0, 1)
@@ -47,7 +47,7 @@ def test_a_planned_range_is_read_again_to_the_same_frames(tmp_path: Path) -> Non
     labels(worker, 3)
     second = scan(tmp_path, first.positions)
     labels(worker, 3)
-    again = streams.reread(tmp_path, second.ranges, {KEY: first.positions[KEY].next_n})
+    again = reread(tmp_path, second.ranges, {KEY: first.positions[KEY].next_n})
     assert again == second.frames
 
 

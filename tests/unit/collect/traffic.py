@@ -55,7 +55,7 @@ class Worker:
 
     def close(self) -> None:
         """Leave the mark of an orderly end."""
-        (self.path.parent / "closed").touch()
+        (self.path.parent / "closed").write_text(str(self.n))
 
     def request(
         self,

@@ -1,4 +1,4 @@
-"""What lies on the bus and how far it has been read: streams (worker epochs), segments, whole frames, gaps.
+"""The bus as a folder of segments: which streams are there, their whole frames behind a position, their end.
 
 A stream is read in order and never past a frame that is not whole. What stops it decides what it means: the end of a
 growing file is work in progress; a torn tail of an ended epoch holds nothing that was acknowledged; a bad frame with
@@ -10,81 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from pipelines.contracts import segments
+from pipelines.contracts.streams import ENDED, Gap, Position, Present, Range, Scan, StreamKey, finished
 
 CLOSED = "closed"
 _RESYNC_WINDOW = 1 << 20
 QUIET_S = 30.0
-
-
-class StreamKey(NamedTuple):
-    """One start of one worker of one gateway."""
-
-    gateway: str
-    worker: int
-    epoch: int
-
-    def __str__(self) -> str:
-        return f"{self.gateway}/{self.worker}-{self.epoch}"
-
-
-class Position(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a stream has been read: inside the segment that starts with counter `segment`, up to `offset` bytes.
-
-    `next_n` is the counter expected next; `repeats` counts frames whose counter had been read before; `problem` says
-    why the stream stands still (empty: it does not).
-    """
-
-    key: StreamKey
-    segment: int = -1
-    offset: int = 0
-    next_n: int = 0
-    repeats: int = 0
-    problem: str = ""
-
-
-class Range(msgspec.Struct, frozen=True, kw_only=True):
-    """Whole frames of one segment: bytes `start`..`end`, the first counter in them and their number."""
-
-    gateway: str
-    worker: int
-    epoch: int
-    segment: int
-    start: int
-    end: int
-    first_n: int
-    frames: int
-
-    @property
-    def key(self) -> StreamKey:
-        """The stream it belongs to."""
-        return StreamKey(self.gateway, self.worker, self.epoch)
-
-
-class Gap(NamedTuple):
-    """Counters that are missing between two frames of one stream, both ends included: lost events."""
-
-    key: StreamKey
-    first_n: int
-    last_n: int
-
-
-class Scan(msgspec.Struct, kw_only=True):
-    """What one pass over the bus found beyond the given positions; `frames` lie in the order of `ranges`."""
-
-    ranges: list[Range] = []
-    frames: list[list[segments.Frame]] = []
-    positions: dict[StreamKey, Position] = {}
-    gaps: list[Gap] = []
-
-    @property
-    def count(self) -> int:
-        """Frames found."""
-        return sum(len(part) for part in self.frames)
 
 
 def streams(bus: Path) -> list[StreamKey]:
@@ -124,6 +58,15 @@ def ended(bus: Path, keys: Iterable[StreamKey], *, quiet_s: float = 0.0) -> set[
     }
 
 
+def written(bus: Path, key: StreamKey) -> int | None:
+    """How many events the stream's writer said it wrote, when it ended in order; None: it has not said."""
+    try:
+        text = (folder_of(bus, key) / CLOSED).read_text()
+    except FileNotFoundError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
 def _age_s(bus: Path, key: StreamKey) -> float:
     newest = max((path.stat().st_mtime for path in folder_of(bus, key).glob("*.seg")), default=0.0)
     return time.time() - newest
@@ -141,19 +84,6 @@ def scan(
     for key in keys:
         _scan_stream(bus, positions.get(key) or Position(key=key), key in done, share, found)
     return found
-
-
-_FINISHED = "ended: "
-
-
-def finished(position: Position | None) -> bool:
-    """Whether a stream has been read to its end and will not grow."""
-    return position is not None and position.problem.startswith(_FINISHED)
-
-
-def stands_still(position: Position) -> bool:
-    """Whether the stream has a problem that needs a person (a torn tail of an ended epoch does not)."""
-    return bool(position.problem) and not finished(position)
 
 
 def _scan_stream(bus: Path, position: Position, is_ended: bool, max_bytes: int, found: Scan) -> None:
@@ -183,6 +113,8 @@ def _scan_stream(bus: Path, position: Position, is_ended: bool, max_bytes: int, 
         problem, go_on = _judge_rest(left, position.next_n, end, None if is_last else ahead[index + 1], is_ended)
         if not go_on:
             break
+    if problem.startswith(ENDED) and (count := written(bus, position.key) or 0) > position.next_n:
+        problem = f"frames {position.next_n}..{count - 1} are missing at its end"
     found.positions[position.key] = msgspec.structs.replace(position, problem=problem)
 
 
@@ -250,7 +182,7 @@ def _judge_rest(left: bytes, next_n: int, at: int, following: int | None, is_end
             return f"frames {next_n}..{following - 1} at byte {at} are unreadable", False
         return "", True
     if is_ended:
-        return f"{_FINISHED}torn tail of {len(left)} bytes" if left else f"{_FINISHED}read to its end", False
+        return f"{ENDED}torn tail of {len(left)} bytes" if left else f"{ENDED}read to its end", False
     if left and _is_whole_but_bad(left):
         return f"bad checksum at byte {at}", False
     return "", False
@@ -277,6 +209,34 @@ def resync(left: bytes, next_n: int) -> int | None:
         if next(segments.read_frames(segments.MAGIC + candidate), None) is not None:
             return at
     return None
+
+
+def survey(bus: Path) -> dict[StreamKey, Present]:
+    """Everything that lies on the bus, read from its beginning."""
+    keys = streams(bus)
+    done = ended(bus, keys)
+    return {key: _survey_stream(bus, key, key in done) for key in keys}
+
+
+def _survey_stream(bus: Path, key: StreamKey, is_ended: bool) -> Present:
+    present = Present(written=written(bus, key))
+    counters = present.counters
+    starts = segment_starts(bus, key)
+    for index, start in enumerate(starts):
+        path = segments.segment_path(bus, *key, start)
+        data = path.read_bytes()
+        at = _LEAD
+        for frame in segments.read_frames(data):
+            counters.append(frame.n)
+            at = frame.end
+        left = data[at:]
+        following = starts[index + 1] if index + 1 < len(starts) else None
+        next_n = counters[-1] + 1 if counters else start
+        if left and (resync(left, next_n) is not None or (following is not None and following > next_n)):
+            present.damaged.append(f"{path.name} at byte {at}")
+        elif left and following is None and is_ended:
+            present.torn += len(left)
+    return present
 
 
 def reread(bus: Path, ranges: Sequence[Range], next_ns: Mapping[StreamKey, int]) -> list[list[segments.Frame]]:

@@ -1,0 +1,115 @@
+"""Streams of the inference log and how far each has been read: what every reader of the bus speaks of.
+
+A stream is one worker epoch. Its counters `n` run from 0 without holes, so that whoever reads it knows what is lost.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from pipelines.contracts.segments import Frame
+
+
+class StreamKey(NamedTuple):
+    """One start of one worker of one gateway."""
+
+    gateway: str
+    worker: int
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.gateway}/{self.worker}-{self.epoch}"
+
+
+class Position(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a stream has been read: inside the segment that starts with counter `segment`, up to `offset` bytes.
+
+    `next_n` is the counter expected next; `repeats` counts frames whose counter had been read before; `problem` says
+    why the stream stands still (empty: it does not).
+    """
+
+    key: StreamKey
+    segment: int = -1
+    offset: int = 0
+    next_n: int = 0
+    repeats: int = 0
+    problem: str = ""
+
+
+class Range(msgspec.Struct, frozen=True, kw_only=True):
+    """Whole frames of one stream in one place: the first counter in them and their number.
+
+    In a segment folder: bytes `start`..`end` of the segment that begins with counter `segment`. On a topic: the
+    stream's messages at offsets `start`..`end` (without `end`) of `source`, which is `<topic>@<its id>/<partition>`.
+    """
+
+    gateway: str
+    worker: int
+    epoch: int
+    segment: int = -1
+    source: str = ""
+    start: int
+    end: int
+    first_n: int
+    frames: int
+
+    @property
+    def key(self) -> StreamKey:
+        """The stream it belongs to."""
+        return StreamKey(self.gateway, self.worker, self.epoch)
+
+
+class Gap(NamedTuple):
+    """Counters that are missing between two frames of one stream, both ends included: lost events."""
+
+    key: StreamKey
+    first_n: int
+    last_n: int
+
+
+class Scan(msgspec.Struct, kw_only=True):
+    """What one pass over the bus found beyond the given positions; `frames` lie in the order of `ranges`.
+
+    `offsets` holds, on a topic, the next offset to read by `source`.
+    """
+
+    ranges: list[Range] = []
+    frames: list[list[Frame]] = []
+    positions: dict[StreamKey, Position] = {}
+    gaps: list[Gap] = []
+    offsets: dict[str, int] = {}
+
+    @property
+    def count(self) -> int:
+        """Frames found."""
+        return sum(len(part) for part in self.frames)
+
+
+ENDED = "ended: "
+"""How the `problem` of a stream begins that has been read to its end."""
+
+
+class Present(msgspec.Struct, kw_only=True):
+    """What the bus holds of one stream: the counters of its whole frames (each once or more, in any order).
+
+    `written` counts the events that its writer said it wrote (None: it did not say). Counters below `since` have left
+    the bus in order. `damaged` names unreadable places, `torn` counts the bytes of a tail that nobody acknowledged.
+    """
+
+    counters: list[int] = []
+    written: int | None = None
+    since: int = 0
+    damaged: list[str] = []
+    torn: int = 0
+
+
+def finished(position: Position | None) -> bool:
+    """Whether a stream has been read to its end and will not grow."""
+    return position is not None and position.problem.startswith(ENDED)
+
+
+def stands_still(position: Position) -> bool:
+    """Whether the stream has a problem that needs a person (a torn tail of an ended epoch does not)."""
+    return bool(position.problem) and not finished(position)
