@@ -130,7 +130,12 @@ def missing_apt_packages() -> list[str]:
 
 
 # What tests start themselves: a program, and the Debian and Ubuntu package that brings it.
-SERVERS = {"postgres": "postgresql", "redis-server": "redis-server"}
+SERVERS = {
+    "postgres": "postgresql",
+    "redis-server": "redis-server",
+    "java": "default-jre-headless",  # Kafka, whose jars come by Maven: scripts/kafka/broker.py
+    "mvn": "maven",
+}
 
 
 def has_program(name: str) -> bool:

@@ -159,7 +159,7 @@ collector_stream = Table(
 collector_offset = Table(
     "collector_offset",
     metadata,
-    Column("source", String, primary_key=True),
+    Column("source", Text, primary_key=True),
     Column("next", BigInteger, nullable=False),
 )
 

@@ -29,7 +29,7 @@ def up(settings: Settings, parts: Sequence[str] | None = None, on_progress: Prog
     tail of its log), `TransientError` when one is not ready in time, `NotFoundError` for an unknown part.
     """
     tell = on_progress or _ignore
-    chosen = choose(list(parts) if parts else None)
+    chosen = choose(list(parts) if parts else None, settings)
     with _one_at_a_time(settings):
         missing = [part for part in chosen if _living_record(settings, part) is None]
         for part in missing:
@@ -65,7 +65,7 @@ def down(
 
 def status(settings: Settings, parts: Sequence[str] | None = None) -> list[PartStatus]:
     """What each part is doing now."""
-    chosen = choose(list(parts) if parts else None)
+    chosen = choose(list(parts) if parts else None, settings)
     with ThreadPoolExecutor(max_workers=len(chosen)) as pool:
         return list(pool.map(lambda part: _status_of(settings, part), chosen))
 

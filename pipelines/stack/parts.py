@@ -32,6 +32,8 @@ class Part:
     """The field of `Settings` that holds its port."""
     grace_s: float = 10.0
     """How long it may take to end by itself."""
+    wanted: Callable[[Settings], bool] = lambda settings: True  # noqa: ARG005 - most parts always are
+    """Whether the installation's settings ask for it."""
 
     def port(self, settings: Settings) -> int | None:
         """The port it listens on."""
@@ -71,6 +73,10 @@ def _gateway(settings: Settings) -> list[str]:
 
 def _collector(settings: Settings) -> list[str]:  # noqa: ARG001 - the environment says which home
     return [str(orchestration_bin() / "slipway"), "collector", "run"]
+
+
+def _shipper(settings: Settings) -> list[str]:  # noqa: ARG001 - the environment says which home and brokers
+    return [str(serving_python()), "-m", "serving.shipper"]
 
 
 def _answers(path: str, port_setting: str) -> Callable[[Settings, Record], bool]:
@@ -134,6 +140,13 @@ PARTS: tuple[Part, ...] = (
         port_setting="gateway_port",
     ),
     Part(
+        "shipper",
+        _shipper,
+        lambda settings, record: beats(settings.run_dir / "shipper.beat", record.created),
+        "confluent-kafka",
+        wanted=lambda settings: bool(settings.kafka),
+    ),
+    Part(
         "collector",
         _collector,
         lambda settings, record: beats(settings.run_dir / "collector.beat", record.created),
@@ -144,10 +157,13 @@ PARTS: tuple[Part, ...] = (
 PART_NAMES: tuple[str, ...] = tuple(part.name for part in PARTS)
 
 
-def choose(names: list[str] | tuple[str, ...] | None) -> list[Part]:
-    """The parts of these names in the order of `PARTS`; all without names. `airflow` stands for its four parts."""
+def choose(names: list[str] | tuple[str, ...] | None, settings: Settings | None = None) -> list[Part]:
+    """The parts of these names in the order of `PARTS`. `airflow` stands for its four parts.
+
+    Without names: all that `settings` ask for; all there are without settings.
+    """
     if not names:
-        return list(PARTS)
+        return [part for part in PARTS if settings is None or part.wanted(settings)]
     wanted = set()
     for name in names:
         matching = [known for known in PART_NAMES if known == name or known.startswith(f"{name}-")]

@@ -4,7 +4,7 @@
     scripts/kafka/broker.py fetch                         the jars, by Maven, into .tools/kafka (55 MB)
     scripts/kafka/broker.py run --port 9092 --data DIR    the same, then the broker in this process's place
 
-Standard library only. Java 17 and Maven come from apt when they are missing and this user may install them.
+Standard library only. Java (17 or later) and Maven come from apt when they are missing and this user may install them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def fetch() -> Path:
     with (JARS / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test processes at once: the second finds the work done
         is_there = stamp.exists() and stamp.read_text() == wanted
-        needed = {"java": "openjdk-17-jre-headless"} | ({} if is_there else {"mvn": "maven"})
+        needed = {"java": "default-jre-headless"} | ({} if is_there else {"mvn": "maven"})
         if missing := [package for tool, package in needed.items() if shutil.which(tool) is None]:
             install_apt(missing)
         if is_there:

@@ -17,7 +17,7 @@ COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())
 
 
 def test_every_part_is_a_service_and_every_service_a_part():
-    assert set(COMPOSE["services"]) == {*PART_NAMES, "localhost", "postgres"}
+    assert set(COMPOSE["services"]) == {*PART_NAMES, "localhost", "postgres", "kafka"}
     for name in PART_NAMES:
         assert COMPOSE["services"][name]["command"] == [name]
 
@@ -41,6 +41,13 @@ def test_postgres_comes_when_asked_for_and_makes_the_databases_of_the_settings()
         environment = COMPOSE["services"][name]["environment"]
         for setting in ("SLIPWAY_CONTROL_URL", "SLIPWAY_AIRFLOW_DB", "SLIPWAY_MLFLOW_DB"):
             assert environment[setting] == f"${{{setting}:-}}", "empty, unless somebody names one"
+
+
+def test_kafka_and_the_shipper_run_only_where_they_are_asked_for():
+    asked_for = {name for name, service in COMPOSE["services"].items() if service.get("profiles") == ["kafka"]}
+    assert asked_for == {"kafka", "shipper"}
+    assert COMPOSE["services"]["kafka"]["network_mode"] == "service:localhost", "on localhost alone"
+    assert COMPOSE["services"]["gateway"]["environment"]["SLIPWAY_KAFKA"] == "${SLIPWAY_KAFKA:-}"
 
 
 def test_the_published_ports_are_the_default_ones_and_local_only(monkeypatch):

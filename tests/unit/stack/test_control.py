@@ -136,9 +136,16 @@ def test_airflow_stands_for_its_four_parts():
     ]
 
 
+def test_the_shipper_is_a_part_where_kafka_is_configured_and_everywhere_it_may_be_stopped(settings):
+    with_kafka = settings.model_copy(update={"kafka": "localhost:9092"})
+    assert [part.name for part in parts.choose(None, with_kafka)] == list(parts.PART_NAMES)
+    assert "shipper" not in [part.name for part in parts.choose(None, settings)]
+    assert "shipper" in [part.name for part in parts.choose(None)]
+
+
 def test_status_of_a_home_where_nothing_was_started(settings):
     statuses = status(settings)
-    assert [part.part for part in statuses] == list(parts.PART_NAMES)
+    assert [part.part for part in statuses] == [name for name in parts.PART_NAMES if name != "shipper"]
     assert {part.state for part in statuses} == {"stopped"}
     assert all(part.version for part in statuses)
 
