@@ -16,6 +16,7 @@ from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import Arm, Assignment, Response
 from pipelines.contracts.pii import KeyedHash
 from serving import trace_context
+from serving.batch_answers import replace_by_batch_score
 from serving.gateway import Gateway
 from serving.inference_log import LogWriteError
 from serving.inputs import Bound
@@ -267,9 +268,16 @@ def _challenger_answers(exchange: _Exchange, outcome: Outcome) -> bool:
 
 
 def _log_served(exchange: _Exchange, outcome: Outcome) -> bool:
-    """Write the Response of the champion that answers (a challenger's is written). False when it could not be."""
+    """Write the Response of the champion that answers (a challenger's is written). False when it could not be.
+
+    Where it failed, a declared batch score is looked up: the log then holds both, the failure and what was answered.
+    """
     if exchange.arm == "challenger":
         return True
+    if _failure(exchange.plan.route.model, outcome) is not None:
+        replace_by_batch_score(
+            exchange.gateway, exchange.plan.champion.manifest, exchange.bound.rows, exchange.request_id, outcome
+        )
     return exchange.respond("champion", outcome, served=True, fallback=exchange.fallback)
 
 
@@ -315,19 +323,22 @@ def _unpair(exchange: _Exchange) -> None:
 
 
 def _result(exchange: _Exchange, model: LoadedModel, outcome: Outcome, arm: Arm, logged: bool) -> Prediction | Refusal:
-    if failure := _failure(exchange.plan.route.model, outcome):
+    manifest, release, batch = model.manifest, model.digest, outcome.batch
+    if batch is not None:
+        manifest, release = msgspec.structs.replace(manifest, semver=batch.semver), batch.release
+    elif failure := _failure(exchange.plan.route.model, outcome):
         return failure
     degraded = list(outcome.degraded)
-    if outcome.status == "invalid":
+    if outcome.status == "invalid" and batch is None:
         degraded.append("score outside its contract")
     parameters: dict[str, Any] = {
-        "release": model.digest,
+        "release": release,
         "arm": arm,
         "route_version": exchange.plan.route.version,
         "logged": logged,
         "degraded": "; ".join(degraded),
     }
-    return Prediction(exchange.request_id, model.manifest, outcome.outputs, parameters)
+    return Prediction(exchange.request_id, manifest, outcome.outputs, parameters)
 
 
 def _failure(model: str, outcome: Outcome) -> Refusal | None:

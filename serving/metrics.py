@@ -90,6 +90,9 @@ class Metrics:
         self.fallbacks = self._counter(
             "fallbacks", "Requests the champion answered for a failed challenger", ("model",)
         )
+        self.batch_answers = self._counter(
+            "batch_answers", "Requests answered by a batch score, the release having failed", ("model",)
+        )
         self.overrides = self._counter(
             "overrides", "Times the gateway reduced exposure on its own or by hand", ("model",)
         )

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from pipelines.contracts.batch_scores import BatchScore
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import FeatureRead
 from serving.inputs import Bound, complete
@@ -34,6 +35,8 @@ class Outcome(msgspec.Struct):
     error: str = ""
     unavailable: bool = False
     """The release refuses to answer without its online features: its declared way, and no fault of its own."""
+    batch: BatchScore | None = None
+    """What is answered in the place of a failure."""
 
 
 class Scorer:

@@ -96,6 +96,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     features: list[ModelFeature]
     on_features_unavailable: Literal["defaults", "refuse"] = "defaults"
     """When the online store cannot be read in time: answer by the features' defaults, or not at all (503)."""
+    on_failure: Literal["error", "batch_score"] = "error"
+    """Where no release gives an answer: the error, or the last batch score of that request."""
     output: OutputContract = OutputContract()
     postprocess_params: dict[str, Any] = {}
     files: dict[str, str]

@@ -94,6 +94,7 @@ def _behaves(previous: Manifest, new: Manifest) -> str:
         ("features", previous.features, new.features),
         ("views", previous.views, new.views),
         ("on_features_unavailable", previous.on_features_unavailable, new.on_features_unavailable),
+        ("on_failure", previous.on_failure, new.on_failure),
         ("post-processing parameters", _given(previous), _given(new)),
     ):
         if before != after:

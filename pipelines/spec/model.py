@@ -191,6 +191,7 @@ class ModelSpec(Strict):
 
     `on_features_unavailable`: what the gateway does when the online store is down or late: it answers by the
     `defaults` and says so, or refuses with 503. A row that is missing or expired is no such case.
+    `on_failure`: what it answers where no release gives an answer: the error, or the last batch score of that request.
     """
 
     name: Name
@@ -204,6 +205,7 @@ class ModelSpec(Strict):
     """Inputs that clients send along and that the gateway drops unread: PII, mostly."""
     views: list[ViewUse] = Field(default_factory=list)
     on_features_unavailable: Literal["defaults", "refuse"] = "defaults"
+    on_failure: Literal["error", "batch_score"] = "error"
     request_features: RequestFeatures | None = None
     input_features: list[Name] = Field(default_factory=list)
     postprocess: Postprocess | None = None
@@ -240,6 +242,8 @@ def problems(spec: ModelSpec) -> Iterator[Problem]:
         yield Problem.unknown(("output", "score"), "output field", spec.output.score, spec.output.fields)
     if spec.output.low is not None and spec.output.high is not None and spec.output.low >= spec.output.high:
         yield Problem(("output", "low"), f"low {spec.output.low} is not below high {spec.output.high}")
+    if spec.on_failure == "batch_score" and spec.score is None:
+        yield Problem(("on_failure",), "batch_score needs batch scores: add `score: {schedule: ...}`")
     if spec.monitor is not None:
         for index, name in enumerate(spec.monitor.report_only):
             if name not in spec.feature_names():

@@ -40,6 +40,7 @@ def draft_manifest(spec: ModelSpec, include: Path, calibration: dict[str, Any]) 
         views=pins,
         features=matrix_features(spec, pins),
         on_features_unavailable=spec.on_features_unavailable,
+        on_failure=spec.on_failure,
         output=OutputContract(
             score=spec.output.score, low=spec.output.low, high=spec.output.high, fields=dict(spec.output.fields)
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ import pyarrow.compute as pc
 
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
+from pipelines.contracts import batch_scores
+from pipelines.contracts.batch_scores import BatchScore
 from pipelines.contracts.clocks import from_us
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_model
@@ -70,7 +73,15 @@ def score(settings: Settings, model: str, as_of_us: int) -> BatchScored:
     lake = DeltaLake(settings.lake)
     where = f"day = '{as_of.date()}'" if lake.exists(table_of(model)) else None
     lake.replace(table_of(model), rows, partition_by=["day"], where=where)
+    batch_scores.write(batch_scores.file_of(settings.root, model), _by_request(rows, release.manifest.semver, as_of_us))
     return BatchScored(scored=True, release=champion, rows=rows.num_rows, table=table_of(model))
+
+
+def _by_request(rows: pa.Table, semver: str, as_of_us: int) -> Iterator[tuple[str, BatchScore]]:
+    columns = (rows.column(name).to_pylist() for name in ("request_id", "outputs", "release"))
+    for request_id, outputs, release in zip(*columns, strict=True):
+        made = msgspec.json.decode(outputs)
+        yield request_id, BatchScore(outputs=made, release=release, semver=semver, as_of_us=as_of_us)
 
 
 def open_requests(settings: Settings, model: str, as_of_us: int) -> pa.Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.contracts.batch_scores import file_of, find
 from pipelines.contracts.clocks import from_us, parse_event_time
 from pipelines.settings import PROJECT, Settings
 from pipelines.wiring import batch_scores, datasets, rollouts
@@ -48,6 +49,15 @@ def test_every_announced_flight_that_is_not_yet_asked_about_gets_one_score(setti
     assert max(asked) <= from_us(NOON + 24 * HOUR)
     assert set(rows.column("score").to_pylist()) == {0.25}
     assert set(rows.column("release").to_pylist()) == {champion}
+
+
+def test_the_gateway_finds_each_score_by_its_request(settings, champion):
+    made = batch_scores.score(settings, MODEL, NOON)
+    rows = DeltaLake(settings.lake).read(made.table, where=f"as_of = TIMESTAMPTZ '{from_us(NOON).isoformat()}'")
+    for request_id in rows.column("request_id").to_pylist()[::100]:
+        found = find(file_of(settings.root, MODEL), request_id)
+        assert found is not None
+        assert (found.outputs["score"], found.release, found.as_of_us) == (0.25, champion, NOON)
 
 
 def test_a_second_run_of_the_day_replaces_the_first_and_leaves_other_days(settings, champion):
