@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,13 +115,30 @@ def cpu_seconds(pid: int) -> float:
     return float(sum(sum(one.cpu_times()[:2]) for one in tree(pid)))
 
 
-def closed_loop(port: int, pid: int, request: Body, connections: int, seconds: float) -> dict[str, float]:
-    """wrk: every connection asks again as soon as it has its answer. Latencies in milliseconds."""
+def closed_loop(
+    port: int, pid: int, request: Body | Sequence[Body], connections: int, seconds: float
+) -> dict[str, float]:
+    """wrk: every connection asks again as soon as it has its answer, of several requests in turn. Milliseconds."""
+    requests = [request] if isinstance(request, Body) else list(request)
     with tempfile.TemporaryDirectory() as folder:
-        script, data = Path(folder) / "post.lua", Path(folder) / "body"
-        data.write_bytes(request.data)
-        headers = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in request.headers.items())
-        script.write_text(f'wrk.method = "POST"\nwrk.body = io.open("{data}", "rb"):read("*a")\n{headers}')
+        script = Path(folder) / "post.lua"
+        for number, one in enumerate(requests):
+            (Path(folder) / f"body{number}").write_bytes(one.data)
+        headers = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in requests[0].headers.items())
+        script.write_text(
+            f"{headers}local made, at = {{}}, 0\n"
+            f"function init(args)\n"
+            f"  for n = 0, {len(requests) - 1} do\n"
+            f'    local file = io.open("{folder}/body" .. n, "rb")\n'
+            f'    made[n] = wrk.format("POST", nil, nil, file:read("*a"))\n'
+            f"    file:close()\n"
+            f"  end\n"
+            f"end\n"
+            f"function request()\n"
+            f"  at = (at + 1) % {len(requests)}\n"
+            f"  return made[at]\n"
+            f"end\n"
+        )
         command = ["wrk", "-t1", f"-c{connections}", "--latency", "-s", str(script), f"http://127.0.0.1:{port}{PATH}"]
         subprocess.run([*command, "-d1"], check=True, capture_output=True)
         before, started = cpu_seconds(pid), time.perf_counter()

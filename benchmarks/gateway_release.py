@@ -31,7 +31,7 @@ def release(releases: Path, seed: int, semver: str) -> str:
     x = rng.normal(size=(ROWS, len(FEATURES))).astype(np.float32)
     y = (x[:, 0] + x[:, 1] * x[:, 2] + np.sin(3 * x[:, 3]) + rng.normal(size=ROWS) > 0).astype(np.float64)
     rows = Rows(x, y)
-    fitted = LightGbmTrainer(threads=1).fit(
+    fitted = LightGbmTrainer().fit(
         "binary", rows, {"num_leaves": LEAVES, "num_iterations": TREES}, seed=seed, watch=None
     )
     sample = {"inputs": [{"name": n, "datatype": "FP32", "shape": [1], "data": [0.25]} for n in FEATURES]}
