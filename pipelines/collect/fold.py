@@ -153,8 +153,8 @@ class Fold:
         if paired:
             pairs = np.flatnonzero((both >= first) & (both < FAR) & ~held["warm"] & (held["status"] == OK).all(axis=1))
             pairs = pairs[np.lexsort((held["pos"][pairs], both[pairs]))]
-            for metric in paired:
-                step.postings.append(self._values.scores(metric, take(held, pairs), both[pairs]))
+            rows, at = take(held, pairs), both[pairs]
+            step.postings.extend(self._values.scores(metric, rows, at) for metric in paired)
 
     def _lose(self, lost_at: Ints, step: Step) -> None:
         """At the deadline: which arm stayed silent, which answered twice. The warm-up is not spared."""
@@ -186,9 +186,10 @@ class Fold:
         both = (rows["status"] == OK).all(axis=1) & (rows["answered"] <= at[:, None]).all(axis=1)
         pairs = labelled & both & ~rows["warm"]
         step.counts.append(Count("pairs", at[pairs], rows["stage"][pairs]))
+        judged, judged_at = take(rows, pairs), at[pairs]
         for metric in self._policy.metrics:
             if metric.kind == "paired_loss":
-                step.postings.append(self._values.loss(metric, take(rows, pairs), at[pairs]))
+                step.postings.append(self._values.loss(metric, judged, judged_at))
             elif metric.kind == "mean":
                 known = rows["has_kpi"]
                 if metric is next(m for m in self._policy.metrics if m.kind == "mean"):

@@ -24,6 +24,9 @@ class Ranked(NamedTuple):
     zero: Floats
 
 
+_COLUMNS = ("label", "score", "stage", "parts")
+
+
 class RankPairs:
     """Remembers the last labelled request that has no partner yet."""
 
@@ -33,8 +36,9 @@ class RankPairs:
     def complete(self, rows: Requests, at: Ints) -> Ranked:
         """The pairs that further labelled requests, in order of position, complete."""
         held = 0 if self._waiting is None else 1
+        rows = {name: rows[name] for name in _COLUMNS}
         if self._waiting is not None:
-            rows = {name: np.concatenate([values, rows[name]]) for name, values in self._waiting.items()}
+            rows = {name: np.concatenate([self._waiting[name], rows[name]]) for name in _COLUMNS}
             at = np.concatenate([[-1], at])
         positive = rows["label"] > 0.5
         before: list[int] = []
@@ -47,7 +51,7 @@ class RankPairs:
                 waiting = -1
             else:
                 waiting = index
-        self._waiting = take(rows, slice(waiting, waiting + 1)) if waiting >= 0 else None
+        self._waiting = {name: rows[name][[waiting]] for name in _COLUMNS} if waiting >= 0 else None
         first, second = np.array(before, dtype=np.int64), np.array(after, dtype=np.int64)
         up = np.where(positive[second], second, first)
         down = np.where(positive[second], first, second)

@@ -54,9 +54,22 @@ def empty(size: int, slices: int) -> Requests:
     return fresh
 
 
+class _Taken(Requests):
+    """Some of the requests; a column is gathered when it is first asked for, for no bet needs them all."""
+
+    def __init__(self, rows: Requests, keep: Any) -> None:
+        super().__init__()
+        self._rows, self._keep = rows, keep
+
+    def __missing__(self, name: str) -> np.ndarray[Any, Any]:
+        column: np.ndarray[Any, Any] = self._rows[name][self._keep]
+        self[name] = column
+        return column
+
+
 def take(rows: Requests, keep: Any) -> Requests:
-    """The requests that an index or a mask selects."""
-    return {name: values[keep] for name, values in rows.items()}
+    """The requests that an index or a mask selects, by column name; to be read before `rows` changes."""
+    return _Taken(rows, keep)
 
 
 def drawn(rows: Requests) -> Bools:
