@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,6 +17,7 @@ if importlib.util.find_spec("bentoml") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     import httpx
+    from hypothesis import settings as hypothesis_settings
 
     from pipelines.contracts import events, segments
     from pipelines.contracts.routes import Route
@@ -25,6 +27,11 @@ else:
     from serving.limits import Limits
     from tests.builders import constant_release, publish_route
     from tests.postgres import PostgresServer, running_postgres
+
+    # A busy machine is no fault of the code. (Hypothesis' own profile for CI says so, and draws the same every time.)
+    if os.environ.get("CI") != "true":
+        hypothesis_settings.register_profile("no deadline", deadline=None)
+        hypothesis_settings.load_profile("no deadline")
 
 TOKEN = "sesame"
 
