@@ -109,10 +109,10 @@ VERBS = st.sampled_from(["approve", "approve", "reject", "rollback", "pause", "r
 class Rollouts(RuleBasedStateMachine):
     """Releases r0, r1, ... of one model go their ways while processes die."""
 
-    def __init__(self) -> None:
+    def __init__(self, control_url: str = "") -> None:
         super().__init__()
         self.home = Path(tempfile.mkdtemp(prefix="slipway-crash-"))
-        self.settings = Settings(home=self.home, clock="replay")
+        self.settings = Settings(home=self.home, clock="replay", control_url=control_url)
         self.settings.event_clock().tick(1)
         self.db: ControlDb = control_db(self.settings)
         self.store = rollouts.rollout_store(self.settings)
@@ -263,14 +263,16 @@ class Rollouts(RuleBasedStateMachine):
             assert places == sorted(places), "a mirror never goes back in time"
 
 
-def test_no_interleaving_of_crashes_gives_two_champions_a_lost_decision_or_a_route_without_its_decision() -> None:
-    run_state_machine_as_test(
-        Rollouts,
-        settings=settings(
-            max_examples=25,
-            stateful_step_count=25,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=[HealthCheck.too_slow],
-        ),
+def crashes(examples: int) -> settings:
+    """So many lives of one model's rollouts."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=25,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
     )
+
+
+def test_no_interleaving_of_crashes_gives_two_champions_a_lost_decision_or_a_route_without_its_decision() -> None:
+    run_state_machine_as_test(Rollouts, settings=crashes(25))
