@@ -276,6 +276,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20260)
     parser.add_argument("--out", type=Path, help="where the result is written; without it, it is printed alone")
     asked = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
     results: dict[str, dict[str, Any]] = {}
     together: list[float] = []
     for way in WAYS:
@@ -285,7 +286,6 @@ def main() -> int:
         print(f"{way:22} {results[way]}", flush=True)
     results["all"] = summary(together)
     print(f"{'all':22} {results['all']}", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
     record = {
         "commit": commit.stdout.strip(),
         "seed": asked.seed,
