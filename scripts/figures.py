@@ -80,6 +80,23 @@ def gate_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def rollback_lines(found: dict[str, Any]) -> list[str]:
+    """How long a challenger goes on answering after it was decided that it must not."""
+    every = found["results"]["all"]
+    ways = "; ".join(
+        f"{way} {result['median_ms']:.0f} / {result['p99_ms']:.0f} ms"
+        for way, result in found["results"].items()
+        if way != "all"
+    )
+    return [
+        (
+            f"From a decision to the challenger's last answer, over {found['workers']} workers and {every['trials']} "
+            f"trials: median {every['median_ms']:.0f} ms, p99 {every['p99_ms']:.0f} ms, "
+            f"longest {every['max_ms']:.0f} ms (median / p99: {ways})."
+        )
+    ]
+
+
 def main() -> None:
     """Rewrite the section between the marks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,7 +106,11 @@ def main() -> None:
         kept = take_up(json.loads(chosen.rehearsal.read_text()))
         (RESULTS / "rehearsal.json").write_text(json.dumps(kept, indent=1) + "\n")
     sections = []
-    for name, lines_of in (("rehearsal", rehearsal_lines), ("gates", gate_lines)):
+    for name, lines_of in (
+        ("rehearsal", rehearsal_lines),
+        ("gates", gate_lines),
+        ("rollback", rollback_lines),
+    ):
         path = RESULTS / f"{name}.json"
         if path.exists():
             sections.append("\n".join(lines_of(json.loads(path.read_text()))))

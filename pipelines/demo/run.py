@@ -44,7 +44,7 @@ from pipelines.wiring.features import Publisher
 
 DAY_US = 86_400_000_000
 AHEAD_US = 10 * DAY_US
-OWN = frozenset({"home", "clock", "include_dir", "control_url", "token", "pii_key"})
+OWN = frozenset({"home", "clock", "include_dir", "control_url", "airflow_db", "mlflow_db", "token", "pii_key"})
 WIDEST_SPEC = "late_arrival.v3.yaml"  # asks for every input that any act sends
 
 

@@ -252,32 +252,38 @@ def run(
     commit_s: float = 0.6,
     on_report: Callable[[Report], None] = lambda _: None,
 ) -> None:
-    """Collect until `stopping()`. Looks at the bus every `poll_s`, but begins a batch at most every `commit_s`."""
-    collector = Collector(settings)
+    """Collect until `stopping()`. Looks at the bus every `poll_s`, but begins a batch at most every `commit_s`.
+
+    A control database or a bus that is away is waited for, also at the beginning.
+    """
+    collector: Collector | None = None
     anchored = ""
     told: dict[str, str] = {}
     while not stopping():
         began = time.monotonic()
         try:
+            collector = collector or Collector(settings)
             report = collector.once()
+            day = datetime.now(UTC).date().isoformat()
+            if day != anchored:
+                collector.rollouts.anchor(day)
+                anchored = day
         except TransientError as error:
             _log.warning("%s", error)
+            if collector is not None:
+                collector.close()
+            collector = None  # what it knew may be behind what is stored
             _sleep(1.0, stopping)
-            collector.close()
-            collector = Collector(settings)  # what it knew may be behind what is stored
             continue
         on_report(report)
         if report.problems != told:
             told = report.problems
             for stream, problem in told.items():
                 _log.error("stream %s stands still: %s", stream, problem)
-        day = datetime.now(UTC).date().isoformat()
-        if day != anchored:
-            collector.rollouts.anchor(day)
-            anchored = day
         pause = commit_s if report.batch else poll_s
         _sleep(max(0.0, pause - (time.monotonic() - began)), stopping)
-    collector.close()
+    if collector is not None:
+        collector.close()
 
 
 def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:

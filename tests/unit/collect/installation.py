@@ -40,8 +40,8 @@ PLAN = Plan(stages=from_spec(STAGES), policy=Policy.parse(POLICY).to_mapping())
 class Installation:
     """`route` is what a gateway would follow now."""
 
-    def __init__(self, home: Path) -> None:
-        self.settings = Settings(home=home)
+    def __init__(self, home: Path, control_url: str = "") -> None:
+        self.settings = Settings(home=home, control_url=control_url)
         self.db = control_db(self.settings)
         self.champion = constant_release(self.settings.releases, "m", 0.3)
         self.challenger = constant_release(self.settings.releases, "m", 0.31, semver="1.1.0")

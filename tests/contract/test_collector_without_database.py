@@ -1,0 +1,48 @@
+"""The collector while its Postgres is away: it waits, and what came meanwhile is there once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines.wiring import collect
+from tests.postgres import running_postgres
+from tests.unit.collect.installation import Installation
+from tests.unit.collect.traffic import Worker
+
+
+def test_a_collector_outlives_its_database(tmp_path: Path) -> None:
+    with running_postgres() as server:
+        made = Installation(tmp_path, server.url())
+        worker, route = Worker(made.bus), made.route
+        passes: list[collect.Report] = []
+        stop = threading.Event()
+        collector = threading.Thread(
+            target=collect.run,
+            args=(made.settings, stop.is_set),
+            kwargs={"poll_s": 0.02, "commit_s": 0.0, "on_report": passes.append},
+        )
+        collector.start()
+        try:
+            worker.request(route, "before")
+            until(lambda: sum(one.events for one in passes) == worker.n)
+            server.kill()
+            worker.request(route, "meanwhile")
+            time.sleep(2.5)  # longer than it waits before it looks again
+            assert collector.is_alive()
+            server.start()
+            until(lambda: sum(one.events for one in passes) == worker.n)
+        finally:
+            stop.set()
+            collector.join(30)
+        assert [n for *_, n in made.stored()] == list(range(worker.n))
+        made.db.engine.dispose()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
