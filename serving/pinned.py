@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
+import time
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,6 +28,24 @@ class _Name(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(_Name)
 
+_SETTLED_NS = 1_000_000_000
+"""A folder changed less than this ago may change again within the same tick of the file system's clock."""
+
+
+class _Listing(NamedTuple):
+    """The releases on disk when their folder had been changed at `changed_ns`."""
+
+    changed_ns: int
+    models: dict[str, str]
+    """Digest to model."""
+    versions: dict[str, dict[str, str]]
+    """Model to semantic versions, sorted, and the digest of each: the newest of equal versions."""
+
+    def digest(self, model: str, version: str) -> str | None:
+        """The digest that a version (semantic, or a digest) of the model names."""
+        digest = self.versions.get(model, {}).get(version, version)
+        return digest if self.models.get(digest) == model else None
+
 
 class PinnedModels:
     """At most `capacity` releases beyond those that routes hold."""
@@ -36,25 +56,18 @@ class PinnedModels:
         self._capacity = capacity
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._lock = asyncio.Lock()
+        self._listing = _Listing(-1, {}, {})
 
     def versions(self, model: str) -> dict[str, str]:
         """Semantic version to digest of every release of the model on disk; the newest of equal versions."""
-        found: dict[str, tuple[int, str]] = {}
-        for path in self._releases.glob("*/release.json"):
-            if not _DIGEST.fullmatch(path.parent.name):
-                continue
-            try:
-                name = _decoder.decode(path.read_bytes())
-            except (msgspec.MsgspecError, OSError):
-                continue
-            if name.model == model and name.created_us >= found.get(name.semver, (-1, ""))[0]:
-                found[name.semver] = (name.created_us, path.parent.name)
-        return {semver: digest for semver, (_, digest) in sorted(found.items())}
+        return dict(self._listed().versions.get(model, {}))
 
     async def get(self, model: str, version: str) -> LoadedModel:
         """The release of `model` with that digest or semantic version. Raises Unknown with near names, Unavailable."""
-        loaded = self._models.get(version)
-        if loaded is None or loaded.manifest.model != model:
+        loaded = None
+        if self._listing.changed_ns == self._changed_ns():
+            loaded = self._models.get(self._listing.digest(model, version) or "")
+        if loaded is None:
             async with self._lock:
                 loaded = await asyncio.to_thread(self._load, model, version)
         self._models[loaded.digest] = loaded
@@ -64,13 +77,12 @@ class PinnedModels:
         return loaded
 
     def _load(self, model: str, version: str) -> LoadedModel:
-        versions = self.versions(model)
-        digest = version if _DIGEST.fullmatch(version) else versions.get(version, "")
-        if not digest or digest not in self._digests(model):
+        listing = self._listed()
+        digest = listing.digest(model, version)
+        if digest is None:
+            versions = list(listing.versions.get(model, {}))
             near = difflib.get_close_matches(version, versions, n=3, cutoff=0.3)
-            raise Unknown(
-                f"version of {model}", got=version[:80], expected=f"a digest or one of {near or list(versions)}"
-            )
+            raise Unknown(f"version of {model}", got=version[:80], expected=f"a digest or one of {near or versions}")
         known = self._models.get(digest)
         if known is not None:
             return known
@@ -81,12 +93,33 @@ class PinnedModels:
                 f"release {digest[:12]}", got=str(error), expected="a bundle that can be loaded"
             ) from None
 
-    def _digests(self, model: str) -> set[str]:
-        found = set()
+    def _changed_ns(self) -> int:
+        """When a release was last added or removed."""
+        try:
+            return self._releases.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _listed(self) -> _Listing:
+        """The releases on disk, read again when their folder has changed."""
+        changed_ns = self._changed_ns()
+        if changed_ns == self._listing.changed_ns:
+            return self._listing
+        settled = time.time_ns() - changed_ns > _SETTLED_NS
+        models: dict[str, str] = {}
+        newest: dict[str, dict[str, tuple[int, str]]] = {}
         for path in self._releases.glob("*/release.json"):
+            digest = path.parent.name
             try:
-                if _decoder.decode(path.read_bytes()).model == model:
-                    found.add(path.parent.name)
+                name = _decoder.decode(path.read_bytes())
             except (msgspec.MsgspecError, OSError):
                 continue
-        return found
+            if _DIGEST.fullmatch(digest):
+                models[digest] = name.model
+                known = newest.setdefault(name.model, {})
+                known[name.semver] = max(known.get(name.semver, (-1, "")), (name.created_us, digest))
+        versions = {
+            model: {semver: digest for semver, (_, digest) in sorted(known.items())} for model, known in newest.items()
+        }
+        self._listing = _Listing(changed_ns if settled else -1, models, versions)
+        return self._listing

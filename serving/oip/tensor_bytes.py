@@ -6,12 +6,15 @@ unsigned, little endian) and then that many bytes, here always UTF-8 text.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import numpy as np
 
 from serving.oip.datatypes import DATATYPES, NUMERIC, Scalar
 from serving.oip.errors import Malformed
+
+_length = struct.Struct("<I").unpack_from
 
 # By numpy's letter for the kind of a dtype.
 _PYTHON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {float, int, type(None)}}
@@ -45,9 +48,9 @@ def _texts(name: str, rows: int, data: bytes | memoryview) -> list[str]:
     end, at = len(raw), 0
     while at < end:
         first = at + 4
-        at = first + int.from_bytes(raw[at:first], "little")
+        at = first + (_length(raw, at)[0] if first <= end else 0)
         if at > end:
-            got, expected = f"{max(0, end - first)} bytes", f"{at - first} by its length, or a length of 4 bytes"
+            got, expected = f"{max(0, end - first)} bytes", f"{at - first} by its length, behind a length of 4 bytes"
             raise Malformed(f"input {name}, row {len(found)}", got=got, expected=expected)
         try:
             found.append(raw[first:at].decode())

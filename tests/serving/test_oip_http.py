@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def binary(x: np.ndarray, origins: list[str], **more: Any) -> Sent:
     return {"inference-header-content-length": str(len(head))}, head + b"".join(part for _, part in parts.values())
 
 
+PLAIN = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}
 GOOD = binary(np.array([1.0, 2.0]), ["JFK", "EWR"], parameters={"binary_data_output": True})
 
 
@@ -59,6 +62,30 @@ async def test_a_binary_request_is_answered_and_logged_and_by_a_version_too(home
     (assignment,) = home.events(Assignment)
     assert assignment.inputs == {"x": [1.0, 2.0], "origin": ["JFK", "EWR"]}
     assert home.events(Response)[0].score == [0.3, 0.3]
+
+
+async def test_a_version_answers_from_the_moment_its_release_is_there_until_it_is_gone(
+    home: Installation, start: Start
+) -> None:
+    home.publish()
+    releases = home.home / "releases"
+    long_ago = (1_600_000_000, 1_600_000_000)
+
+    async def status(version: str) -> int:
+        return (await running.client.post(f"/v2/models/m/versions/{version}/infer", json=PLAIN)).status_code
+
+    async with start() as running:
+        os.utime(releases, long_ago)  # the folder has not been touched for long: what it holds is remembered
+        assert [await status(version) for version in ("1.1.0", "1.1.0", "2.0.0", "2.0.0")] == [200, 200, 404, 404]
+        added = home.release(0.5, semver="2.0.0")
+        assert [await status(version) for version in ("2.0.0", added)] == [200, 200]
+        newer = home.release(0.6, semver="2.0.0", manifest_fields={"created_us": 7})
+        answer = await running.client.post("/v2/models/m/versions/2.0.0/infer", json=PLAIN)
+        assert answer.json()["parameters"]["release"] == newer
+        assert list((await running.client.get("/v2/models/m")).json()["versions"]) == ["1.0.0", "1.1.0", "2.0.0"]
+        shutil.rmtree(releases / newer)
+        answer = await running.client.post("/v2/models/m/versions/2.0.0/infer", json=PLAIN)
+        assert answer.json()["parameters"]["release"] == added
 
 
 @pytest.mark.parametrize(
