@@ -7,10 +7,12 @@ bytes. Published vectors made with Feast's own function: `tests/contract/vectors
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from pipelines.contracts.errors import ContractError
 
 _STRING, _INT32, _INT64, _TIMESTAMP = 2, 3, 4, 8
+_HEAD, _INT, _LONG = struct.Struct("<II").pack, struct.Struct("<IIi").pack, struct.Struct("<IIq").pack
 _TYPES = {"string": _STRING, "int32": _INT32, "int64": _INT64, "timestamp": _TIMESTAMP}
 
 
@@ -34,20 +36,19 @@ class EntityKey:
     def __hash__(self) -> int:
         return hash((self._prefix, *self._types))
 
-    def serialize(self, values: list[object]) -> bytes:
+    def serialize(self, values: Sequence[object]) -> bytes:
         """The key's bytes; `values` in the order of `names`. Raises ContractError for a value of another type."""
-        parts = [self._prefix]
+        made = self._prefix
         for kind, value in zip(self._types, values, strict=True):
             if kind == _STRING:
                 data = str(value).encode()
-            else:
-                try:
-                    number = int(value)  # type: ignore[call-overload]
-                    if number != value:
-                        raise ValueError("it has a fraction")
-                    data = struct.pack("<i" if kind == _INT32 else "<q", number)
-                except (TypeError, ValueError, OverflowError, struct.error) as error:
-                    raise ContractError("entity key value", got=repr(value), expected=f"an integer ({error})") from None
-            parts.append(struct.pack("<II", kind, len(data)))
-            parts.append(data)
-        return b"".join(parts)
+                made += _HEAD(_STRING, len(data)) + data
+                continue
+            try:
+                number = int(value)  # type: ignore[call-overload]
+                if number != value:
+                    raise ValueError("it has a fraction")
+                made += _INT(kind, 4, number) if kind == _INT32 else _LONG(kind, 8, number)
+            except (TypeError, ValueError, OverflowError, struct.error) as error:
+                raise ContractError("entity key value", got=repr(value), expected=f"an integer ({error})") from None
+        return made

@@ -25,6 +25,7 @@ Row = tuple[int, list[Value]]
 """A row of a view as found: its event time in microseconds, and its values in the order of `ViewFetch.features`."""
 
 _UNUSABLE = "unusable key"
+_NUMBERS = frozenset((float, int, bool, type(None)))
 
 
 class ViewFetch(msgspec.Struct, frozen=True):
@@ -43,12 +44,13 @@ class EntityFetch(msgspec.Struct, frozen=True):
 
 
 class _Pinned(msgspec.Struct, frozen=True):
-    """One view as one release reads it: where its values lie in what was fetched."""
+    """One view as one release reads it: where its values lie in what was fetched; a row's values when there is none."""
 
     pin: ViewPin
     entity: int
     fetch: int
     positions: list[int]
+    nothing: list[Value]
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -136,7 +138,7 @@ class ReadPlan:
             fetch_at, fetch = len(entity.views), ViewFetch(pin.view, {})
             entity.views.append(fetch)
         positions = [fetch.features.setdefault(name, len(fetch.features)) for name in pin.features]
-        self.pinned.append(_Pinned(pin, entity_at, fetch_at, positions))
+        self.pinned.append(_Pinned(pin, entity_at, fetch_at, positions, [None] * len(positions)))
         return len(self.pinned) - 1
 
 
@@ -145,70 +147,87 @@ NOTHING = Reads(ReadPlan({}), [])
 
 def _keys(entity: EntityFetch, columns: Columns, rows: int) -> Keys:
     inputs = [columns[name] for name in entity.inputs]
+    serialize = entity.key.serialize
     per_row: list[Key] = []
     trouble = ""
     for row in range(rows):
         values = [column[row] for column in inputs]
-        if any(value is None or value != value for value in values):
-            per_row.append(None)
-            continue
-        try:
-            per_row.append(entity.key.serialize(values))
-        except ContractError:
-            # No row can have such a key: the answer is made without, and says so.
-            per_row.append(None)
-            trouble = _UNUSABLE
+        key = None
+        for value in values:
+            if value is None or value != value:
+                break
+        else:
+            try:
+                key = serialize(values)
+            except ContractError:
+                # No row can have such a key: the answer is made without, and says so.
+                trouble = _UNUSABLE
+        per_row.append(key)
+    if rows == 1:
+        return Keys(per_row, [] if key is None else [key], trouble)
     return Keys(per_row, list(dict.fromkeys(key for key in per_row if key is not None)), trouble)
 
 
 def _view_read(one: _Pinned, keys: Keys, found: Found, event_us: int) -> ViewRead:
     pin, rows = one.pin, found.rows
     oldest_us = event_us - pin.ttl_us if pin.ttl_us else None
-    trouble = {keys.trouble} if keys.trouble else set()
+    trouble = [keys.trouble] if keys.trouble else []
     if found.unavailable:
-        trouble.add(f"unavailable ({found.unavailable})")
+        trouble.append(f"unavailable ({found.unavailable})")
     held: list[int | None] = []
-    values: list[list[Value]] = [[] for _ in pin.features]
+    per_row: list[list[Value]] = []
     for key in keys.per_row:
         row = rows.get(key) if key is not None else None
-        if row is None:
-            if key is not None and not found.unavailable:
-                trouble.add("missing")
-        elif row[0] > event_us:
-            trouble.add("from after the request")
-            row = None
-        elif oldest_us is not None and row[0] < oldest_us:
-            trouble.add("expired")
-            row = None
-        if row is None:
-            held.append(None)
-            for column in values:
-                column.append(None)
-        else:
-            held.append(row[0])
-            of_row = row[1]
-            for column, position in zip(values, one.positions, strict=True):
-                column.append(of_row[position])
+        if row is not None:
+            at_us = row[0]
+            if at_us > event_us:
+                trouble.append("from after the request")
+            elif oldest_us is not None and at_us < oldest_us:
+                trouble.append("expired")
+            else:
+                held.append(at_us)
+                of_row = row[1]
+                per_row.append([of_row[position] for position in one.positions])
+                continue
+        elif key is not None and not found.unavailable:
+            trouble.append("missing")
+        held.append(None)
+        per_row.append(one.nothing)
+    values, columns = _by_feature(pin.features, per_row)
     return ViewRead(
-        FeatureRead(pin.view, pin.features, held, [_loggable(column) for column in values]),
-        {name: _column(of_feature) for name, of_feature in zip(pin.features, values, strict=True)},
-        f"{pin.view}: {', '.join(sorted(trouble))}" if trouble else "",
+        FeatureRead(pin.view, pin.features, held, values),
+        columns,
+        f"{pin.view}: {', '.join(sorted(set(trouble)))}" if trouble else "",
         bool(found.unavailable),
     )
 
 
+def _by_feature(names: list[str], per_row: list[list[Value]]) -> tuple[list[list[Scalar]], Columns]:
+    """The values of each feature, for the log, and as the columns that models and request features take."""
+    values: list[list[Value]]
+    if len(per_row) == 1:
+        (row,) = per_row
+        values = [[value] for value in row]
+        if _NUMBERS.issuperset(map(type, row)):
+            # One conversion for all features; numpy makes a null NaN.
+            made = np.array(row, dtype=np.float64).reshape(-1, 1)
+            return values, dict(zip(names, made, strict=True))  # type: ignore[return-value]  # numbers and nulls alone
+    else:
+        values = [list(of_feature) for of_feature in zip(*per_row, strict=True)]
+    return [_loggable(column) for column in values], {
+        name: _column(of_feature) for name, of_feature in zip(names, values, strict=True)
+    }
+
+
 def _loggable(values: list[Value]) -> list[Scalar]:
     """Numbers and text as they are; the log keeps a list or map as JSON text."""
-    for value in values:
-        if isinstance(value, (list, dict)):
-            return [json.dumps(one, ensure_ascii=False) if isinstance(one, (list, dict)) else one for one in values]
-    return values  # type: ignore[return-value]  # no list and no dict is among them
+    return [json.dumps(one, ensure_ascii=False) if isinstance(one, (list, dict)) else one for one in values]
 
 
 def _column(values: list[Value]) -> np.ndarray:
     """Numbers as float64 with NaN for null; text and mixtures as objects."""
-    if all(value is None or isinstance(value, (int, float)) for value in values):
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    if _NUMBERS.issuperset(map(type, values)):
+        return np.array(values, dtype=np.float64)
     made = np.empty(len(values), dtype=object)
     made[:] = values
     return made

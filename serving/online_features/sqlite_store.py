@@ -18,12 +18,16 @@ from pipelines.contracts.clocks import to_us
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import Columns
 from serving.online_features import feast_values
-from serving.online_features.plan import Found, ReadPlan, Reads, Row, ViewFetch
+from serving.online_features.feast_values import Value
+from serving.online_features.plan import Found, Keys, ReadPlan, Reads, Row, ViewFetch
 
 # SQLite's oldest limit on bound parameters is 999.
 _KEYS_PER_QUERY = 900
 # Instructions of SQLite's machine between two looks at the clock: about a hundred keys.
 _INSTRUCTIONS_PER_LOOK = 10_000
+# Pages kept in memory: lookups by key jump about the file. In KiB, negative as SQLite wants it.
+_CACHE_KIB = -65_536
+_UNREADABLE = (sqlite3.Error, OSError, ContractError, ValueError, IndexError, TypeError)
 
 
 class SqliteStore:
@@ -52,11 +56,35 @@ class SqliteStore:
         started = perf_counter_ns()
         keys = plan.keys(columns, rows)
         self._local.deadline = monotonic() + self._budget_s * (1 + (rows - 1) // 100)
-        found = [
-            [self._find(view, of_entity.unique) for view in entity.views]
-            for entity, of_entity in zip(plan.entities, keys, strict=True)
-        ]
+        found = self._at_once(plan, keys) if rows == 1 else None
+        if found is None:
+            found = [
+                [self._find(view, of_entity.unique) for view in entity.views]
+                for entity, of_entity in zip(plan.entities, keys, strict=True)
+            ]
         return plan.reads(keys, found, event_us, (perf_counter_ns() - started) // 1000)
+
+    def _at_once(self, plan: ReadPlan, keys: list[Keys]) -> list[list[Found]] | None:
+        """All views of a request of one row by one statement; None when any cannot be read, to find out which."""
+        text, views = _statement(self._project, plan)
+        asked = [
+            of_entity.per_row[0] for entity, of_entity in zip(plan.entities, keys, strict=True) for _ in entity.views
+        ]
+        values: list[list[Value]] = [[None] * len(features) for features in views]
+        stamps: list[int | float | str | None] = [None] * len(views)
+        try:
+            for number, name, message, stamp in self._connection().execute(text, asked).fetchall():
+                position = views[number].get(name)
+                if position is not None:
+                    stamps[number] = stamp
+                    values[number][position] = feast_values.decode(message)
+            found = iter(
+                Found({} if key is None or stamp is None else {key: (_stamp_us(stamp), row)})
+                for key, stamp, row in zip(asked, stamps, values, strict=True)
+            )
+            return [[next(found) for _ in entity.views] for entity in plan.entities]
+        except _UNREADABLE:
+            return None
 
     def _find(self, view: ViewFetch, keys: list[bytes]) -> Found:
         found = Found({})
@@ -66,7 +94,7 @@ class SqliteStore:
             connection = self._connection()
             for first in range(0, len(keys), _KEYS_PER_QUERY):
                 self._fetch(connection, view, keys[first : first + _KEYS_PER_QUERY], found.rows)
-        except (sqlite3.Error, OSError, ContractError, ValueError, IndexError, TypeError) as error:
+        except _UNREADABLE as error:
             return Found({}, "over its time budget" if _interrupted(error) else str(error))
         return found
 
@@ -92,15 +120,34 @@ class SqliteStore:
             uri = f"file:{self._path}?mode=ro"
             connection = sqlite3.connect(uri, uri=True, timeout=self._budget_s, check_same_thread=False)
             connection.set_progress_handler(lambda: int(monotonic() > local.deadline), _INSTRUCTIONS_PER_LOOK)
+            connection.execute(f"PRAGMA cache_size = {_CACHE_KIB}")
             local.connection, local.inode = connection, inode
         return connection
 
 
 @lru_cache(maxsize=1024)
 def _query(project: str, view: str, keys: int) -> str:
-    table = f"{project}_{view}".replace('"', '""')
-    chosen = "= ?" if keys == 1 else f"IN ({','.join('?' * keys)})"
-    return f'SELECT entity_key, feature_name, value, event_ts FROM "{table}" WHERE entity_key {chosen}'
+    chosen = f"IN ({','.join('?' * keys)})"
+    return f"SELECT entity_key, feature_name, value, event_ts FROM {_table(project, view)} WHERE entity_key {chosen}"
+
+
+@lru_cache(maxsize=256)
+def _statement(project: str, plan: ReadPlan) -> tuple[str, list[dict[str, int]]]:
+    """One statement for one key of every view of a plan, the features' places of each; keys are bound in that order.
+
+    One statement is one read transaction, with its locks taken once, and one moment for all views.
+    """
+    views = [view for entity in plan.entities for view in entity.views]
+    texts = [
+        f"SELECT {number}, feature_name, value, event_ts FROM {_table(project, view.view)} WHERE entity_key = ?"
+        for number, view in enumerate(views)
+    ]
+    return " UNION ALL ".join(texts), [view.features for view in views]
+
+
+def _table(project: str, view: str) -> str:
+    name = f"{project}_{view}".replace('"', '""')
+    return f'"{name}"'
 
 
 @lru_cache(maxsize=4096)

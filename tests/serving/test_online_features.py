@@ -161,6 +161,42 @@ def test_a_missing_store_table_or_broken_file_degrades_and_heals(tmp_path: Path)
     assert read_by(store, view(), origins("EWR"), 1, NOON).logged.values[0] == [2.0]
 
 
+def test_a_view_that_cannot_be_read_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "online_store.db"
+    put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5})
+    plan = ReadPlan({"release": [view(view="never_made"), view()]})
+    lost, weather = SqliteStore(path).read(plan, origins("EWR"), 1, NOON).of("release")
+    assert lost.unavailable
+    assert "no such table" in lost.degraded
+    assert (weather.unavailable, weather.logged.values[0]) == (False, [39.5])
+
+
+def test_a_locked_store_is_waited_for_no_longer_than_the_budget(tmp_path: Path) -> None:
+    path = tmp_path / "online_store.db"
+    put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5})
+    with sqlite3.connect(path, isolation_level=None) as writer:
+        writer.execute("PRAGMA journal_mode=DELETE")  # as Feast's own writer leaves it: in WAL no reader waits
+        writer.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        read = read_by(SqliteStore(path, budget_ms=50), view(), origins("EWR"), 1, NOON)
+        waited_s = time.monotonic() - began
+        writer.execute("ROLLBACK")
+    writer.close()
+    assert read.unavailable
+    assert "locked" in read.degraded
+    assert 0.05 <= waited_s < 2
+
+
+def test_a_statement_over_many_keys_is_cut_at_the_budget(tmp_path: Path) -> None:
+    path = tmp_path / "online_store.db"
+    put(path, view(), {"origin": "K1"}, "2013-01-01 11:00:00", {"temp": 39.5})
+    keys = origins(*(f"K{k}" for k in range(5000)))
+    cut = read_by(SqliteStore(path, budget_ms=0.0), view(), keys, 5000, NOON)
+    assert cut.degraded == "weather__3f2a: unavailable (over its time budget)"
+    assert cut.logged.values[0] == [None] * 5000
+    assert not read_by(SqliteStore(path, budget_ms=1000), view(), keys, 5000, NOON).unavailable
+
+
 @pytest.mark.anyio
 async def test_features_reach_the_model_the_log_and_the_answer_says_when_they_are_missing(
     home: Installation, start: Start
