@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """Worker processes of the gateway."""
     route_poll_ms: int = 200
     """How often the gateway looks for new routes."""
+    core_price_per_hour: float = 0.04
+    """Price of a processor core for an hour, in any currency: what the cost of predictions is reckoned by."""
     durability: Literal["process", "power"] = "process"
     """`process`: an answer is logged before it leaves; `power`: and on the disk, too (labels and KPIs always are)."""
     kafka: str = ""

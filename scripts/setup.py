@@ -133,6 +133,7 @@ def missing_apt_packages() -> list[str]:
 SERVERS = {
     "postgres": "postgresql",
     "redis-server": "redis-server",
+    "prometheus": "prometheus",
     "java": "default-jre-headless",  # Kafka, whose jars come by Maven: scripts/kafka/broker.py
     "mvn": "maven",
 }

@@ -159,7 +159,6 @@ class GatewayApp:
         gateway = self.gateway
         match parts:
             case ["metrics"]:
-                self._set_gauges()
                 await _reply(send, 200, gateway.metrics.render(), CONTENT_TYPE)
                 return
             case ["v2"]:
@@ -219,11 +218,6 @@ class GatewayApp:
             "pending": [{"model": model, "version": route.version} for model, route in sorted(table.pending.items())],
             "load_errors": dict(table.load_errors),
         }
-
-    def _set_gauges(self) -> None:
-        for model, plan in self.gateway.table.plans.items():
-            self.gateway.metrics.route_version.labels(model).set(plan.route.version)
-        self.gateway.metrics.log_events.set(self.gateway.log.n)
 
     async def _json(self, scope: Scope, receive: Receive) -> bytes:
         body = await self._body(scope, receive)

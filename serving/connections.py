@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from serving.direct import DirectProtocol
 from serving.limits import Limits
+from serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from serving.app import GatewayApp
@@ -49,6 +50,18 @@ class Guard:
         }
         self.refusals = _refusals(limits)
         self._sweeping = False
+
+    def tell_to(self, metrics: Metrics) -> None:
+        """Have the counts shown with the worker's other metrics."""
+        told: dict[Reason, int] = dict.fromkeys(REASONS, 0)
+
+        def tell() -> None:
+            metrics.connections.set(len(self.connections))
+            for reason, count in self.ended.items():
+                metrics.ended.labels(reason).inc(count - told[reason])
+                told[reason] = count
+
+        metrics.watch(tell)
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to sweep; stops by itself when there is no connection left."""
@@ -211,6 +224,8 @@ def install(limits: Limits, app: GatewayApp | None = None) -> Guard:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     guard = Guard(limits)
+    if app is not None:
+        guard.tell_to(app.gateway.metrics)
     uvicorn_config.HTTP_PROTOCOLS["auto"] = bounded(guard, app)  # type: ignore[assignment] # loaded as it is when no text
     return guard
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import SlipwayError
@@ -60,6 +61,7 @@ class Gateway:
             segment_bytes=limits.segment_bytes,
             segment_age_s=limits.segment_age_s,
             slow_ms=limits.slow_disk_ms,
+            times=self.metrics.log_times,
         )
         self.memory = ArmMemory(limits.remembered_ids)
         self.arms = ArmThreads()
@@ -70,6 +72,7 @@ class Gateway:
         self._ids_at = 0
         self._windows: dict[str, tuple[str, CallWindow]] = {}
         self._persisting: set[asyncio.Task[None]] = set()
+        self.metrics.watch(self._set_gauges)
 
     async def start(self) -> None:
         """Take up overrides that were cut short, load the routes' releases (bounded by `load_timeout_s`), be ready."""
@@ -79,6 +82,20 @@ class Gateway:
         self.shadow.start()
         self._tell_metrics()
         self.started = True
+
+    def _set_gauges(self) -> None:
+        metrics, now = self.metrics, time.monotonic()
+        for model, plan in self.table.plans.items():
+            metrics.begin(model)
+            metrics.route_version.labels(model).set(plan.route.version)
+            metrics.route_version_slowest.labels(model).set(plan.route.version)
+            metrics.route_since.labels(model).set(plan.since_us / 1e6)
+            metrics.override_in_force.labels(model).set(plan.effective.override is not None)
+        metrics.control_age.set(now - self.table.source.read_at)
+        metrics.shadow_waiting.set(self.shadow.taken)
+        metrics.log_slow.set(self.log.is_slow)
+        metrics.log_events.set(self.log.n)
+        metrics.core_price.set(self.settings.core_price_per_hour)
 
     def _tell_metrics(self) -> None:
         """Let the other workers see this one's counts, now and every second."""
@@ -172,7 +189,7 @@ class Gateway:
             _log.error("override %s is in force in this worker only: %s", event_id, error)
         if off:
             self.arms.replace("challenger")
-        self.metrics.overrides.labels(route.model).inc()
+        self.metrics.overrides.labels(route.model, "breaker" if actor == BREAKER else "hand").inc()
         _log.warning("override %s of %s: %s (%s)", event_id, route.model, reason, actor)
         return held
 

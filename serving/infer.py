@@ -20,6 +20,7 @@ from serving.batch_answers import replace_by_batch_score
 from serving.gateway import Gateway
 from serving.inference_log import LogWriteError
 from serving.inputs import Bound
+from serving.metrics import ViewMetrics
 from serving.models import LoadedModel
 from serving.oip.errors import Malformed, ModelFailed, Refusal, Unavailable
 from serving.oip.request import InferRequest
@@ -73,7 +74,7 @@ class _Exchange(msgspec.Struct):
     ) -> bool:
         """Write the arm's Response event. False when it could not be written."""
         release = self.model_of(arm).digest
-        self._count(arm, release, outcome)
+        self._count(arm, release, outcome, served=served)
         if not self.logged:
             return False
         log = self.gateway.log
@@ -106,13 +107,31 @@ class _Exchange(msgspec.Struct):
             return False
         return True
 
-    def _count(self, arm: Arm, release: str, outcome: Outcome) -> None:
-        series = self.gateway.metrics.arm(self.plan.route.model, arm, release)
+    def _count(self, arm: Arm, release: str, outcome: Outcome, *, served: bool) -> None:
+        metrics = self.gateway.metrics
+        series = metrics.arm(self.plan.route.model, arm, release)
         series.outcomes[outcome.status].n += 1
         series.latency.observe(outcome.latency_us)
         series.model_time.observe(outcome.model_us)
-        if outcome.degraded:
-            series.degraded.n += 1
+        if served:
+            series.predictions.n += self.bound.rows
+        if outcome.features:
+            series.features_time.observe(outcome.features_us)
+            if outcome.degraded:
+                series.degraded.n += 1
+            if served:
+                for read in outcome.features:
+                    _count_view(metrics.view(read.view), read.event_us, self.event_us)
+
+
+def _count_view(series: ViewMetrics, held: list[int | None], event_us: int) -> None:
+    """Count one view's rows of an answered request, and how old the oldest is."""
+    absent = held.count(None)
+    found = len(held) - absent
+    series.absent.n += absent
+    if found:
+        series.found.n += found
+        series.age.observe(event_us - min(one for one in held if one is not None))
 
 
 async def infer(gateway: Gateway, plan: Plan, request: InferRequest, traceparent: str | None) -> Answer:

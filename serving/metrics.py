@@ -1,24 +1,32 @@
 """What the gateway counts, for Prometheus.
 
 What every request counts are plain integers of the worker; a scrape brings them to the client library, and so does a
-timer, so that workers see each other's. What is rare is counted by the library itself.
+timer, so that workers see each other's. What is rare is counted by the library itself. Gauges are set by whoever knows
+them, in a `watch`ed call before each telling.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from pipelines.contracts.events import Arm
+
+_Mode = Literal["livemax", "livemin", "livesum"]
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 _BUCKETS_US = (250, 500, 1000, 2000, 3000, 5000, 10_000, 20_000, 50_000, 100_000, 250_000, 500_000, 10**6, 2_500_000)
 _BUCKETS = tuple(bound / 1e6 for bound in _BUCKETS_US)
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+_AGE_BUCKETS = (_MINUTE, 5 * _MINUTE, 15 * _MINUTE, _HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 2 * _DAY, 7 * _DAY)
 
 
 class Count:
@@ -39,15 +47,16 @@ class Count:
 class Times:
     """A histogram of the request's path over microseconds; `tell` adds them to Prometheus' histogram of seconds."""
 
-    __slots__ = ("_counts", "_series", "_sum")
+    __slots__ = ("_bounds", "_counts", "_series", "_sum")
 
-    def __init__(self, series: Histogram) -> None:
+    def __init__(self, series: Histogram, bounds_us: tuple[int, ...] = _BUCKETS_US) -> None:
         self._series = series
-        self._counts = [0] * (len(_BUCKETS) + 1)
+        self._bounds = bounds_us
+        self._counts = [0] * (len(bounds_us) + 1)
         self._sum = 0
 
     def observe(self, microseconds: int) -> None:
-        self._counts[bisect_left(_BUCKETS_US, microseconds)] += 1
+        self._counts[bisect_left(self._bounds, microseconds)] += 1
         self._sum += microseconds
 
     def tell(self) -> None:
@@ -67,8 +76,25 @@ class ArmMetrics(NamedTuple):
 
     outcomes: dict[str, Count]
     latency: Times
+    features_time: Times
     model_time: Times
     degraded: Count
+    predictions: Count
+
+
+class ViewMetrics(NamedTuple):
+    """The series of one feature view."""
+
+    found: Count
+    absent: Count
+    age: Times
+
+
+class LogTimes(NamedTuple):
+    """How long the inference log takes: a write to the kernel (one event in 16), and an fsync."""
+
+    write: Times
+    fsync: Histogram
 
 
 class Metrics:
@@ -80,7 +106,15 @@ class Metrics:
         self._responses = self._counter("responses", "Outcomes by arm and status", (*arm, "status"))
         self._latency = self._histogram("scoring_seconds", "Features, model and post-processing of one arm", arm)
         self._model_time = self._histogram("model_seconds", "ONNX Runtime alone", arm)
+        self._features_time = self._histogram("features_seconds", "Reading online features, for one arm", arm)
         self._degraded = self._counter("degraded", "Outcomes made with missing or stale features", arm)
+        self._predictions = self._counter("predictions", "Rows answered", arm)
+        self._feature_rows = self._counter(
+            "feature_rows", "Rows of answered requests by what the online store had for them", ("view", "found")
+        )
+        self._feature_age = self._histogram(
+            "feature_age_seconds", "Event time from the oldest feature row used to its request", ("view",), _AGE_BUCKETS
+        )
         self._requests = self._histogram("request_seconds", "Infer requests, body read to answer sent", ("model",))
         self._hot: list[Count | Times] = []
         self.refused = self._counter("refused", "Requests answered with an error", ("status",))
@@ -94,11 +128,33 @@ class Metrics:
             "batch_answers", "Requests answered by a batch score, the release having failed", ("model",)
         )
         self.overrides = self._counter(
-            "overrides", "Times the gateway reduced exposure on its own or by hand", ("model",)
+            "overrides", "Times the gateway reduced exposure on its own (breaker) or by hand", ("model", "by")
         )
         self.feedback = self._counter("feedback", "Labels and KPI values made durable", ("model", "kind"))
+        self.ended = self._counter("connections_ended", "Connections the gateway ended", ("reason",))
+        self._cpu = self._counter("cpu_seconds", "Processor time of the workers", ())
+        self._cpu_told = 0.0
+        fsync = self._histogram("log_fsync_seconds", "An fsync of the inference log", ())
+        write = self._histogram("log_write_seconds", "Handing an event to the kernel (one in 16 is measured)", ())
+        self.log_times = LogTimes(Times(write), fsync)
+        self._hot.append(self.log_times.write)
         self.route_version = self._gauge("route_version", "Version of the route in force", ("model",))
+        self.route_version_slowest = self._gauge(
+            "route_version_slowest_worker", "The same, in the worker that is furthest behind", ("model",), "livemin"
+        )
+        self.route_since = self._gauge(
+            "route_in_force_timestamp_seconds", "When the route in force was taken up", ("model",)
+        )
+        self.override_in_force = self._gauge("override_in_force", "1 while an override outranks the route", ("model",))
+        self.control_age = self._gauge("control_database_age_seconds", "Since the routes were last read", ())
+        self.shadow_waiting = self._gauge("shadow_waiting", "Requests whose second arm waits", (), "livesum")
+        self.connections = self._gauge("connections", "Open connections", (), "livesum")
+        self.log_slow = self._gauge("log_slow", "1 while the disk of the inference log does not keep up", ())
+        self.core_price = self._gauge("core_price_per_hour", "SLIPWAY_CORE_PRICE_PER_HOUR", ())
         self.log_events = self._gauge("log_events", "Events written in this worker epoch", ())
+        self._watched: list[Callable[[], None]] = []
+        for status in ("400", "404", "413", "429", "500", "503"):
+            self.refused.labels(status)
 
     @lru_cache(maxsize=256)  # noqa: B019 - one Metrics a process
     def arm(self, model: str, arm: Arm | str, release: str) -> ArmMetrics:
@@ -107,10 +163,24 @@ class Metrics:
         made = ArmMetrics(
             {status: Count(self._responses.labels(*labels, status)) for status in ("ok", "error", "invalid")},
             Times(self._latency.labels(*labels)),
+            Times(self._features_time.labels(*labels)),
             Times(self._model_time.labels(*labels)),
             Count(self._degraded.labels(*labels)),
+            Count(self._predictions.labels(*labels)),
         )
-        self._hot += [*made.outcomes.values(), made.latency, made.model_time, made.degraded]
+        self._hot += [*made.outcomes.values(), *made[1:]]
+        return made
+
+    @lru_cache(maxsize=256)  # noqa: B019 - one Metrics a process
+    def view(self, view: str) -> ViewMetrics:
+        """The series of one feature view, by its versioned name."""
+        age_us = tuple(bound * 1_000_000 for bound in _AGE_BUCKETS)
+        made = ViewMetrics(
+            Count(self._feature_rows.labels(view, "yes")),
+            Count(self._feature_rows.labels(view, "no")),
+            Times(self._feature_age.labels(view), age_us),
+        )
+        self._hot += made
         return made
 
     @lru_cache(maxsize=256)  # noqa: B019 - one Metrics a process
@@ -120,25 +190,72 @@ class Metrics:
         self._hot.append(made)
         return made
 
+    @lru_cache(maxsize=256)  # noqa: B019 - one Metrics a process
+    def begin(self, model: str) -> None:
+        """Show the model's rare counts from 0 on: of a series that begins at 1, Prometheus sees no increase."""
+        for series in (self.shed, self.unlogged, self.retries, self.fallbacks):
+            series.labels(model)
+        for by in ("breaker", "hand"):
+            self.overrides.labels(model, by)
+        for kind in ("label", "kpi"):
+            self.feedback.labels(model, kind)
+
     def tell(self) -> None:
         """Bring what the request's path has counted to where scrapes find it."""
         for one in self._hot:
             one.tell()
+        used = time.process_time()
+        self._cpu.inc(used - self._cpu_told)
+        self._cpu_told = used
+        for set_gauges in self._watched:
+            set_gauges()
+
+    def watch(self, set_gauges: Callable[[], None]) -> None:
+        """Have `set_gauges` called before each telling."""
+        self._watched.append(set_gauges)
 
     def render(self) -> bytes:
         """The exposition text, over all workers where they share a directory."""
         self.tell()
+        shown = self.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            together = CollectorRegistry()
-            multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-            return generate_latest(together)
-        return generate_latest(self.registry)
+            shown = CollectorRegistry()
+            multiprocess.MultiProcessCollector(shown)  # type: ignore[no-untyped-call]
+        return generate_latest(shown) + generate_latest(_Cost(shown))
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(f"slipway_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, labels: tuple[str, ...]) -> Histogram:
-        return Histogram(f"slipway_{name}", text, labels, registry=self.registry, buckets=_BUCKETS)
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...] = _BUCKETS
+    ) -> Histogram:
+        return Histogram(f"slipway_{name}", text, labels, registry=self.registry, buckets=buckets)
 
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
-        return Gauge(f"slipway_{name}", text, labels, registry=self.registry, multiprocess_mode="livemax")
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...], mode: _Mode = "livemax") -> Gauge:
+        return Gauge(f"slipway_{name}", text, labels, registry=self.registry, multiprocess_mode=mode)
+
+
+class _Cost(CollectorRegistry):
+    """What 1,000 predictions have cost since the gateway's start: processor time at the price of a core.
+
+    Over a window it is a recording rule (include/dashboards/rules.yaml); it counts used time, not idle cores.
+    """
+
+    def __init__(self, shown: CollectorRegistry) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def collect(self) -> Iterator[Metric]:
+        totals = dict.fromkeys(("slipway_cpu_seconds_total", "slipway_predictions_total"), 0.0)
+        price = 0.0
+        for family in self._shown.collect():
+            for sample in family.samples:
+                if sample.name in totals:
+                    totals[sample.name] += sample.value
+                elif sample.name == "slipway_core_price_per_hour":
+                    price = sample.value
+        seconds, predictions = totals.values()
+        if predictions:
+            cost = GaugeMetricFamily("slipway_cost_per_1000_predictions", "Since the start, in the unit of the price")
+            cost.add_metric([], seconds / 3600 * price / predictions * 1000)
+            yield cost

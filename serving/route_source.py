@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -56,6 +57,8 @@ class RouteSource:
         self._reader = reader
         self._last_good = last_good
         self.error = ""
+        self.read_at = time.monotonic()
+        """When the database was last read, or this was made."""
 
     def start(self, told: Callable[[], None]) -> None:
         """Begin to look, and wait (bounded) for what there is now."""
@@ -100,6 +103,7 @@ class RouteSource:
                 _log.warning("control database unreadable, last good routes stand: %s", error)
             self.error = str(error)
             return None
+        self.read_at = time.monotonic()
         if rows is None:
             return None
         self.error = ""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.pii import KeyedHash
 from pipelines.contracts.release import InputField
 from pipelines.contracts.routes import Route
@@ -43,6 +44,8 @@ class Plan(msgspec.Struct, frozen=True):
     reads: ReadPlan
     """What is read online for a request that both arms score; the champion's own plan is `champion.reads`."""
     privacy: Privacy
+    since_us: int
+    """When this worker took up the route (wall)."""
 
 
 class RouteTable:
@@ -171,7 +174,9 @@ class RouteTable:
         privacy = together(privacies, {name for arm in arms for name in arm.fields})
         binder = binder_of(fields, champion.required, privacy, self._keyed)
         reads = ReadPlan({arm.digest: arm.manifest.views for arm in arms})
-        made = Plan(route, plan, champion, challenger, fields, binder, reads, privacy)
+        again = before is not None and before.route.version == route.version
+        since_us = before.since_us if before is not None and again else wall_us()
+        made = Plan(route, plan, champion, challenger, fields, binder, reads, privacy, since_us)
         self.plans = {**self.plans, route.model: made}
 
     def _all_loaded(self, route: Route) -> bool:

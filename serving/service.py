@@ -64,6 +64,10 @@ def _share_metrics() -> None:
                 file.unlink(missing_ok=True)
             old.rmdir()
     mine.mkdir(exist_ok=True)
+    # Counts of a worker that died stay; what it said of its own state ends with it.
+    for gauge in mine.glob("gauge_live*_*.db"):
+        if not Path(f"/proc/{gauge.stem.rpartition('_')[2]}").exists():
+            gauge.unlink(missing_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(mine)
 
 
