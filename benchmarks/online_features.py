@@ -64,6 +64,7 @@ def gateway_table(home: Path, url: str, seconds: float, port: int) -> dict[str, 
     requests = [request_of(number * 19 % 10_000) for number in range(BODIES)]
     for kind in ("sqlite", "redis"):
         environment = {
+            "SLIPWAY_GATEWAY_WORKERS": "1",
             "SLIPWAY_HOME": str(home),
             "SLIPWAY_ONLINE_STORE": kind,
             "SLIPWAY_REDIS_URL": url,

@@ -45,8 +45,8 @@ class Settings(BaseSettings):
     """The gateway over gRPC; 0: not at all."""
     gateway_name: str = "gw0"
     """Names the gateway in event ids, and its folders under `bus` and `gateway`."""
-    gateway_workers: int = 1
-    """Worker processes of the gateway."""
+    gateway_workers: int = Field(0, ge=0)
+    """Worker processes of the gateway; 0: as many as cores that it may use."""
     route_poll_ms: int = 200
     """How often the gateway looks for new routes."""
     core_price_per_hour: float = 0.04

@@ -25,7 +25,7 @@ _CHECK_WORKERS_S = 0.5
 
 @bentoml.service(
     name="slipway_gateway",
-    workers=_settings.gateway_workers,
+    workers=_settings.gateway_workers or "cpu_count",
     # BentoML keeps a timer of this length per request of its own pages; a short one keeps the heap small.
     traffic={"timeout": 1},
     logging={"access": {"enabled": False}},

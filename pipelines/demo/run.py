@@ -44,7 +44,9 @@ from pipelines.wiring.features import Publisher
 
 DAY_US = 86_400_000_000
 AHEAD_US = 10 * DAY_US
-OWN = frozenset({"home", "clock", "include_dir", "control_url", "airflow_db", "mlflow_db", "token", "pii_key"})
+OWN = frozenset(
+    {"home", "clock", "include_dir", "control_url", "airflow_db", "mlflow_db", "gateway_workers", "token", "pii_key"}
+)
 WIDEST_SPEC = "late_arrival.v3.yaml"  # asks for every input that any act sends
 
 
@@ -52,7 +54,8 @@ def demo_settings(settings: Settings) -> Settings:
     """The rehearsal's own installation: home `<home>/demo`, replayed clock, its own copy of the specs."""
     home = settings.root / "demo"
     same = {name: getattr(settings, name) for name in type(settings).model_fields if name not in OWN}
-    return Settings(**same, home=home, clock="replay", include_dir=home / "include")
+    # One worker: its driver asks who answers now, and another worker may be a poll behind the one that says so.
+    return Settings(**same, home=home, clock="replay", include_dir=home / "include", gateway_workers=1)
 
 
 def run(settings: Settings, *, variant: str, seed: int, size: float, console: Console) -> tuple[bool, Path]:

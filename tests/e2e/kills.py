@@ -115,7 +115,7 @@ class Site:
 
     def __init__(self, home: Path, broker: Broker | None) -> None:
         kafka = broker.servers if broker else ""
-        self.settings = Settings(home=home, gateway_port=free_port(), route_poll_ms=50, kafka=kafka)
+        self.settings = Settings(home=home, gateway_port=free_port(), route_poll_ms=50, gateway_workers=1, kafka=kafka)
         self.broker = broker
         self.parts = ["gateway", *(["shipper"] if broker else []), "collector"]
         self.die_at = home / "die_at"

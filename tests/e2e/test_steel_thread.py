@@ -70,6 +70,7 @@ class Installation:
     def __init__(self, home: Path, port: int) -> None:
         self.settings = Settings(home=home, gateway_port=port, route_poll_ms=50)
         self.environment = os.environ | {
+            "SLIPWAY_GATEWAY_WORKERS": "1",
             "SLIPWAY_HOME": str(home),
             "SLIPWAY_ROUTE_POLL_MS": "50",
             "SLIPWAY_TOKEN": "sesame",

@@ -37,7 +37,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     readings(include / "data" / "pump_readings.csv")
     port = free_port()
     key = SecretStr("the key of the pumps")
-    made = Settings(home=home, include_dir=include, clock="replay", gateway_port=port, pii_key=key)
+    made = Settings(home=home, include_dir=include, clock="replay", gateway_port=port, gateway_workers=1, pii_key=key)
     made.event_clock().tick(AS_OF_US)
     yield made
     down(made)

@@ -79,7 +79,8 @@ def bentoml_serve(
     port = free_port()
     output = home / "gateway.out"
     command = [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port"]
-    variables = {"SLIPWAY_HOME": str(home), "SLIPWAY_TOKEN": "sesame", "BENTOML_DO_NOT_TRACK": "True", **environment}
+    variables = {"SLIPWAY_HOME": str(home), "SLIPWAY_TOKEN": "sesame", "BENTOML_DO_NOT_TRACK": "True"}
+    variables |= {"SLIPWAY_GATEWAY_WORKERS": "1", **environment}
     with output.open("wb") as handle:
         process = subprocess.Popen(
             [*command, str(port)],
