@@ -53,6 +53,8 @@ class GrpcDoor:
             options=(
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", limits.max_body_bytes),
+                ("grpc.max_metadata_size", limits.max_head_bytes),
+                ("grpc.server_handshake_timeout_ms", int(limits.head_timeout_s * 1000)),
                 ("grpc.max_send_message_length", -1),
             ),
             maximum_concurrent_rpcs=limits.max_inflight,

@@ -220,6 +220,20 @@ async def test_past_the_limit_of_calls_in_flight_one_more_is_resource_exhausted(
         assert (await first).parameters["arm"].string_param == "challenger"
 
 
+async def test_a_message_over_the_limit_is_refused_and_so_is_one_that_unfolds_to_more(
+    home: Installation, start: Start
+) -> None:
+    home.publish()
+    large = typed(x=("FP64", [0.0] * 20_000))
+    async with start(limits={"max_body_bytes": 100_000}) as running, opened(running) as client:
+        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip, grpc.Compression.Deflate):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await client.infer(large, compression=compression)
+            assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        answer = await client.infer(typed(x=("FP64", [0.0] * 10_000)), compression=grpc.Compression.Gzip)
+        assert list(answer.outputs[0].shape) == [10_000]
+
+
 async def test_a_stopping_door_answers_the_calls_that_have_begun(home: Installation, start: Start) -> None:
     home.publish("split", share_ppm=1_000_000, challenger=home.release(0.7, semver="1.2.0", sleep_s=0.5))
     async with start() as running, opened(running) as client:
