@@ -82,13 +82,19 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
 
-@contextmanager
-def running_redis(*, start: bool = True) -> Iterator[RedisServer]:
-    """A server; the test is skipped where Redis is not installed, and fails there under CI=true."""
+def require_redis() -> str:
+    """The server's program; the test is skipped where Redis is not installed, and fails there under CI=true."""
     program = shutil.which("redis-server")
     if program is None:
         line = "Redis is not installed: apt-get install -y redis-server (or: python3 scripts/setup.py --servers)"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(line)
+    return program
+
+
+@contextmanager
+def running_redis(*, start: bool = True) -> Iterator[RedisServer]:
+    """A server; the test is skipped where Redis is not installed, and fails there under CI=true."""
+    program = require_redis()
     folder = Path(tempfile.mkdtemp(prefix="slipway-redis-"))
     server = RedisServer(program, folder, free_port())
     try:

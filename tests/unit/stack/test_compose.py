@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import jsonschema
+import pytest
+import redis
 import yaml
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack import PART_NAMES
+from tests.free_ports import free_port
+from tests.redis_server import require_redis
 
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yaml").read_text())
 
 
 def test_every_part_is_a_service_and_every_service_a_part():
-    assert set(COMPOSE["services"]) == {*PART_NAMES, "localhost", "postgres", "kafka"}
+    assert set(COMPOSE["services"]) == {*PART_NAMES, "localhost", "postgres", "kafka", "redis"}
     for name in PART_NAMES:
         assert COMPOSE["services"][name]["command"] == [name]
 
@@ -48,6 +56,36 @@ def test_kafka_and_the_shipper_run_only_where_they_are_asked_for():
     assert asked_for == {"kafka", "shipper"}
     assert COMPOSE["services"]["kafka"]["network_mode"] == "service:localhost", "on localhost alone"
     assert COMPOSE["services"]["gateway"]["environment"]["SLIPWAY_KAFKA"] == "${SLIPWAY_KAFKA:-}"
+
+
+def test_redis_comes_when_asked_for_and_every_part_is_told_of_it():
+    service = COMPOSE["services"]["redis"]
+    assert service["profiles"] == ["redis"]
+    assert service["network_mode"] == "service:localhost", "on localhost alone"
+    for name in PART_NAMES:
+        environment = COMPOSE["services"][name]["environment"]
+        assert environment["SLIPWAY_ONLINE_STORE"] == "${SLIPWAY_ONLINE_STORE:-sqlite}"
+        assert environment["SLIPWAY_REDIS_URL"] == "${SLIPWAY_REDIS_URL:-}"
+
+
+def test_the_redis_of_compose_wants_its_password_and_starts_with_none_but_it(tmp_path, monkeypatch):
+    (script,) = COMPOSE["services"]["redis"]["command"]
+    port = free_port()
+    local = script.replace("$$", "$").replace("dir /data", f"dir {tmp_path}\\nport {port}")
+    require_redis()
+    monkeypatch.setenv("SLIPWAY_REDIS_PASSWORD", "")
+    assert subprocess.run(["sh", "-c", local], timeout=30, check=False).returncode == 1
+    monkeypatch.setenv("SLIPWAY_REDIS_PASSWORD", "open sesame")
+    server = subprocess.Popen(["sh", "-c", local], stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        client = redis.Redis(port=port, password="open sesame", retry=Retry(ConstantBackoff(0.05), 200))
+        assert client.ping()
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(port=port).ping()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def test_the_published_ports_are_the_default_ones_and_local_only(monkeypatch):
