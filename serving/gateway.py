@@ -7,9 +7,11 @@ import logging
 import os
 import time
 
+import msgspec
+
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import SlipwayError
-from pipelines.contracts.events import Override
+from pipelines.contracts.events import EventId, Override
 from pipelines.contracts.pii import KeyedHash
 from pipelines.settings import Settings
 from serving.arms import ArmThreads
@@ -71,7 +73,8 @@ class Gateway:
         self._ids = ""
         self._ids_at = 0
         self._windows: dict[str, tuple[str, CallWindow]] = {}
-        self._persisting: set[asyncio.Task[None]] = set()
+        self._persisting: dict[asyncio.Task[None], str] = {}
+        self._unlogged = 0
         self.metrics.watch(self._set_gauges)
 
     async def start(self) -> None:
@@ -137,20 +140,18 @@ class Gateway:
         if known is None or known[0] != rollout or known[1].bound != plan.route.breaker:
             known = self._windows[plan.route.model] = (rollout, CallWindow(plan.route.breaker))
         if known[1].record(failed=failed) and self.standing_override(plan.route.model) is None:
-            held = self.override(plan, known[1].reason(), BREAKER)
-            if held is not None:
-                self.persist_later(held)
+            self.persist_later(self.override(plan, known[1].reason(), BREAKER))
 
     def standing_override(self, model: str) -> str | None:
         """The id of the override in force for the model, if any."""
         plan = self.table.plans.get(model)
         return plan.effective.override if plan else None
 
-    def override(self, plan: Plan, reason: str, actor: str) -> HeldOverride | None:
-        """Reduce exposure in this worker now and write the event; `persist` then makes it durable and shared.
+    def override(self, plan: Plan, reason: str, actor: str) -> HeldOverride:
+        """Reduce exposure in this worker now and write the event; `persist` then makes it durable.
 
-        The challenger goes off; without one the champion gives way to the fallback. None when the log cannot be written
-        (the challenger is then off in this worker all the same, until the log can say so).
+        The challenger goes off; without one the champion gives way to the fallback. Where the log takes no event, that
+        is so in this worker all the same, under a number of its own below 0, until `persist_later` has written it.
         """
         route = plan.route
         off = route.challenger is not None
@@ -177,45 +178,69 @@ class Gateway:
         try:
             event_id = self.log.append(event_of)
         except LogWriteError as error:
-            _log.error("override of %s not written: %s", route.model, error)
-            return None
+            self._unlogged += 1
+            event_id = EventId(self.log.gateway, self.log.worker, self.log.epoch, -self._unlogged)
+            _log.error("override of %s is not in the log yet: %s", route.model, error)
         held = HeldOverride(event=event_of(event_id), withdrawn=withdrawn)
-        self.overrides.hold(held)
-        self.table.refresh(route.model)
-        try:
-            # Nothing may come between the event and this: a worker killed there is what recovery is for.
-            self.overrides.publish(held)
-        except OSError as error:
-            _log.error("override %s is in force in this worker only: %s", event_id, error)
+        self._put_in_force(held)
         if off:
             self.arms.replace("challenger")
         self.metrics.overrides.labels(route.model, "breaker" if actor == BREAKER else "hand").inc()
         _log.warning("override %s of %s: %s (%s)", event_id, route.model, reason, actor)
         return held
 
+    def _put_in_force(self, held: HeldOverride) -> None:
+        self.overrides.hold(held)
+        self.table.refresh(held.event.model)
+        if held.event.id.n >= 0:
+            try:
+                # Nothing may come between the event and this: a worker killed there is what recovery is for.
+                self.overrides.publish(held)
+            except OSError as error:
+                _log.error("override %s is in force in this worker only: %s", held.event.id, error)
+
     async def persist(self, held: HeldOverride) -> None:
         """Return when the override outlives the machine.
 
         Raises LogWriteError or OSError.
         """
+        if held.event.id.n < 0:
+            raise LogWriteError("inference log", got="no room for the override", expected="room to write")
         await self.log.durable()
         await asyncio.to_thread(self.overrides.persist, held)
 
     def persist_later(self, held: HeldOverride) -> None:
         """`persist` in the background, again and again until the disk takes it."""
         task = asyncio.get_running_loop().create_task(self._persist_in_background(held))
-        self._persisting.add(task)
-        task.add_done_callback(self._persisting.discard)
+        self._persisting[task] = held.event.model
+        task.add_done_callback(self._persisting.pop)
+
+    async def is_durable(self, model: str, timeout_s: float) -> bool:
+        """Whether every override that this worker made for the model is written; waits for them, but not longer."""
+        tasks = [task for task, about in self._persisting.items() if about == model]
+        return not tasks or not (await asyncio.wait(tasks, timeout=timeout_s))[1]
 
     async def _persist_in_background(self, held: HeldOverride) -> None:
         while True:
             try:
+                held = self._logged(held)
                 await self.persist(held)
             except (OSError, LogWriteError) as error:
                 _log.error("override %s is not durable yet: %s", held.event.id, error)
                 await asyncio.sleep(_PERSIST_AGAIN_S)
             else:
                 return
+
+    def _logged(self, held: HeldOverride) -> HeldOverride:
+        """The override as the log has it, written now if it was not. Raises LogWriteError."""
+        if held.event.id.n >= 0:
+            return held
+        event_id = self.log.append(lambda event_id: msgspec.structs.replace(held.event, id=event_id))
+        written = msgspec.structs.replace(held, event=msgspec.structs.replace(held.event, id=event_id))
+        self.overrides.let_go(held)
+        self._put_in_force(written)
+        _log.warning("override of %s is in the log as %s", held.event.model, event_id)
+        return written
 
     def _recover_overrides(self) -> None:
         for held in logged_overrides(self.log.folder.parent, self.log.folder):

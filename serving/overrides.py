@@ -36,6 +36,11 @@ class OverrideStore:
         with self._lock:
             self._held[str(held.event.id)] = held
 
+    def let_go(self, held: HeldOverride) -> None:
+        """Forget one that was never written; it goes on under another id."""
+        with self._lock:
+            self._held.pop(str(held.event.id), None)
+
     def publish(self, held: HeldOverride) -> None:
         """Show it to the other workers: what the kernel has, they see, and it outlives this process. Raises OSError."""
         self._write(held, sync=False)

@@ -20,6 +20,7 @@ class RollbackBody(msgspec.Struct):
     actor: str = "operator"
 
 
+_PATIENCE_S = 2.0
 _decoder = msgspec.json.Decoder(RollbackBody)
 
 
@@ -46,6 +47,8 @@ async def roll_back(gateway: Gateway, plan: Plan, body: bytes) -> dict[str, Any]
         raise Malformed("body", got=str(error), expected='{"reason"?, "actor"?} or nothing') from None
     route = plan.route
     if plan.effective.override is not None:
+        if not await gateway.is_durable(route.model, _PATIENCE_S):
+            raise _not_durable("an earlier call that is not written yet")
         return {"model": route.model, "override": plan.effective.override, "serving": plan.effective.champion}
     if route.challenger is None and route.fallback is None:
         raise Conflict(
@@ -54,12 +57,15 @@ async def roll_back(gateway: Gateway, plan: Plan, body: bytes) -> dict[str, Any]
             expected="something to go back to",
         )
     held = gateway.override(plan, asked.reason, asked.actor)
-    if held is None:
-        raise Unavailable("inference log", got="a failed write", expected="room to write", hint="Send the call again.")
     try:
         await gateway.persist(held)
     except (OSError, LogWriteError) as error:
         gateway.persist_later(held)
-        raise Unavailable("override", got=str(error), expected="a durable write", hint="It is in force here.") from None
+        raise _not_durable(str(error)) from None
     serving = gateway.table.plans[route.model].effective.champion
     return {"model": route.model, "override": str(held.event.id), "action": held.event.action, "serving": serving}
+
+
+def _not_durable(got: str) -> Unavailable:
+    hint = "It is in force in this worker, which goes on trying. Make room, and send the call again."
+    return Unavailable("override", got=got, expected="a durable write", hint=hint)

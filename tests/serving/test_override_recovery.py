@@ -13,6 +13,7 @@ from pipelines.contracts.routes import Breaker
 from serving.override_recovery import logged_overrides
 from serving.overrides import OverrideStore
 from tests.serving.conftest import TOKEN, Installation, Start
+from tests.serving.test_inference_log import FullDisk
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +76,7 @@ async def test_a_champion_withdrawn_by_hand_stays_withdrawn(
         async with start() as running:
             refused = await running.client.post("/v1/models/m/rollback", headers=BEARER)
             assert refused.status_code == 503, "it is not durable"
-            assert "in force here" in refused.json()["error"]
+            assert "in force in this worker" in refused.json()["error"]
             after = left_by_a_kill(home, tmp_path / "after")
             patch.undo()
     async with start(at=after) as running:
@@ -119,3 +120,29 @@ async def test_a_trip_that_the_disk_refuses_is_written_when_it_takes_it_again(
             assert running.gateway.table.plans["m"].effective.override is not None, "acts first"
             assert other_worker.gateway.table.plans["m"].effective.override is None
         await other_worker.until(lambda: other_worker.gateway.table.plans["m"].effective.override is not None)
+
+
+async def test_on_a_full_disk_a_rollback_is_obeyed_here_and_written_when_there_is_room(
+    home: Installation, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.gateway._PERSIST_AGAIN_S", 0.02)
+    monkeypatch.setattr("serving.rollback._PATIENCE_S", 0.05)
+    home.publish(champion=home.challenger, fallback=home.champion)
+    async with start() as running, start() as other_worker:
+        with monkeypatch.context() as patch:
+            FullDisk(patch)
+            for _ in range(2):
+                refused = await running.client.post("/v1/models/m/rollback", headers=BEARER, json={"actor": "ann"})
+                assert refused.status_code == 503
+                assert "in force in this worker" in refused.json()["error"]
+            answer = (await running.infer("q")).json()["parameters"]
+            assert (answer["release"], answer["logged"]) == (home.champion, False)
+            assert home.events() == []
+        await running.until(lambda: len(home.events(Override)) == 1)
+        (override,) = home.events(Override)
+        done = await running.client.post("/v1/models/m/rollback", headers=BEARER)
+        assert (done.status_code, done.json()["override"]) == (200, str(override.id))
+        assert (override.actor, override.withdrawn) == ("ann", home.challenger)
+        await other_worker.until(lambda: other_worker.gateway.standing_override("m") == str(override.id))
+        (held,) = running.gateway.overrides.of("m")
+        assert held.event == override, "known under one name alone"
