@@ -21,7 +21,7 @@ _FLOAT = frozenset({float})
 class Bound(msgspec.Struct):
     """A request's inputs: `columns` by name for the releases, `logged` as they were sent, and the number of rows.
 
-    `block` holds the columns of `names`, one a row of a float64 array: the inputs sent as plain floats, none of them
+    `block` holds the columns of `names`, one a row of a float64 array: the inputs sent as floats, none of them
     null. `uncertain` are the other columns that may hold a null.
     """
 
@@ -65,7 +65,7 @@ class Binder:
         logged: dict[str, list[Scalar]] = {}
         others: Columns = {}
         names: list[str] = []
-        plain: list[list[float]] = []
+        plain: list[list[float] | np.ndarray] = []
         uncertain: list[str] = []
         inputs, one_row = self._inputs, rows == 1
         for tensor in tensors:
@@ -82,8 +82,13 @@ class Binder:
                 # A float less itself is 0 when it is finite. One row is the common case, and a call costs.
                 if (type(value) is float and value - value == 0.0) if one_row else _finite_floats(data):
                     names.append(name)
-                    plain.append(data)  # type: ignore[arg-type]  # just looked at
-                    logged[name] = data  # type: ignore[assignment]
+                    plain.append(data)
+                    logged[name] = data  # type: ignore[assignment]  # just looked at
+                    continue
+                if isinstance(data, np.ndarray) and isfinite(sum(values := data.tolist())):
+                    names.append(name)
+                    plain.append(data)
+                    logged[name] = values
                     continue
             others[name], logged[name] = column(name, datatype, known.field.datatype, data, nullable=known.nullable)
             if known.nullable:
