@@ -150,6 +150,7 @@ class GatewayApp:
         return reply
 
     def _answered(self, model: str, answer: Answer, started_ns: int) -> None:
+        self.gateway.shadow.requests += 1
         if answer.after is not None:
             self.gateway.shadow.put(answer.after)
         self.gateway.metrics.request_times(model).observe((perf_counter_ns() - started_ns) // 1000)

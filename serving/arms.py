@@ -1,28 +1,108 @@
-"""Where arms are scored: in the event loop while one release is alone, in a thread each while two are compared.
+"""Where arms are scored: in the event loop while that is harmless, else in a thread each.
 
-A thread of its own makes a hanging challenger harmless: it can be waited for no longer than the route allows. The
-champion gets one too as soon as there is a challenger, so that neither has an advantage in the latencies that evidence
-compares. Single mode pays nothing.
+A release that is alone is scored in the loop. A challenger may be slow or never return: a thread of its own can be
+waited for no longer than the route allows. The champion then gets one, too, so that neither arm has an advantage in the
+latencies that evidence compares. Threads cost a request more than a small model does, though, and a second arm that
+wants the interpreter is felt by every request; so two releases that have shown in their threads that they are quick are
+both scored in the loop, the challenger under an alarm, until one of them is slow again (`Pace`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 
 from pipelines.contracts.events import ARMS, Arm
 from serving.models import LoadedModel
 from serving.scoring import Outcome, Scorer
 
+_QUICK_US = 2000
+"""What a scoring may take that is done in the loop (wall)."""
+_PROVEN = 64
+"""So many scorings of each arm in a row were quick before they are done there."""
+_ALARM_S = 0.02
+"""When a challenger's scoring in the loop is ended; it is then done again in a thread, and so are all later ones."""
 
-class ArmThreads:
-    """One scoring thread an arm."""
+
+class Pace:
+    """Whether two releases that are compared are both quick enough for the loop; of one version of one route."""
+
+    def __init__(self) -> None:
+        self.at_once = False
+        self._quick: dict[Arm, int] = dict.fromkeys(ARMS, 0)
+        self._never = False
+
+    def note(self, arm: Arm, outcome: Outcome) -> None:
+        """Take in what one scoring took."""
+        took_us = outcome.latency_us - outcome.features_us
+        if outcome.status == "error" or took_us > _QUICK_US:
+            self._quick[arm] = 0
+            self.at_once = False
+        elif not self.at_once:
+            self._quick[arm] += 1
+            self.at_once = not self._never and min(self._quick.values()) >= _PROVEN
+
+    def give_up(self) -> None:
+        """Threads from now on."""
+        self.at_once, self._never = False, True
+
+
+class TooSlow(BaseException):
+    """The alarm: no `except Exception` of a release's code may take it for its own."""
+
+
+class Alarm:
+    """Ends a call in the main thread that takes longer than it may, by a signal: Python code and sleeps, not C code."""
+
+    def __init__(self) -> None:
+        self._armed = False
+        self.works = threading.current_thread() is threading.main_thread()
+        if self.works:
+            signal.signal(signal.SIGALRM, self._strike)
+
+    def score(self, scorer: Scorer, model: LoadedModel) -> Outcome:
+        """The outcome. Raises TooSlow."""
+        self._armed = True
+        signal.setitimer(signal.ITIMER_REAL, _ALARM_S)
+        try:
+            return scorer.score(model)
+        finally:
+            self._armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _strike(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._armed:
+            self._armed = False
+            raise TooSlow
+
+
+class Arms:
+    """Scores requests for which two releases are in place."""
 
     def __init__(self) -> None:
         self._pools = {arm: self._pool(arm) for arm in ARMS}
+        self._alarm = Alarm()
 
-    async def score(self, arm: Arm, scorer: Scorer, model: LoadedModel, timeout_s: float | None = None) -> Outcome:
+    async def score(
+        self, pace: Pace, arm: Arm, scorer: Scorer, model: LoadedModel, timeout_s: float | None = None
+    ) -> Outcome:
         """The outcome, or an `error` outcome once `timeout_s` (wall) has passed; the late result is dropped."""
+        if pace.at_once and self._alarm.works:
+            try:
+                outcome = scorer.score(model) if arm == "champion" else self._alarm.score(scorer, model)
+            except TooSlow:
+                pace.give_up()
+            else:
+                pace.note(arm, outcome)
+                return outcome
+        outcome = await self._in_thread(arm, scorer, model, timeout_s)
+        pace.note(arm, outcome)
+        return outcome
+
+    async def _in_thread(self, arm: Arm, scorer: Scorer, model: LoadedModel, timeout_s: float | None) -> Outcome:
         future = asyncio.get_running_loop().run_in_executor(self._pools[arm], scorer.score, model)
         done, _ = await asyncio.wait((future,), timeout=timeout_s)
         if future.cancelled():

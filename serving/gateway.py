@@ -14,7 +14,7 @@ from pipelines.contracts.errors import SlipwayError
 from pipelines.contracts.events import EventId, Override
 from pipelines.contracts.pii import KeyedHash
 from pipelines.settings import Settings
-from serving.arms import ArmThreads
+from serving.arms import Arms
 from serving.circuit_breaker import CallWindow
 from serving.inference_log import InferenceLog, LogWriteError
 from serving.limits import Limits
@@ -66,7 +66,7 @@ class Gateway:
             times=self.metrics.log_times,
         )
         self.memory = ArmMemory(limits.remembered_ids)
-        self.arms = ArmThreads()
+        self.arms = Arms()
         self.shadow = ShadowQueue(limits.shadow_queue)
         self.started = False
         self._telling: asyncio.TimerHandle | None = None
@@ -120,10 +120,12 @@ class Gateway:
         await asyncio.to_thread(self.log.close)
 
     def answers_at_once(self, plan: Plan) -> bool:
-        """Whether nothing on the way of a request waits: no second arm's thread, no remote store, no disk."""
-        if plan.challenger is not None or self.settings.durability != "process":
+        """Whether nothing on the way of a request waits: no arm's thread, no remote store, no disk."""
+        if plan.challenger is not None and not (plan.effective.mode == "shadow" and plan.pace.at_once):
             return False
-        return not plan.champion.reads.pinned or self.store.is_local
+        if self.settings.durability != "process":
+            return False
+        return self.store.is_local or not plan.reads.pinned
 
     def new_request_id(self) -> str:
         """128 random bits in hex; the kernel is asked for many at a time."""

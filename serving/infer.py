@@ -159,12 +159,18 @@ async def infer(gateway: Gateway, plan: Plan, request: InferRequest, traceparent
 def infer_at_once(gateway: Gateway, plan: Plan, request: InferRequest, traceparent: str | None) -> Answer:
     """The same steps where none of them waits for anything (`Gateway.answers_at_once`)."""
     exchange = _begin(gateway, plan, request, traceparent)
-    reads = exchange.read()
-    if reads is not None:
-        assert isinstance(reads, Reads), "a local store"
-        exchange.scorer.reads = reads
-    outcome = exchange.scorer.score(plan.champion)
-    return _answer(exchange, outcome, _log_served(exchange, outcome))
+    try:
+        reads = exchange.read()
+        if reads is not None:
+            assert isinstance(reads, Reads), "a local store"
+            exchange.scorer.reads = reads
+        outcome = exchange.scorer.score(plan.champion)
+        if plan.challenger is not None:
+            plan.pace.note("champion", outcome)
+        return _answer(exchange, outcome, _log_served(exchange, outcome))
+    except BaseException:
+        _unpair(exchange)
+        raise
 
 
 def _begin(gateway: Gateway, plan: Plan, request: InferRequest, traceparent: str | None) -> _Exchange:
@@ -324,7 +330,8 @@ async def _score(exchange: _Exchange, arm: Arm) -> Outcome:
     if exchange.plan.challenger is None:
         return exchange.scorer.score(exchange.plan.champion)
     timeout_s = exchange.plan.route.breaker.timeout_ms / 1000 if arm == "challenger" else None
-    return await exchange.gateway.arms.score(arm, exchange.scorer, exchange.model_of(arm), timeout_s)
+    model = exchange.model_of(arm)
+    return await exchange.gateway.arms.score(exchange.plan.pace, arm, exchange.scorer, model, timeout_s)
 
 
 async def _score_other(exchange: _Exchange, arm: Arm) -> None:

@@ -18,6 +18,7 @@ from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.pii import KeyedHash
 from pipelines.contracts.release import InputField
 from pipelines.contracts.routes import Route
+from serving.arms import Pace
 from serving.inputs import Binder
 from serving.models import LoadedModel
 from serving.oip.errors import Unavailable, Unknown
@@ -41,6 +42,7 @@ class Plan(msgspec.Struct, frozen=True):
     challenger: LoadedModel | None
     fields: dict[str, InputField]
     binder: Binder
+    pace: Pace
     reads: ReadPlan
     """What is read online for a request that both arms score; the champion's own plan is `champion.reads`."""
     privacy: Privacy
@@ -176,7 +178,7 @@ class RouteTable:
         reads = ReadPlan({arm.digest: arm.manifest.views for arm in arms})
         again = before is not None and before.route.version == route.version
         since_us = before.since_us if before is not None and again else wall_us()
-        made = Plan(route, plan, champion, challenger, fields, binder, reads, privacy, since_us)
+        made = Plan(route, plan, champion, challenger, fields, binder, Pace(), reads, privacy, since_us)
         self.plans = {**self.plans, route.model: made}
 
     def _all_loaded(self, route: Route) -> bool:

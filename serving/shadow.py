@@ -15,6 +15,9 @@ _log = logging.getLogger("slipway.shadow")
 
 Job = Callable[[], Awaitable[None]]
 
+_TURNS = 8
+"""Turns of the loop in which requests were answered before a second arm is scored all the same."""
+
 
 class ShadowQueue:
     """At most `capacity` requests reserved, waiting or being scored."""
@@ -22,6 +25,8 @@ class ShadowQueue:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._taken = 0
+        self.requests = 0
+        """Requests answered by this worker, of any model."""
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._consumer: asyncio.Task[None] | None = None
 
@@ -57,9 +62,18 @@ class ShadowQueue:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._consumer
 
+    async def _pause(self) -> None:
+        """Let requests that have come be answered first; for a bounded time, so that pairs come of a busy hour, too."""
+        for _ in range(_TURNS):
+            answered = self.requests
+            await asyncio.sleep(0)  # one turn of the loop: it reads what has come
+            if self.requests == answered:
+                return
+
     async def _consume(self) -> None:
         while True:
             job = await self._queue.get()
+            await self._pause()
             try:
                 await job()
             except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones

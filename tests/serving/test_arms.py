@@ -1,0 +1,102 @@
+"""Where arms are scored: quick ones in the loop, and no challenger is waited for longer than its route allows."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from pipelines.contracts.events import Assignment, Response
+from pipelines.contracts.routes import Breaker
+from serving.arms import _ALARM_S, _PROVEN, _QUICK_US, Pace
+from serving.scoring import Outcome
+from tests.serving.conftest import Installation, Start
+
+pytestmark = pytest.mark.anyio
+
+
+def strikes(x: float, share: float) -> bool:
+    """Whether a fault of this share strikes at `x` (tests/builders.py)."""
+    return bool((np.sin(x * 12.9898 + 78.233) * 43758.5453) % 1.0 < share)
+
+
+HARMLESS = next(x for x in np.arange(1.0, 100.0) if not strikes(x, 0.5))
+HARMFUL = next(x for x in np.arange(1.0, 100.0) if strikes(x, 0.5))
+
+
+def test_two_releases_are_scored_in_the_loop_once_both_have_been_quick_often_enough() -> None:
+    pace, quick = Pace(), Outcome("ok", _QUICK_US)
+    for _ in range(_PROVEN):
+        pace.note("champion", quick)
+    assert not pace.at_once
+    for k in range(_PROVEN):
+        assert not pace.at_once, k
+        pace.note("challenger", quick)
+    assert pace.at_once
+    pace.note("challenger", Outcome("ok", 10 * _QUICK_US, features_us=9 * _QUICK_US))
+    assert pace.at_once, "waiting for features is no fault of a release"
+    pace.note("challenger", Outcome("ok", _QUICK_US + 1))
+    assert not pace.at_once
+    for _ in range(_PROVEN):
+        pace.note("challenger", quick)
+    assert pace.at_once
+    pace.give_up()
+    for _ in range(2 * _PROVEN):
+        pace.note("champion", quick)
+        pace.note("challenger", quick)
+    assert not pace.at_once
+
+
+@pytest.mark.parametrize("mode", ["shadow", "split"])
+async def test_a_challenger_that_hangs_in_the_loop_is_ended_and_stays_in_its_thread(
+    home: Installation, start: Start, mode: str
+) -> None:
+    hanging = home.release(0.7, semver="1.2.0", sleep_s=3.0, sleep_share=0.5)
+    share = {"share_ppm": 1_000_000} if mode == "split" else {}
+    home.publish(mode, challenger=hanging, breaker=Breaker(timeout_ms=200), **share)
+    async with start() as running:
+        pace = running.gateway.table.plans["m"].pace
+        for k in range(20 * _PROVEN):
+            await running.infer(f"q{k}", x=HARMLESS)
+            await running.shadows_done()
+            if pace.at_once:
+                break
+        assert pace.at_once
+        before = len(home.events(Response))
+        began = time.monotonic()
+        answer = await running.infer("harmful", x=HARMFUL)
+        assert answer.json()["parameters"]["arm"] == "champion"
+        await running.shadows_done()
+        assert _ALARM_S < time.monotonic() - began < 2.9, "neither the loop nor the client waits for it"
+        assert not pace.at_once
+        after = (await running.infer("later", x=HARMLESS)).json()["parameters"]
+        await running.shadows_done()
+    assert after["arm"] == "champion", "its thread still sleeps"
+    failed = [one for one in home.events(Response)[before:] if one.status == "error"]
+    assert [(one.request_id, one.arm) for one in failed][:1] == [("harmful", "challenger")]
+    assert "timeout after 200 ms" in failed[0].error
+    assert all(one.paired for one in home.events(Assignment)[:_PROVEN])
+
+
+async def test_in_the_loop_as_in_threads_the_answer_is_logged_first_and_its_pair_after(
+    home: Installation, start: Start
+) -> None:
+    home.publish("shadow")
+    async with start() as running:
+        pace = running.gateway.table.plans["m"].pace
+        for k in range(20 * _PROVEN):
+            await running.infer(f"q{k}")
+            await running.shadows_done()
+            if pace.at_once:
+                break
+        assert pace.at_once
+        before = len(home.events())
+        answer = await running.infer("last")
+        assert answer.json()["parameters"]["logged"] is True
+        await running.shadows_done()
+    written = home.events()[before:]
+    assert [type(event).__name__ for event in written] == ["Assignment", "Response", "Response"]
+    assert [(one.arm, one.served, one.shadow) for one in written[1:]] == [
+        ("champion", True, False), ("challenger", False, True),
+    ]  # fmt: skip
