@@ -151,6 +151,7 @@ def closed_loop(
     done = int(_found(r"(\d+) requests in", text)[1])
     return {
         "connections": connections,
+        "requests": done,
         "requests_per_s": round(float(_found(r"Requests/sec:\s+([\d.]+)", text)[1])),
         "p50_ms": _milliseconds("50%", text),
         "p99_ms": _milliseconds("99%", text),

@@ -1,0 +1,184 @@
+"""Three claims about the gateway under load, beside the plain table of `benchmarks/gateway.py`:
+
+    serving/.venv/bin/python -m benchmarks.gateway_claims [batch] [shadow] [memory] [--seconds 3] [--requests 2000000]
+
+`batch`: rows a second with 100 rows a request, JSON and binary, beside the bare server and the model alone.
+`shadow`: the champion's p99 at half of saturation, second arm on against off, in alternating rounds.
+`memory`: the worker's memory over many requests; a slope whose 95 % interval lies below a bound is flat.
+Prints, and writes benchmarks/results/gateway_claims.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from benchmarks.gateway import BARE, Setup, check, record
+from benchmarks.gateway_load import CLIENT_CORE, PROJECT, SERVER_CORE, ask, body, closed_loop, open_loop, server, tree
+from pipelines.contracts import events, segments
+
+ROWS = 100
+ROUNDS = 5
+FLAT_BYTES = 10.0
+"""Bytes a request that a worker may grow by and still count as flat: 20 MB over 2 million requests."""
+
+
+def model_alone(setup: Setup, rows: int, seconds: float) -> float:
+    """Rows a second of ONNX Runtime by itself, one thread, by CPU time."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(setup.onnx), options, providers=["CPUExecutionProvider"])
+    matrix = body(rows).matrix
+    before, until, done = time.process_time(), time.perf_counter() + seconds, 0
+    while time.perf_counter() < until:
+        session.run(None, {"features": matrix})
+        done += 1
+    return done * rows / (time.process_time() - before)
+
+
+def batch(setup: Setup, seconds: float) -> dict[str, Any]:
+    """Rows a second of CPU, JSON and binary."""
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {SERVER_CORE})
+    alone = model_alone(setup, ROWS, seconds)
+    os.sched_setaffinity(0, own)
+    session = onnxruntime.InferenceSession(str(setup.onnx), providers=["CPUExecutionProvider"])
+    found: dict[str, Any] = {"rows": ROWS, "model_alone_rows_per_cpu_s": round(alone)}
+    print(f"\n{ROWS} rows a request{'':11} requests/s     rows/s  p99 ms  rows per CPU second  of the model alone")
+    print(f"{'model alone':28} {'':10} {'':10} {'':7} {alone:20,.0f} {1:19.2f}")
+    setup.route("single")
+    for name, command in ((BARE, setup.peers()[BARE]), ("gateway", setup.gateway())):
+        with server(command, setup.port, setup.environment) as pid:
+            for form, request in (("JSON", body(ROWS)), ("binary", body(ROWS, binary=True))):
+                if form == "JSON":
+                    check(ask(setup.port, request), None, request, session)
+                row = closed_loop(setup.port, pid, request, 16, seconds)
+                per_cpu = ROWS / row["cpu_us_per_request"] * 1e6
+                found[f"{name}, {form}"] = row | {"rows_per_cpu_s": round(per_cpu), "of_model": per_cpu / alone}
+                print(
+                    f"{name + ', ' + form:28} {row['requests_per_s']:10,} {row['requests_per_s'] * ROWS:10,}"
+                    f" {row['p99_ms']:7.2f} {per_cpu:20,.0f} {per_cpu / alone:19.2f}",
+                    flush=True,
+                )
+    found["binary_to_bare_server"] = round(
+        found["gateway, binary"]["rows_per_cpu_s"] / found[f"{BARE}, binary"]["rows_per_cpu_s"], 3
+    )
+    print(f"binary: {found['binary_to_bare_server']:.2f} of the bare server's rows per CPU second")
+    return found
+
+
+def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
+    """p99 of the champion with and without a second arm, at the same rate: half of what it saturates at with it."""
+    request = body(1)
+    setup.route("shadow")
+    with server(setup.gateway(), setup.port, setup.environment) as pid:
+        saturation = closed_loop(setup.port, pid, request, 16, seconds)["requests_per_s"]
+        rate = saturation / 2
+        print(f"\nshadow 100 %: saturates at {saturation:,} requests/s; measured at {rate:,.0f}")
+        rounds: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
+        for number in range(2 * ROUNDS):
+            mode = ("off", "on")[number % 2]
+            setup.route("single" if mode == "off" else "shadow")
+            time.sleep(0.6)  # the gateway looks for routes every 0.2 s
+            open_loop(setup.port, pid, request, connections=16, rate=rate, seconds=1.0)
+            row = open_loop(setup.port, pid, request, connections=16, rate=rate, seconds=seconds)
+            rounds[mode].append(row)
+            print(f"second arm {mode:3}  p50 {row['p50_ms']:7.3f} ms  p99 {row['p99_ms']:7.3f} ms", flush=True)
+        pairs = second_arms(setup)
+    best = {mode: min(row["p99_ms"] for row in rows) for mode, rows in rounds.items()}
+    median = {mode: statistics.median(row["p99_ms"] for row in rows) for mode, rows in rounds.items()}
+    ratio = {"best": round(best["on"] / best["off"], 3), "median": round(median["on"] / median["off"], 3)}
+    print(f"p99 on / off: {ratio['median']} by the medians of {ROUNDS} rounds, {ratio['best']} by the best ones")
+    print(f"second arms: {pairs['promised']:,} promised, {pairs['written']:,} written, {pairs['shed']:,} shed")
+    return {"saturation": saturation, "rate": rate, "rounds": rounds, "p99_on_over_off": ratio, "second_arms": pairs}
+
+
+def second_arms(setup: Setup) -> dict[str, int]:
+    """What the log promises and holds of second arms, and how many the worker has shed."""
+    time.sleep(2.0)  # the last of them are scored
+    metrics = urllib.request.urlopen(f"http://127.0.0.1:{setup.port}/metrics", timeout=10).read().decode()
+    shed = re.search(r"^slipway_shadow_shed_total\{.*\} (\S+)", metrics, re.MULTILINE)
+    counted = {"promised": 0, "written": 0, "shed": int(float(shed[1])) if shed else 0}
+    for path in sorted((setup.home / "bus").rglob("*.seg")):
+        for frame in segments.read_frames(path.read_bytes()):
+            event = events.decode(frame.payload)
+            if isinstance(event, events.Assignment):
+                counted["promised"] += event.paired
+            elif isinstance(event, events.Response):
+                counted["written"] += event.shadow
+    return counted
+
+
+def memory(setup: Setup, requests: int) -> dict[str, Any]:
+    """Memory of the worker, private and shared by its share, over many requests; and the slope's 95 % interval."""
+    setup.route("single")
+    request = body(1)
+    done, samples = 0, []
+    with server(setup.gateway(), setup.port, setup.environment) as pid:
+        worker = max(tree(pid), key=lambda one: one.memory_info().rss)
+        print("\n   requests  worker MB", flush=True)
+        while done < requests:
+            row = closed_loop(setup.port, pid, request, 16, 5)
+            done += row["requests"]
+            for path in (setup.home / "bus").rglob("*.seg"):
+                if time.time() - path.stat().st_mtime > 10:
+                    path.unlink()  # shipped long ago, in production; 2 million requests are gigabytes
+            samples.append((done, worker.memory_full_info().uss))
+            print(f"{done:11,} {samples[-1][1] / 1e6:10.1f}", flush=True)
+    # The first tenth fills caches, the memory of client ids among them.
+    kept = np.array([one for one in samples if one[0] > requests / 10], dtype=np.float64)
+    slope, low, high = _slope(kept[:, 0], kept[:, 1])
+    flat = high < FLAT_BYTES
+    print(f"slope {slope:.2f} bytes a request, 95 % interval {low:.2f} to {high:.2f}: {'flat' if flat else 'NOT FLAT'}")
+    return {"samples": samples, "slope_bytes_per_request": slope, "interval": [low, high], "flat": flat}
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Theil-Sen slope, and the 2.5 and 97.5 % quantiles of it over 1,000 bootstrap draws (seeded)."""
+    rng = np.random.default_rng(0)
+
+    def slope_of(index: np.ndarray) -> float:
+        at, value = x[index], y[index]
+        i, j = np.triu_indices(len(at), 1)
+        apart = at[j] != at[i]
+        return float(np.median((value[j] - value[i])[apart] / (at[j] - at[i])[apart]))
+
+    drawn = [slope_of(np.sort(rng.integers(0, len(x), len(x)))) for _ in range(1000)]
+    return slope_of(np.arange(len(x))), *(float(q) for q in np.quantile(drawn, (0.025, 0.975)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("claims", nargs="*", default=["batch", "shadow"], help="batch, shadow, memory")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--requests", type=int, default=2_000_000)
+    parser.add_argument("--port", type=int, default=3978)
+    asked = parser.parse_args()
+    os.sched_setaffinity(0, {CLIENT_CORE})
+    path = PROJECT / "benchmarks" / "results" / "gateway_claims.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    results = {name: known[name] for name in ("batch", "shadow", "memory") if name in known}
+    with tempfile.TemporaryDirectory() as folder:
+        setup = Setup(Path(folder), asked.port)
+        if "batch" in asked.claims:
+            results["batch"] = batch(setup, asked.seconds)
+        if "shadow" in asked.claims:
+            results["shadow"] = shadow(setup, asked.seconds)
+        if "memory" in asked.claims:
+            results["memory"] = memory(setup, asked.requests)
+    record("gateway_claims", results)
+
+
+if __name__ == "__main__":
+    main()
