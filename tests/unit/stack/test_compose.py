@@ -92,7 +92,9 @@ def test_the_published_ports_are_the_default_ones_and_local_only(monkeypatch):
     for name in ("AIRFLOW", "MLFLOW", "GATEWAY"):
         monkeypatch.delenv(f"SLIPWAY_{name}_PORT", raising=False)
     settings = Settings()
-    expected = {f"127.0.0.1:{p}:{p}" for p in (settings.airflow_port, settings.mlflow_port, settings.gateway_port)}
+    grpc_port = COMPOSE["services"]["gateway"]["environment"]["SLIPWAY_GATEWAY_GRPC_PORT"]
+    published = (settings.airflow_port, settings.mlflow_port, settings.gateway_port, grpc_port)
+    expected = {f"127.0.0.1:{port}:{port}" for port in published}
     assert set(COMPOSE["services"]["localhost"]["ports"]) == expected
 
 
