@@ -13,19 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import sqlalchemy as sa
+from deltalake import DeltaTable
 
 from pipelines.adapters import control_schema
 from pipelines.adapters.control_db import control_db
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError, DataError
 from pipelines.contracts.release import Release, verify
-from pipelines.rollout.stages import Stage
+from pipelines.rollout.stages import Stage, from_spec
 from pipelines.rollout.state import Plan, Rollout
 from pipelines.settings import Settings
 from pipelines.training import training_set
-from pipelines.wiring import training
+from pipelines.wiring import rollouts, training
 from pipelines.wiring.backtest import backtest, no_data_reason
 from pipelines.wiring.releases import answer_sample
+from pipelines.wiring.rollout_replay import replay
 from pipelines.wiring.rollouts import fold_backtest
 from pipelines.wiring.scoring import load_release
 from tests.unit.training import project
@@ -252,6 +254,25 @@ def test_a_backtest_runs_both_arms_over_what_was_logged(copied: tuple[Settings, 
     logged = _scores(release, frame, np.full(frame.num_rows, 0.123))
     ours = tables["responses"].filter(pc.equal(tables["responses"]["arm"], "champion"))["score"].to_numpy()
     np.testing.assert_allclose(np.sort(ours), np.sort(logged[frame["event_timestamp"].to_numpy() > _naive(seen)]))
+
+
+def test_a_backtest_and_what_it_decided_come_out_of_the_log_again(copied: tuple[Settings, training.Trained]) -> None:
+    settings, first = copied
+    challenger = _challenger(settings)
+    _crown(settings, first.release)
+    project.log_traffic(settings, load_release(settings, first.release), _frame(settings, AS_OF), with_features=True)
+    settings.event_clock().tick(LATER)
+    plan = Plan(stages=from_spec([{"name": "backtest"}, {"name": "shadow", "requests": 100}]), policy=POLICY)
+    rollout = rollouts.start(settings, "buys", challenger, plan=plan)
+    assert rollouts.backtest(settings, rollout.id)["requests"] > 500
+    decision = rollouts.look(settings, rollout.id).decision
+    assert decision is not None
+    assert [verdict["n"] for verdict in decision.verdicts if verdict["metric"] == "logloss"] != [0]
+    assert [one.differences for one in replay(settings)] == [[]]
+    DeltaTable(settings.lake / "inference" / "label").delete("value = 1.0")
+    assert "the stored evidence of the backtest is not what the inference log gives" in replay(settings)[0].differences
+    shutil.rmtree(settings.releases / challenger)
+    assert "the backtest cannot be run again: release" in replay(settings)[0].differences[0]
 
 
 def test_views_that_were_not_logged_come_by_point_in_time(copied: tuple[Settings, training.Trained]) -> None:
