@@ -11,6 +11,7 @@ import numpy as np
 from pipelines.adapters.delta_lake import DeltaLake, connect
 from pipelines.contracts.clocks import from_us
 from pipelines.monitoring.columns import Category, Column, Numbers, Window
+from pipelines.rollout.base_rates import Answers
 
 Value = float | int | str | bool | None
 
@@ -30,6 +31,27 @@ _QUERY = """
       AND assignment.event_time >= $start AND assignment.event_time < $end
     ORDER BY assignment.seq
 """
+
+_ANSWERS = """
+    WITH answered AS (
+        SELECT request_id, arg_min(status, seq) AS status, arg_min(score, seq) AS score,
+               arg_min(latency_us, seq) AS latency_us
+        FROM response WHERE model = $model AND release = $release AND NOT shadow AND event_time < $before GROUP BY 1
+    ), truth AS (
+        SELECT request_id, arg_min(value, seq) AS value
+        FROM label WHERE model = $model AND "row" = 0 AND event_time <= $before GROUP BY 1
+    ), cost AS (
+        SELECT request_id, arg_min(value, seq) AS value
+        FROM kpi WHERE model = $model AND event_time <= $before GROUP BY 1
+    )
+    SELECT epoch_us(assignment.event_time), answered.status <> 'ok', answered.score, answered.latency_us / 1000.0,
+           truth.value, cost.value
+    FROM assignment JOIN answered USING (request_id)
+    LEFT JOIN truth USING (request_id) LEFT JOIN cost USING (request_id)
+    WHERE assignment.model = $model AND NOT assignment.duplicate AND assignment.event_time < $before
+    ORDER BY assignment.event_time DESC, assignment.seq DESC LIMIT $most
+"""
+_EMPTY = "SELECT '' AS model, '' AS request_id, 0 AS \"row\", 0.0 AS value, 0 AS seq, now() AS event_time WHERE false"
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -57,10 +79,7 @@ def served(lake: DeltaLake, model: str, release: str, window: Window, as_of_us: 
             if lake.exists(table):
                 lake.bind(connection, kind, table)
             else:
-                connection.execute(
-                    "CREATE VIEW label AS SELECT '' AS model, '' AS request_id, 0 AS \"row\", 0.0 AS value, "
-                    "0 AS seq, now() AS event_time WHERE false"
-                )
+                connection.execute(f"CREATE VIEW {kind} AS {_EMPTY}")
         found = connection.execute(
             _QUERY,
             {
@@ -72,6 +91,28 @@ def served(lake: DeltaLake, model: str, release: str, window: Window, as_of_us: 
             },
         ).fetchall()
     return _flattened(found)
+
+
+def answers(lake: DeltaLake, model: str, release: str, before_us: int, most: int = 50_000) -> Answers:
+    """The newest `most` requests that `release` was to answer before an event time, and what was known then."""
+    kinds = ("assignment", "response", "label", "kpi")
+    if not (lake.exists("inference/assignment") and lake.exists("inference/response")):
+        return Answers(np.empty(0, np.int64), np.empty(0, bool), *(np.empty(0) for _ in range(4)))
+    with connect() as connection:
+        for kind in kinds:
+            if lake.exists(f"inference/{kind}"):
+                lake.bind(connection, kind, f"inference/{kind}")
+            else:
+                connection.execute(f"CREATE VIEW {kind} AS {_EMPTY}")
+        given = {"model": model, "release": release, "before": from_us(before_us), "most": most}
+        found = connection.execute(_ANSWERS, given).fetchall()[::-1]
+    scores = [msgspec.json.decode(row[2]) for row in found]
+    return Answers(
+        np.array([row[0] for row in found], dtype=np.int64),
+        np.array([row[1] for row in found], dtype=np.bool_),
+        _numbers(score[0] if score else None for score in scores),
+        *(_numbers(row[column] for row in found) for column in (3, 4, 5)),
+    )
 
 
 def columns(reference: Served, current: Served) -> list[Column]:

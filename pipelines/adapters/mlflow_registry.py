@@ -114,6 +114,17 @@ def tag_release(settings: Settings, model: str, digest: str, tags: dict[str, str
         client.set_model_version_tag(model, version.version, name, value)
 
 
+def attach(settings: Settings, run_id: str, name: str, content: bytes) -> None:
+    """Put a file among a run's artifacts, in place of an earlier one of that name (a relative path)."""
+    client = _client(settings)
+    run = client.get_run(run_id)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        _upload(settings, client, run_id, str(run.info.artifact_uri), Path(folder))
+
+
 def answers(settings: Settings) -> bool:
     """Whether the tracking server answers now."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,12 +61,20 @@ def explain(
         str, typer.Option("--if", help="approve, reject, rollback, pause, resume or skip: what would follow.")
     ] = "",
     actor: Actor = "",
+    html: Annotated[Path | None, typer.Option(help="Write the rollout's page to this file instead.")] = None,
     json: Json = False,
 ) -> None:
     """Say in words what was decided and done, and what would be now. Does nothing."""
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
+    if html is not None:
+        from pipelines.wiring.rollout_page import page
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(page(Settings(), rollout), encoding="utf-8")
+        print(html)
+        return
     lines = rollouts.explain(Settings(), rollout, _verb(verb) if verb else None, actor or getpass.getuser())
     if json:
         _print_json([*lines])

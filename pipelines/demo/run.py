@@ -41,6 +41,7 @@ from pipelines.settings import Settings
 from pipelines.stack import airflow_password, down, up
 from pipelines.wiring import features, monitoring, rollouts
 from pipelines.wiring.features import Publisher
+from pipelines.wiring.rollout_replay import replay
 
 DAY_US = 86_400_000_000
 AHEAD_US = 10 * DAY_US
@@ -202,6 +203,9 @@ def _checks(installation: Settings, found: list[dict[str, Any]], answered: int) 
     checks.append(summary.lost_answers(installation, MODEL, answered))
     faults = [fault for lines in rollouts.audit(installation).values() for fault in lines]
     checks.append(summary.check("faults in the decision record", len(faults), 0, not faults))
+    differing = [text for one in replay(installation) for text in one.differences]
+    what = "differences when evidence is folded and verdicts are judged again from the log"
+    checks.append(summary.check(what, len(differing), 0, not differing))
     return checks
 
 

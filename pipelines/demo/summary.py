@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
-from pipelines.demo.charts import Series, evidence_chart
 from pipelines.demo.rehearsal import Told
+from pipelines.rollout.charts import Series, evidence_chart
+from pipelines.rollout.page import environment
 from pipelines.settings import PROJECT, Settings
 from pipelines.wiring import rollouts
 
@@ -176,10 +175,6 @@ def machine() -> dict[str, Any]:
 def write(folder: Path, report: dict[str, Any]) -> tuple[Path, Path]:
     """`report.json` and `report.html`; returns both paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = lambda value: "" if value is None else f"{value:,.4g}"
     requests = sum(act["requests"] for act in report["acts"])
     decisions = [d for act in report["acts"] for rollout in act["rollouts"] for d in rollout["decisions"]]
     routed = sorted(d["route_seconds"] for d in decisions if d["route_seconds"] is not None)
@@ -191,7 +186,7 @@ def write(folder: Path, report: dict[str, Any]) -> tuple[Path, Path]:
         ("decision to route, median", f"{routed[len(routed) // 2]:.2f} s" if routed else "-"),
         ("checks", f"{sum(c['ok'] for c in report['checks'])} of {len(report['checks'])} ok"),
     ]
-    html = environment.get_template("report.html.j2").render(report=report, tiles=tiles)
+    html = environment(Path(__file__).parent).get_template("report.html.j2").render(report=report, tiles=tiles)
     json_path, html_path = folder / "report.json", folder / "report.html"
     html_path.write_text(html)
     stripped = json.loads(json.dumps(report, default=str))

@@ -52,8 +52,16 @@ class Notify(msgspec.Struct, frozen=True, tag="notify", tag_field="action", kw_o
     text: str
 
 
-Action = SetRoute | SetChampion | TagRelease | SetAlias | EmitAsset | Notify
-MIRRORS = (TagRelease, SetAlias, EmitAsset, Notify)
+class AttachReport(msgspec.Struct, frozen=True, tag="attach_report", tag_field="action", kw_only=True):
+    """Put the rollout's page beside the release's other artifacts (a mirror)."""
+
+    model: str
+    release: str
+    rollout_id: str
+
+
+Action = SetRoute | SetChampion | TagRelease | SetAlias | EmitAsset | Notify | AttachReport
+MIRRORS = (TagRelease, SetAlias, EmitAsset, Notify, AttachReport)
 
 _decoder = msgspec.json.Decoder(list[Action])
 
@@ -79,3 +87,5 @@ def target(action: Action) -> str:
             return "assets"
         case Notify():
             return "people"
+        case AttachReport():
+            return "reports"

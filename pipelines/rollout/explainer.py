@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pipelines.contracts.assignment import PPM
 from pipelines.contracts.routes import Route
-from pipelines.rollout.actions import Action, EmitAsset, Notify, SetAlias, SetChampion, SetRoute, TagRelease
+from pipelines.rollout.actions import (
+    Action,
+    AttachReport,
+    EmitAsset,
+    Notify,
+    SetAlias,
+    SetChampion,
+    SetRoute,
+    TagRelease,
+)
 from pipelines.rollout.state import Decision
 
 
@@ -32,6 +41,8 @@ def sentence(action: Action) -> str:
             return f"point alias {action.alias} of {action.model} at {(action.release or '')[:12]}"
         case EmitAsset():
             return f"emit asset {action.uri}"
+        case AttachReport():
+            return f"attach the page of {action.rollout_id} to release {action.release[:12]}"
         case Notify():
             return f"{'page' if action.level == 'page' else 'notify'}: {action.text}"
 

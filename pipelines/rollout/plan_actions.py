@@ -7,7 +7,16 @@ import hashlib
 from pipelines.contracts.assignment import PPM
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.routes import Mode, Route
-from pipelines.rollout.actions import Action, EmitAsset, Notify, SetAlias, SetChampion, SetRoute, TagRelease
+from pipelines.rollout.actions import (
+    Action,
+    AttachReport,
+    EmitAsset,
+    Notify,
+    SetAlias,
+    SetChampion,
+    SetRoute,
+    TagRelease,
+)
 from pipelines.rollout.stages import Stage
 from pipelines.rollout.state import Decision, Rollout
 
@@ -20,7 +29,7 @@ def salt_of(rollout_id: str) -> str:
 def plan_actions(rollout: Rollout, decision: Decision, decision_id: str) -> tuple[Action, ...]:
     """Everything that follows from `decision` about `rollout` (the state before it), the route first."""
     if decision.kind == "rollback":
-        return _withdraw(rollout, decision, decision_id)
+        return (*_withdraw(rollout, decision, decision_id), *_report(rollout))
     if decision.kind in ("hold", "inconclusive", "pause"):
         return (Notify(level="info" if decision.kind == "pause" else "page", text=_text(rollout, decision)),)
     actions: list[Action] = []
@@ -31,6 +40,8 @@ def plan_actions(rollout: Rollout, decision: Decision, decision_id: str) -> tupl
         actions += _enter(rollout, decision, decision_id, stage)
     if decision.kind != "continue" or stage is not None or decision.command:
         actions.append(Notify(level="info", text=_text(rollout, decision)))
+    if decision.kind == "promote":
+        actions += _report(rollout)
     return tuple(actions)
 
 
@@ -59,6 +70,13 @@ def route_for(rollout: Rollout, stage: Stage, decision: Decision, decision_id: s
         breaker=rollout.plan.breaker,
         slice_inputs=list(rollout.plan.slice_inputs),
     )
+
+
+def _report(rollout: Rollout) -> tuple[Action, ...]:
+    """The page of a rollout that has compared something."""
+    if rollout.champion is None or rollout.status == "waiting":
+        return ()
+    return (AttachReport(model=rollout.model, release=rollout.challenger, rollout_id=rollout.id),)
 
 
 def _enter(rollout: Rollout, decision: Decision, decision_id: str, stage: Stage) -> list[Action]:

@@ -94,7 +94,7 @@ def standing_of(view: RolloutView) -> Standing:
         requests=judged.requests,
         proven=not judged.missing,
         missing=judged.missing,
-        verdicts=_verdicts(judged),
+        verdicts=verdict_rows(judged),
         evidence_digest=judged.evidence_digest,
     )
 
@@ -112,7 +112,7 @@ def _policy(_digest: str, document: str) -> Policy:
     return Policy.parse(json.loads(document))
 
 
-def _verdicts(judged: Judgement) -> list[dict[str, Any]]:
+def verdict_rows(judged: Judgement) -> list[dict[str, Any]]:
     """Verdicts as the record, the command line and Airflow show them: `verdict` is the word, `reason` the sentence."""
     rows = []
     for verdict in judged.verdicts:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.adapters.control_db import control_db
 from pipelines.contracts.clocks import from_us, wall_us
 from pipelines.contracts.errors import TransientError
-from pipelines.rollout.actions import Action, EmitAsset, Notify, SetAlias, TagRelease
+from pipelines.rollout.actions import Action, AttachReport, EmitAsset, Notify, SetAlias, TagRelease
 from pipelines.rollout.executor import Mirror
 from pipelines.settings import Settings
 
@@ -49,7 +49,29 @@ def mirrors(settings: Settings) -> dict[str, Mirror]:
         assert isinstance(action, Notify)
         return _notify(settings.root / "logs" / "notifications.jsonl", action, key)
 
-    return {"registry": registry, "assets": assets, "people": people}
+    def reports(action: Action, _key: str) -> str:
+        assert isinstance(action, AttachReport)
+        return _attach(settings, action)
+
+    return {"registry": registry, "assets": assets, "people": people, "reports": reports}
+
+
+def _attach(settings: Settings, action: AttachReport) -> str:
+    """The rollout's page as an artifact of the release's MLflow run; a later one of the same rollout replaces it."""
+    runs = {row.digest: row.mlflow_run for row in control_db(settings).releases(action.model)}
+    if not (run := runs.get(action.release)):
+        return "not in the registry"
+    from pipelines.adapters import mlflow_registry
+    from pipelines.wiring.rollout_page import page
+
+    name = f"rollouts/{action.rollout_id}.html"
+    try:
+        mlflow_registry.attach(settings, run, name, page(settings, action.rollout_id).encode())
+    except Exception as error:  # a page that cannot be drawn must keep nothing else from being done
+        raise TransientError(
+            f"page of {action.rollout_id}", got=f"{type(error).__name__}: {error}", hint="The next advance tries again."
+        ) from error
+    return name
 
 
 def _notify(path: Path, action: Notify, key: str) -> str:

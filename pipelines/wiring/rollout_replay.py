@@ -69,14 +69,15 @@ def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
     tested = _backtest_again(settings, rollout, stored.get("backtest"), differences)
     wanted = {found.evidence_digest for _, found in decisions}
     known: dict[str, list[EvidenceRow]] = {}
-    for rows in ([], tested):
-        _keep(known, wanted, rows)
+    _keep(known, wanted, [], Evidence().digest)
+    _keep(known, wanted, tested, tested[0].digest if tested else "")
+    base = Evidence.from_json(tested[0].document) if tested else None
     batches, live = 0, stored.get("live")
     reached = counted = live is None
     for state in states(settings, rollout):
         batches += 1
         row = _row(rollout.id, "live", state.batch, state.evidence)
-        _keep(known, wanted, [*tested, row])
+        _keep(known, wanted, [*tested, row], row.digest if base is None else (base + state.evidence).digest)
         if live is not None:
             reached = reached or row.document == live.document
             counted = counted or (state.batch == live.batch and state.counts == live.counts)
@@ -171,15 +172,10 @@ def _row(rollout_id: str, part: str, batch: int, evidence: Evidence) -> Evidence
     )
 
 
-def _keep(known: dict[str, list[EvidenceRow]], wanted: set[str], rows: list[EvidenceRow]) -> None:
+def _keep(known: dict[str, list[EvidenceRow]], wanted: set[str], rows: list[EvidenceRow], digest: str) -> None:
     """Remember the rows by the digest of their sum, when a decision names it."""
-    total = Evidence()
-    for index, row in enumerate(rows):
-        part = Evidence.from_json(row.document)
-        total = part if index == 0 else total + part
-    digest = rows[0].digest if len(rows) == 1 else total.digest
     if digest in wanted:
-        known[digest] = rows
+        known.setdefault(digest, rows)
 
 
 def _judge_again(view: RolloutView, decision: Decision, rows: list[EvidenceRow] | None) -> list[str]:

@@ -80,7 +80,7 @@ class Mirrors:
         self.keys: list[tuple[str, str]] = []
 
     def handlers(self) -> dict[str, Any]:
-        return {where: self._handler(where) for where in ("registry", "assets", "people")}
+        return {where: self._handler(where) for where in ("registry", "assets", "people", "reports")}
 
     def _handler(self, where: str) -> Any:
         def handle(action: Action, key: str) -> str:
@@ -257,7 +257,7 @@ class Rollouts(RuleBasedStateMachine):
             assert self.db.champion("m") == route.champion, "who answers is who is champion"
         aliases = {action.alias: action.release for _, action in planned if isinstance(action, SetAlias)}
         assert self.mirrors.aliases == aliases
-        for where in ("registry", "assets", "people"):
+        for where in ("registry", "assets", "people", "reports"):
             keys = [key for at, key in self.mirrors.keys if at == where]
             places = [(int(key.partition(":")[2].partition("/")[0]), int(key.rpartition("/")[2])) for key in keys]
             assert places == sorted(places), "a mirror never goes back in time"

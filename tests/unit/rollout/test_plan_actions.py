@@ -114,6 +114,26 @@ def test_the_first_champion_is_routed_by_its_approval_alone() -> None:
     assert champion_of(state, decision) == NEW
 
 
+@pytest.mark.parametrize(
+    ("state", "standing", "attached"),
+    [
+        (rollout("canary_50"), done(), True),
+        (rollout("bake", provisional=True), done(), True),
+        (rollout("canary_10"), HARM, True),
+        (rollout("shadow"), done(), False),
+    ],
+)
+def test_the_page_of_a_rollout_is_attached_last_when_it_is_promoted_or_withdrawn(
+    state: Rollout, standing: Standing, attached: bool
+) -> None:
+    planned = plan_actions(state, decide(state, standing, NOW), "m:9")
+    report = acts.AttachReport(model="m", release=NEW, rollout_id="m-r2")
+    assert (report in planned) is attached
+    if attached:
+        assert planned[-1] == report
+        assert acts.target(report) not in {acts.target(action) for action in planned[:-1]}, "an outage delays it alone"
+
+
 def test_actions_survive_the_record_unchanged() -> None:
     planned = plan_actions(rollout("canary_50"), decide(rollout("canary_50"), done(), NOW), "m:9")
     assert acts.from_builtins(acts.to_builtins(planned)) == planned

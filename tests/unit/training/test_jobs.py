@@ -275,6 +275,25 @@ def test_a_backtest_and_what_it_decided_come_out_of_the_log_again(copied: tuple[
     assert "the backtest cannot be run again: release" in replay(settings)[0].differences[0]
 
 
+def test_the_page_of_a_withdrawn_rollout_lies_among_the_releases_artifacts(
+    copied: tuple[Settings, training.Trained],
+) -> None:
+    settings, first = copied
+    project.set_model(settings, trainer="lightgbm")
+    challenger = training.train(settings, "buys", AS_OF)
+    _crown(settings, first.release)
+    settings.event_clock().tick(LATER)
+    plan = Plan(stages=from_spec([{"name": "shadow", "requests": 100}]), policy=POLICY)
+    rollout = rollouts.start(settings, "buys", challenger.release, plan=plan)
+    rollouts.rollback(settings, rollout.id, "anna", "wrong <release>")
+    effects = {effect.kind: effect for effect in rollouts.advance(settings, rollout.id)}
+    assert effects["attach_report"].done, effects
+    assert effects["attach_report"].detail == f"attach_report: rollouts/{rollout.id}.html"
+    (kept,) = (settings.root / "mlflow" / "artifacts").rglob(f"{challenger.mlflow_run}/artifacts/rollouts/*.html")
+    assert kept.name == f"{rollout.id}.html"
+    assert "anna: wrong &lt;release&gt;" in kept.read_text()
+
+
 def test_views_that_were_not_logged_come_by_point_in_time(copied: tuple[Settings, training.Trained]) -> None:
     settings, first = copied
     challenger = _challenger(settings)

@@ -1,0 +1,90 @@
+"""Base rates of a policy's metrics, measured on the champion's own traffic before a rollout begins."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pipelines.contracts.errors import DataError
+from pipelines.rollout.planner import BaseRates, Rates
+from pipelines.rollout.policy import Metric, Policy
+from pipelines.stats import tables
+from pipelines.stats.evidence import Evidence
+from pipelines.stats.losses import loss_values
+from pipelines.stats.nats import MOMENT, Floats
+
+LEAST = 100
+"""Answers and values below which a rate says nothing."""
+
+
+class Answers(NamedTuple):
+    """n answers of one release in order of event time: time in microseconds, whether it was an error, score, latency in
+    milliseconds, label and KPI; NaN where there is none.
+    """
+
+    event_us: np.ndarray[tuple[int], np.dtype[np.int64]]
+    failed: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    score: Floats
+    latency_ms: Floats
+    label: Floats
+    kpi: Floats
+
+
+def measured(policy: Policy, answers: Answers, backtest: Evidence | None = None) -> Rates:
+    """The rates that `policy` can be planned with; metrics of which too little is known are left out.
+
+    The spread of paired differences comes from the backtest's evidence, where there is one. Rates of events are
+    `(k + 0.5) / (n + 1)`, so that an event never seen is rare and not impossible. A label counts as missing only when
+    it is older than the policy's label maturity. Raises DataError below `LEAST` answers.
+    """
+    size = len(answers.event_us)
+    hours = float(answers.event_us[-1] - answers.event_us[0]) / 3.6e9 if size > 1 else 0.0
+    if size < LEAST or hours <= 0.0:
+        raise DataError("base rates", got=f"{size} answers of the champion", expected=f"at least {LEAST}")
+    mature = answers.event_us <= answers.event_us[-1] - round(policy.label_maturity_s * 1e6)
+    known = ~np.isnan(answers.label[mature]) if np.isfinite(answers.label).any() else ~np.isnan(answers.kpi[mature])
+    found = {metric.name: base for metric in policy.metrics if (base := _base(policy, metric, answers, backtest))}
+    return Rates(requests_per_hour=size / hours, labelled=float(known.mean()) if known.any() else 1.0, metrics=found)
+
+
+def _base(policy: Policy, metric: Metric, answers: Answers, backtest: Evidence | None) -> BaseRates | None:
+    if metric.kind == "event":
+        failed = answers.failed
+        events = failed if metric.event == "error" else ~failed & ~_valid(policy, answers.score)
+        return BaseRates(rate=(int(events.sum()) + 0.5) / (len(events) + 1))
+    if metric.kind == "quantile":
+        latency = answers.latency_ms[answers.latency_ms > 0.0]
+        return BaseRates(sigma=max(float(np.log(latency).std()), 0.05)) if len(latency) >= LEAST else None
+    if metric.kind == "mean":
+        values = answers.kpi[np.isfinite(answers.kpi)]
+    else:
+        values = answers.score[np.isfinite(answers.score)]
+        if metric.kind == "paired_loss":
+            both = np.isfinite(answers.score) & np.isfinite(answers.label)
+            values = loss_values(
+                metric.loss, answers.score[both], answers.label[both], clip=metric.clip, cap=metric.cap, q=metric.q
+            )
+    if len(values) < LEAST:
+        return None
+    spread = _paired_sd(metric, backtest) if metric.paired else None
+    return BaseRates(mean=float(values.mean()), sd=float(values.std()), paired_sd=spread)
+
+
+def _valid(policy: Policy, score: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    low, high = policy.score_range or (-np.inf, np.inf)
+    valid = np.isfinite(score)
+    valid[valid] &= (score[valid] >= low) & (score[valid] <= high)
+    return valid
+
+
+def _paired_sd(metric: Metric, backtest: Evidence | None) -> float | None:
+    """Standard deviation of the paired differences of a backtest."""
+    held = backtest.cells.items() if backtest is not None else ()
+    cells = [vector for (_, name, part), vector in held if name == metric.name and not part]
+    n = sum(int(vector[tables.N]) for vector in cells)
+    if n < LEAST:
+        return None
+    total = sum(int(vector[tables.S]) for vector in cells) / MOMENT
+    squares = sum(int(vector[tables.V]) for vector in cells) / MOMENT
+    return float(np.sqrt(max(squares / n - (total / n) ** 2, 0.0)))
