@@ -11,7 +11,7 @@ from pipelines.rollout.planner import BaseRates, Rates
 from pipelines.rollout.policy import Metric, Policy
 from pipelines.stats import tables
 from pipelines.stats.evidence import Evidence
-from pipelines.stats.losses import loss_values
+from pipelines.stats.losses import RANK, loss_values
 from pipelines.stats.nats import MOMENT, Floats
 
 LEAST = 100
@@ -56,6 +56,8 @@ def _base(policy: Policy, metric: Metric, answers: Answers, backtest: Evidence |
     if metric.kind == "quantile":
         latency = answers.latency_ms[answers.latency_ms > 0.0]
         return BaseRates(sigma=max(float(np.log(latency).std()), 0.05)) if len(latency) >= LEAST else None
+    if metric.loss == RANK:
+        return _ranking(answers, _paired_sd(metric, backtest))
     if metric.kind == "mean":
         values = answers.kpi[np.isfinite(answers.kpi)]
     else:
@@ -69,6 +71,18 @@ def _base(policy: Policy, metric: Metric, answers: Answers, backtest: Evidence |
         return None
     spread = _paired_sd(metric, backtest) if metric.paired else None
     return BaseRates(mean=float(values.mean()), sd=float(values.std()), paired_sd=spread)
+
+
+def _ranking(answers: Answers, spread: float | None) -> BaseRates | None:
+    """The share of positive labels, and of (positive, negative) pairs ranked ill: one minus the area under the ROC."""
+    both = np.isfinite(answers.score) & np.isfinite(answers.label)
+    level, label = np.unique(answers.score[both], return_inverse=True)[1], answers.label[both] > 0.5
+    ones, zeros = np.bincount(level, label), np.bincount(level, ~label)
+    pairs = float(ones.sum() * zeros.sum())
+    if min(ones.sum(), zeros.sum()) < LEAST:
+        return None
+    ill = float((ones * (zeros.sum() - zeros.cumsum() + 0.5 * zeros)).sum()) / pairs
+    return BaseRates(rate=float(label.mean()), mean=ill, sd=float(np.sqrt(ill * (1.0 - ill))), paired_sd=spread)
 
 
 def _valid(policy: Policy, score: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -64,5 +64,16 @@ def verify(entries: Iterable[Entry], anchors: Mapping[int, str] | None = None) -
     return faults
 
 
+def compare(entries: Iterable[Entry], copy: Iterable[Entry]) -> list[str]:
+    """Where a copy that was kept elsewhere says otherwise than one model's entries; a copy may lag behind."""
+    there = {line.n: line for line in entries}
+    return [
+        f"{line.id}: its copy in the lake has hash {line.hash[:12]}, "
+        + (f"the record {there[line.n].hash[:12]}" if line.n in there else "the record has no such entry")
+        for line in copy
+        if line.n not in there or there[line.n] != line
+    ]
+
+
 def _hash(model: str, n: int, prev_hash: str, body: str) -> str:
     return hashlib.sha256(f"{prev_hash}\n{model}\n{n}\n{body}".encode()).hexdigest()

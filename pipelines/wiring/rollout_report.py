@@ -17,6 +17,7 @@ from pipelines.rollout.executor import Effect
 from pipelines.rollout.explainer import explain as explain_decision
 from pipelines.rollout.plan_actions import plan_actions
 from pipelines.settings import Settings
+from pipelines.wiring.record_copy import copied
 from pipelines.wiring.rollout_gate import now, rollout_store, standing_of
 
 
@@ -109,6 +110,10 @@ def explain(settings: Settings, rollout_id: str, verb: Verb | None = None, actor
 
 
 def audit(settings: Settings) -> dict[str, list[str]]:
-    """Faults of every model's record, by model; empty lists when all chains and anchors hold."""
-    store = rollout_store(settings)
-    return {model: record.verify(store.entries(model), store.anchors(model)) for model in store.recorded_models()}
+    """Faults of every model's record, by model; empty lists when all chains, anchors and copies in the lake hold."""
+    store, copies = rollout_store(settings), copied(settings)
+    return {
+        model: record.verify(entries := store.entries(model), store.anchors(model))
+        + record.compare(entries, copies.get(model, ()))
+        for model in sorted({*store.recorded_models(), *copies})
+    }

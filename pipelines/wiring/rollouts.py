@@ -20,6 +20,7 @@ from pipelines.rollout.executor import Effect, execute
 from pipelines.rollout.plan_actions import salt_of
 from pipelines.rollout.state import Decision, Plan, Rollout
 from pipelines.settings import Settings
+from pipelines.wiring import record_copy
 from pipelines.wiring.rollout_gate import fold_backtest, now, plan_of, rollout_store, standing_of
 from pipelines.wiring.rollout_mirrors import mirrors
 from pipelines.wiring.rollout_report import audit, explain, show
@@ -273,7 +274,8 @@ def command(
 
 # --- doing ------------------------------------------------------------------------------------------------------------
 def advance(settings: Settings, rollout_id: str) -> Effects:
-    """Do and confirm every unconfirmed action of the model's decisions, then let a waiting rollout begin.
+    """Do and confirm every unconfirmed action of the model's decisions, then let a waiting rollout begin; at last, copy
+    the record into the lake.
 
     Effects with `done=False` could not be done (a mirror is down); they are tried again by the next call.
     """
@@ -282,6 +284,7 @@ def advance(settings: Settings, rollout_id: str) -> Effects:
     effects = execute(store, mirrors(settings), model)
     if begin_waiting(settings, model) is not None:
         effects += execute(store, mirrors(settings), model)
+    record_copy.copy(settings, store, model)
     return effects
 
 

@@ -116,3 +116,18 @@ def test_too_little_traffic_is_no_base_rate() -> None:
     none = np.empty(0)
     with pytest.raises(DataError, match="got 0 answers of the champion; expected at least 100"):
         measured(Policy.parse(POLICY), Answers(np.empty(0, np.int64), np.empty(0, bool), none, none, none, none))
+
+
+def test_the_base_rate_of_a_ranking_is_one_minus_the_area_under_the_roc_curve() -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(3)
+    label = (rng.random(2000) < 0.3).astype(float)
+    score = np.round(rng.normal(label, 1.0), 1)  # with ties
+    nothing = np.full(2000, np.nan)
+    answers = Answers(np.arange(2000) * 1_000_000, np.zeros(2000, bool), score, nothing, label, nothing)
+    metric = {"name": "auc", "kind": "paired_loss", "loss": "rank", "harm_abs": 0.02, "promote_margin_abs": 0.03}
+    policy = Policy.parse(POLICY | {"score_range": None, "metrics": [metric | {"weight": 0.5}]})
+    found = measured(policy, answers).metrics["auc"]
+    assert found.rate == label.mean()
+    assert found.mean == pytest.approx(1 - roc_auc_score(label, score))

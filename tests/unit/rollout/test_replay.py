@@ -12,9 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import audit
+from pipelines.rollout.record import entry, verify
 from pipelines.settings import Settings
 from pipelines.wiring import rollouts
 from pipelines.wiring.collect import collect_once
+from pipelines.wiring.record_copy import copied, copy
 from pipelines.wiring.rollout_replay import replay, states
 from tests.unit.collect.installation import Installation
 from tests.unit.collect.traffic import Worker
@@ -131,3 +133,38 @@ def test_a_plan_changed_behind_the_record_is_found(settings: Settings) -> None:
         "WHERE id = 'm-r2'",
     )
     assert "the plan is not what its digest names" in differences(settings)
+
+
+def test_a_record_rewritten_whole_is_found_by_its_copy_in_the_lake(settings: Settings) -> None:
+    assert rollouts.audit(settings) == {"m": []}
+    store = rollouts.rollout_store(settings)
+    entries = store.entries("m")
+    assert copied(settings)["m"] == entries
+    forged = entry("m", entries[-2], json.loads(entries[-1].body) | {"code": "another"})
+    tampered(
+        settings,
+        f"UPDATE decision SET body = '{forged.body.replace(chr(39), chr(39) * 2)}', hash = '{forged.hash}' "
+        f"WHERE model = 'm' AND n = {forged.n}",
+    )
+    assert verify(store.entries("m")) == [], "the chain itself is whole"
+    (fault,) = rollouts.audit(settings)["m"]
+    assert fault == (
+        f"{forged.id}: its copy in the lake has hash {entries[-1].hash[:12]}, the record {forged.hash[:12]}"
+    )
+
+
+def test_a_record_that_lost_its_end_is_found_by_its_copy_in_the_lake(settings: Settings) -> None:
+    last = rollouts.rollout_store(settings).entries("m")[-1]
+    tampered(settings, f"DELETE FROM decision WHERE model = 'm' AND n = {last.n}")
+    (fault,) = rollouts.audit(settings)["m"]
+    assert fault.endswith("the record has no such entry")
+
+
+def test_a_lake_that_cannot_be_written_delays_no_decision(settings: Settings) -> None:
+    shutil.rmtree(settings.lake / "record")
+    (settings.lake / "record").touch()
+    store = rollouts.rollout_store(settings)
+    assert copy(settings, store, "m") == 0
+    (settings.lake / "record").unlink()
+    assert copy(settings, store, "m") == len(store.entries("m"))
+    assert copy(settings, store, "m") == 0, "once"
