@@ -53,8 +53,12 @@ def evidence_chart(title: str, series: Sequence[Series], stages: Sequence[tuple[
             f'<text x="{LEFT - 6}" y="{py(tick) + 4:.1f}" class="tick" text-anchor="end">'
             f'10<tspan dy="-4" font-size="8">{tick}</tspan></text>'
         )
+    free = 0.0
     for at, name in stages:
         parts.append(f'<line x1="{px(at):.1f}" x2="{px(at):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" class="stage"/>')
+        if px(at) < free:
+            continue  # a short stage: its name would lie on its neighbour's
+        free = px(at) + 6 * len(name)
         parts.append(f'<text x="{px(at) + 3:.1f}" y="{HEIGHT - BOTTOM - 4}" class="tick">{escape(name)}</text>')
     label_y: list[float] = []
     for index, (one, points) in enumerate(shown):
