@@ -51,6 +51,7 @@ def main() -> int:
     asked = parser.parse_args()
     rng = random.Random(asked.seed)
     began = time.monotonic()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-kills-")))
         started = stack.enter_context(broker(home / "kafka")) if asked.bus == "kafka" else None
@@ -71,9 +72,7 @@ def main() -> int:
         counted = count(site, client)
     lives = 1 + sum(n for name, n in site.kills.items() if name.startswith("gateway"))
     record = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commit": commit.stdout.strip(),
         "seed": asked.seed,
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "bus": asked.bus,

@@ -25,7 +25,7 @@ import msgspec
 from pipelines.contracts import segments, shipment
 from pipelines.contracts.errors import SlipwayError, TerminalError, TransientError
 from pipelines.contracts.kafka import MAX_MESSAGE, Connection, connection
-from pipelines.contracts.segment_folder import QUIET_S, scan
+from pipelines.contracts.segment_folder import QUIET_S, folder_of, scan
 from pipelines.contracts.streams import Position, Range, StreamKey
 from pipelines.settings import Settings
 
@@ -55,7 +55,8 @@ class Shipper:
         self._quiet_s = quiet_s
         self._producer: Producer | None = None
         self._failure: KafkaError | None = None
-        self.positions = {position.key: position for position in _read(state)}
+        # Those of streams that have left the disk are of no more use.
+        self.positions = {at.key: at for at in _read(state) if folder_of(bus, at.key).exists()}
 
     def once(self) -> int:
         """Send one portion of what is new and wait until the brokers have it; returns its frames."""

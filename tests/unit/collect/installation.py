@@ -37,6 +37,12 @@ POLICY = {
 PLAN = Plan(stages=from_spec(STAGES), policy=Policy.parse(POLICY).to_mapping())
 
 
+def stored_labels(settings: Settings) -> list[tuple[int, int]]:
+    """Epoch and counter of every label in the lake."""
+    rows = DeltaLake(settings.lake).read("inference/label", ["epoch", "n"]).to_pylist()
+    return [(row["epoch"], row["n"]) for row in rows]
+
+
 class Installation:
     """`route` is what a gateway would follow now."""
 
