@@ -244,22 +244,38 @@ async def test_a_stopping_door_answers_the_calls_that_have_begun(home: Installat
         assert (await client.refusal(typed(x=("FP64", [1.0])))).code() == grpc.StatusCode.UNAVAILABLE
 
 
-def test_sigterm_answers_the_calls_on_their_way_before_the_log_is_closed(home: Installation) -> None:
-    home.publish(champion=home.release(0.4, semver="3.0.0", sleep_s=0.5))
+def test_a_killed_workers_port_is_taken_over_and_sigterm_answers_the_calls_on_their_way(home: Installation) -> None:
+    home.publish("shadow", champion=home.release(0.4, semver="3.0.0", sleep_s=0.5), stage="shadow")
     port = free_port()
+    x = typed(x=("FP64", [1.0]))
+
+    def connected() -> Any:
+        """A channel with a connection of its own: one that is shared may not know yet that its worker is gone."""
+        return grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+
+    def infer_of(channel: Any) -> Any:
+        answers = message_class("ModelInferResponse").FromString
+        return channel.unary_unary(f"/{SERVICE}/ModelInfer", Request.SerializeToString, answers)
+
     with bentoml_serve(home.home, SLIPWAY_GATEWAY_GRPC_PORT=str(port)) as gateway:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            method = channel.unary_unary(
-                f"/{SERVICE}/ModelInfer", Request.SerializeToString, message_class("ModelInferResponse").FromString
-            )
-            asked = [method.future(typed(x=("FP64", [1.0])), wait_for_ready=True) for _ in range(3)]
-            wait_until(lambda: home.events(Assignment), "a call is on its way")
+        with connected() as channel:
+            assert infer_of(channel)(x, timeout=60).id
+        (worker,) = gateway.workers()
+        worker.kill()
+        worker.wait(60)
+        with connected() as channel:
+            method = infer_of(channel)
+            assert method(x, wait_for_ready=True, timeout=60).id
+            began = len(home.events(Assignment))
+            asked = [method.future(x) for _ in range(3)]
+            wait_until(lambda: len(home.events(Assignment)) == began + 3, "all calls are on their way")
             gateway.process.send_signal(signal.SIGTERM)
-            answers = [one.result(timeout=30).id for one in asked]
+            answers = {one.result(timeout=30).id for one in asked}
         assert gateway.process.wait(30) == 0
-    assert sorted(answers) == sorted(one.request_id for one in home.events(Response) if one.served)
-    (epoch,) = (home.home / "bus" / "gw0").iterdir()
-    assert (epoch / "closed").exists()
+    assert answers < {one.request_id for one in home.events(Response) if one.served}
+    killed, ended = sorted((home.home / "bus" / "gw0").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    assert not (killed / "closed").exists()
+    assert (ended / "closed").exists()
 
 
 def test_every_refusal_of_a_prediction_has_a_status_in_grpc() -> None:
