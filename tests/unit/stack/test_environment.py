@@ -91,3 +91,20 @@ def test_a_copy_of_the_settings_with_another_home_writes_there(tmp_path):
     settings = Settings(home=tmp_path / "one")
     assert settings.root == tmp_path / "one"
     assert settings.model_copy(update={"home": tmp_path / "other"}).lake == tmp_path / "other" / "lake"
+
+
+@pytest.mark.parametrize("setting", ["control_url", "airflow_db", "mlflow_db"])
+def test_a_database_that_nobody_here_can_read_is_refused_at_the_start(setting, tmp_path):
+    with pytest.raises(ValueError, match=setting):
+        Settings(home=tmp_path, **{setting: "mysql://u@h/d"})
+    given = Settings(home=tmp_path, **{setting: "postgresql://u:sesame@h/d"})
+    assert "sesame" not in repr(given)
+
+
+def test_databases_on_a_server_reach_airflow_and_mlflow(tmp_path):
+    urls = {"airflow_db": "postgresql://u:p@h/airflow", "mlflow_db": "postgresql://u:p@h/mlflow"}
+    environment = part_environment(Settings(home=tmp_path, **urls))
+    assert environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == urls["airflow_db"]
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == urls["mlflow_db"]
+    on_sqlite = part_environment(Settings(home=tmp_path))
+    assert on_sqlite["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith(f"sqlite:///{tmp_path}")
