@@ -97,6 +97,94 @@ def rollback_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def gateway_lines(found: dict[str, Any]) -> list[str]:
+    """The gateway beside its peers."""
+    lines = [
+        (
+            f"One row a request, 16 connections, one worker on one core, load from the other (`make bench`, commit "
+            f"`{found['commit'][:12]}`; the gateway routes, checks, and writes both events before it answers):"
+        ),
+        "",
+        "| server | requests/s | p99, ms | CPU a request, us | of the bare server, by CPU |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, rows in found["one_row"].items():
+        row, ratio = rows[-1], found["bare_cpu_over_theirs"][name]
+        cells = (f"{row['requests_per_s']:,}", f"{row['p99_ms']:.1f}", f"{row['cpu_us_per_request']:.0f}")
+        lines.append(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |")
+    return lines
+
+
+def claim_lines(found: dict[str, Any]) -> list[str]:
+    """Batches, second arms, memory."""
+    lines = []
+    if batch := found.get("batch"):
+        lines.append(
+            f"{batch['rows']} rows a request, binary: {batch['gateway, binary']['rows_per_cpu_s']:,} rows a second of "
+            f"CPU, {batch['gateway, binary']['of_model']:.2f} of the model alone."
+        )
+    if shadow := found.get("shadow"):
+        lines.append(
+            f"Shadow on all requests, at {shadow['rate']:,.0f} requests/s (half of saturation): the champion's p99 is "
+            f"{shadow['p99_on_over_off']['median']:.2f} of that without."
+        )
+    if memory := found.get("memory"):
+        low, high = memory["interval"]
+        lines.append(
+            f"Memory of a worker over {memory['samples'][-1][0]:,} requests: {memory['slope_bytes_per_request']:.2f} "
+            f"bytes a request (95 % interval {low:.2f} to {high:.2f})."
+        )
+    return lines
+
+
+def feature_lines(found: dict[str, Any]) -> list[str]:
+    """The gateway with online features."""
+    return [
+        "One row with three feature views, 16 connections: "
+        + "; ".join(
+            f"{name} {rows[-1]['requests_per_s']:,} requests/s, p99 {rows[-1]['p99_ms']:.1f} ms"
+            for name, rows in found["gateway"].items()
+        )
+        + "."
+    ]
+
+
+def kill_lines(found: dict[str, Any]) -> list[str]:
+    """What was acknowledged and what was found after kills."""
+    counted = found["results"]
+    return [
+        (
+            f"{sum(found['kills'].values())} `kill -9` ({', '.join(sorted(found['kills']))}) under load, seed "
+            f"{found['seed']}: {counted['acknowledged']:,} requests acknowledged of {counted['sent']:,} sent, "
+            f"{counted['found']:,} of them found exactly once."
+        )
+    ]
+
+
+def nightly_lines(found: dict[str, Any]) -> list[str]:
+    """The nightly path."""
+    seconds = found["seconds"]
+    return [
+        (
+            f"A night of both models on all flights, new rows to registered releases, as DAG runs: "
+            f"{seconds['dag_runs']:.0f} s, {seconds['ratio']:.2f} of the same steps in one process "
+            f"({seconds['bare']:.0f} s)."
+        )
+    ]
+
+
+SECTIONS = {
+    "rehearsal": rehearsal_lines,
+    "nightly": nightly_lines,
+    "gateway": gateway_lines,
+    "gateway_claims": claim_lines,
+    "online_features": feature_lines,
+    "rollback": rollback_lines,
+    "kills": kill_lines,
+    "gates": gate_lines,
+}
+
+
 def main() -> None:
     """Rewrite the section between the marks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
