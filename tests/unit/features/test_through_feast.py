@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.settings import Settings
 from pipelines.wiring import features
+from tests.contract.feast_repositories import STORES, installation, read_online
 
 AS_OF = parse_event_time("2013-01-18T18:00:00Z")
 
 
-def test_history_and_online_reads_through_feast_equal_ours(sample_views: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store_kind", STORES)
+def test_history_and_online_reads_through_feast_equal_ours(
+    sample_views: Settings, tmp_path: Path, store_kind: str
+) -> None:
+    (tmp_path / "lake").symlink_to(sample_views.lake)
+    with installation(store_kind, tmp_path) as settings:
+        features.apply(settings)
+        _history_and_online_reads_equal_ours(settings)
+
+
+def _history_and_online_reads_equal_ours(settings: Settings) -> None:
     from pipelines.adapters.feast_registry import open_store
 
-    (tmp_path / "lake").symlink_to(sample_views.lake)
-    settings = Settings(home=tmp_path, clock="replay")
-    features.apply(settings)
     pins = features.pins(settings, "air_time")
     flights = [
         {"origin": "EWR", "dest": "LAX", "tailnum": "N14228"},
@@ -43,3 +53,14 @@ def test_history_and_online_reads_through_feast_equal_ours(sample_views: Setting
     online = store.get_online_features(references, asked).to_dict()
     kept = [row for row in ours.select(names).to_pylist() if row["seats"] is not None]
     assert {name: online[name] for name in names} == {name: [row[name] for row in kept] for name in names}
+
+    # The gateway, which also knows what to do without a tail number.
+    columns = {
+        name: np.array([flight[name] for flight in flights], dtype=object) for name in ("origin", "dest", "tailnum")
+    }
+    reads = read_online(settings, pins, columns, 3, AS_OF)
+    served = {
+        name: values for view in reads.views for name, values in zip(view.logged.names, view.logged.values, strict=True)
+    }
+    assert served == {name: ours.column(name).to_pylist() for name in names}
+    assert [view.degraded for view in reads.views] == [""] * len(pins)
