@@ -77,7 +77,7 @@ class RedisLink:
                 self._tried.set()
                 _log.info("online store: connected")
                 self._reason = await wire.lost
-            except (OSError, RedisDown, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 - without this task no feature would ever be read again
                 self._reason = _words(error)
             finally:
                 self._wire = None

@@ -148,6 +148,22 @@ async def test_a_wrong_password_is_said_without_the_password(server: RedisServer
     assert "wrong-secret" not in read.degraded
 
 
+async def test_a_server_that_is_no_redis_is_said_and_left() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    store = RedisStore(f"redis://127.0.0.1:{other.sockets[0].getsockname()[1]}/0")
+    await store.start()
+    (read,) = await read_all(store, [view()], "EWR")
+    await store.stop()
+    other.close()
+    assert read.unavailable
+    assert "no Redis protocol" in read.degraded
+
+
 async def test_a_key_of_another_kind_is_said_and_harms_nothing_else(server: RedisServer, store: RedisStore) -> None:
     put(server, view(), {"origin": "JFK"}, NOON, {"temp": 1.0})
     server.client().set(EntityKey({"origin": "string"}).serialize(["EWR"]) + b"slipway", "text")
