@@ -33,6 +33,8 @@ from pipelines.training.training_set import Manifest as TrainingManifest
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RECORD_TAG = "slipway.record"
+"""Number and hash of the entry of the decision record behind a version's other tags."""
 ARTIFACT_SCHEME = "mlflow-artifacts:/"
 _LONGEST_PARAM = 6000
 
@@ -112,6 +114,21 @@ def tag_release(settings: Settings, model: str, digest: str, tags: dict[str, str
     version = _known_version(client, model, digest)
     for name, value in tags.items():
         client.set_model_version_tag(model, version.version, name, value)
+
+
+def record_heads(settings: Settings, model: str) -> dict[int, str]:
+    """Hashes of a model's decision record by entry number, as its versions were tagged with them (`RECORD_TAG`).
+
+    Raises TransientError when MLflow cannot be asked.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = _client(settings).search_model_versions(f"name = '{model}'")
+    except MlflowException as error:
+        raise TransientError("MLflow", got=str(error), expected="the tags of model versions") from error
+    heads = [version.tags[RECORD_TAG].partition(" ") for version in found if RECORD_TAG in version.tags]
+    return {int(n): digest for n, _, digest in heads}
 
 
 def attach(settings: Settings, run_id: str, name: str, content: bytes) -> None:

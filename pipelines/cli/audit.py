@@ -11,7 +11,7 @@ app = typer.Typer(help="The decision record.", no_args_is_help=True)
 
 @app.command()
 def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Recompute every hash chain, and compare it with its anchors and its copy in the lake; exit 1 on any fault."""
+    """Recompute every hash chain; compare it with its anchors, MLflow and its copy in the lake. Exit 1 on any fault."""
     from pipelines.settings import Settings
     from pipelines.wiring.rollouts import audit
 

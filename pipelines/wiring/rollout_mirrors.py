@@ -12,12 +12,13 @@ from pipelines.contracts.errors import TransientError
 from pipelines.rollout.actions import Action, AttachReport, EmitAsset, Notify, SetAlias, TagRelease
 from pipelines.rollout.executor import Mirror
 from pipelines.settings import Settings
+from pipelines.wiring.rollout_gate import rollout_store
 
 
 def mirrors(settings: Settings) -> dict[str, Mirror]:
     """Handlers of everything outside the control database, by target."""
 
-    def registry(action: Action, _key: str) -> str:
+    def registry(action: Action, key: str) -> str:
         assert isinstance(action, TagRelease | SetAlias)
         db = control_db(settings)
         if isinstance(action, TagRelease):
@@ -33,8 +34,9 @@ def mirrors(settings: Settings) -> dict[str, Mirror]:
 
         try:
             if isinstance(action, TagRelease):
-                mlflow_registry.tag_release(settings, action.model, action.release, action.tags)
-                return f"{len(action.tags)} tags"
+                tags = action.tags | {mlflow_registry.RECORD_TAG: _entry_of(settings, action.model, key)}
+                mlflow_registry.tag_release(settings, action.model, action.release, tags)
+                return f"{len(tags)} tags"
             mlflow_registry.set_alias(settings, action.model, action.alias, action.release)
         except MlflowException as error:
             raise TransientError("MLflow", got=str(error), hint="The next advance tries again.") from error
@@ -54,6 +56,12 @@ def mirrors(settings: Settings) -> dict[str, Mirror]:
         return _attach(settings, action)
 
     return {"registry": registry, "assets": assets, "people": people, "reports": reports}
+
+
+def _entry_of(settings: Settings, model: str, key: str) -> str:
+    """Number and hash of the entry of the record that ordered the action `<model>:<n>/<action>`."""
+    n = int(key.rpartition(":")[2].partition("/")[0])
+    return next(f"{line.n} {line.hash}" for line in rollout_store(settings).entries(model) if line.n == n)
 
 
 def _attach(settings: Settings, action: AttachReport) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
+from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import actions_of, decision_of
 from pipelines.contracts.clocks import from_us
+from pipelines.contracts.errors import TransientError
 from pipelines.rollout import record
 from pipelines.rollout.actions import SetRoute
 from pipelines.rollout.decide import Command, Verb, decide
@@ -110,10 +112,26 @@ def explain(settings: Settings, rollout_id: str, verb: Verb | None = None, actor
 
 
 def audit(settings: Settings) -> dict[str, list[str]]:
-    """Faults of every model's record, by model; empty lists when all chains, anchors and copies in the lake hold."""
+    """Faults of every model's record, by model; empty lists when all chains, anchors, tags in MLflow and copies in the
+    lake hold.
+    """
     store, copies = rollout_store(settings), copied(settings)
-    return {
-        model: record.verify(entries := store.entries(model), store.anchors(model))
-        + record.compare(entries, copies.get(model, ()))
-        for model in sorted({*store.recorded_models(), *copies})
-    }
+    faults = {}
+    for model in sorted({*store.recorded_models(), *copies}):
+        entries, heads, unasked = store.entries(model), {}, []
+        try:
+            heads = _heads(settings, model)
+        except TransientError as error:
+            unasked = [f"{model}: not compared with MLflow: {error}"]
+        faults[model] = record.verify(entries, store.anchors(model) | heads) + unasked
+        faults[model] += record.compare(entries, copies.get(model, ()))
+    return faults
+
+
+def _heads(settings: Settings, model: str) -> dict[int, str]:
+    """What MLflow was told of the record, where the model has releases there."""
+    if not any(row.mlflow_run for row in control_db(settings).releases(model)):
+        return {}
+    from pipelines.adapters import mlflow_registry
+
+    return mlflow_registry.record_heads(settings, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,7 @@ def test_a_backtest_and_what_it_decided_come_out_of_the_log_again(copied: tuple[
     assert "the backtest cannot be run again: release" in replay(settings)[0].differences[0]
 
 
-def test_the_page_of_a_withdrawn_rollout_lies_among_the_releases_artifacts(
+def test_mlflow_keeps_the_page_of_a_withdrawn_rollout_and_the_hash_of_its_decision(
     copied: tuple[Settings, training.Trained],
 ) -> None:
     settings, first = copied
@@ -292,6 +293,15 @@ def test_the_page_of_a_withdrawn_rollout_lies_among_the_releases_artifacts(
     (kept,) = (settings.root / "mlflow" / "artifacts").rglob(f"{challenger.mlflow_run}/artifacts/rollouts/*.html")
     assert kept.name == f"{rollout.id}.html"
     assert "anna: wrong &lt;release&gt;" in kept.read_text()
+
+    assert rollouts.audit(settings) == {"buys": []}
+    last = rollouts.rollout_store(settings).entries("buys")[-1]
+    shutil.rmtree(settings.lake / "record")
+    with sqlite3.connect(settings.root / "control.db") as connection:
+        connection.execute("DROP TRIGGER decision_no_delete")
+        connection.execute(f"DELETE FROM decision WHERE n = {last.n}")
+    (fault,) = rollouts.audit(settings)["buys"]
+    assert fault == f"entry {last.n}: anchored hash {last.hash[:12]} is not in the chain", "MLflow still knows it"
 
 
 def test_views_that_were_not_logged_come_by_point_in_time(copied: tuple[Settings, training.Trained]) -> None:
