@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -118,20 +118,28 @@ def audit(settings: Settings) -> dict[str, list[str]]:
     store, copies = rollout_store(settings), copied(settings)
     faults = {}
     for model in sorted({*store.recorded_models(), *copies}):
-        entries, heads, unasked = store.entries(model), {}, []
-        try:
-            heads = _heads(settings, model)
-        except TransientError as error:
-            unasked = [f"{model}: not compared with MLflow: {error}"]
-        faults[model] = record.verify(entries, store.anchors(model) | heads) + unasked
-        faults[model] += record.compare(entries, copies.get(model, ()))
+        entries = store.entries(model)
+        faults[model] = [
+            *record.verify(entries, store.anchors(model)),
+            *_against_mlflow(settings, model, entries),
+            *record.compare(entries, copies.get(model, ())),
+        ]
     return faults
 
 
-def _heads(settings: Settings, model: str) -> dict[int, str]:
-    """What MLflow was told of the record, where the model has releases there."""
+def _against_mlflow(settings: Settings, model: str, entries: Sequence[record.Entry]) -> list[str]:
+    """Where the record is not what MLflow was told of it; nothing for a model without releases there."""
     if not any(row.mlflow_run for row in control_db(settings).releases(model)):
-        return {}
+        return []
     from pipelines.adapters import mlflow_registry
 
-    return mlflow_registry.record_heads(settings, model)
+    try:
+        heads = mlflow_registry.record_heads(settings, model)
+    except TransientError as error:
+        return [f"{model}: not compared with MLflow: {error}"]
+    chain = {line.n: line.hash for line in entries}
+    return [
+        f"entry {n}: the hash {told[:12]} that MLflow was told is not in the chain"
+        for n, told in sorted(heads.items())
+        if chain.get(n) != told
+    ]

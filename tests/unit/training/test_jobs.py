@@ -301,7 +301,7 @@ def test_mlflow_keeps_the_page_of_a_withdrawn_rollout_and_the_hash_of_its_decisi
         connection.execute("DROP TRIGGER decision_no_delete")
         connection.execute(f"DELETE FROM decision WHERE n = {last.n}")
     (fault,) = rollouts.audit(settings)["buys"]
-    assert fault == f"entry {last.n}: anchored hash {last.hash[:12]} is not in the chain", "MLflow still knows it"
+    assert fault == f"entry {last.n}: the hash {last.hash[:12]} that MLflow was told is not in the chain"
 
 
 def test_views_that_were_not_logged_come_by_point_in_time(copied: tuple[Settings, training.Trained]) -> None:
