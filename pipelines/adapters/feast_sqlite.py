@@ -69,7 +69,8 @@ class FeastSqlite:
                 "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts "
                 "WHERE excluded.event_ts > event_ts "
                 "OR (excluded.event_ts = event_ts AND excluded.created_ts > created_ts)",
-                _values(features, rows),
+                # In the order of the index, its pages are each filled once.
+                _values(features, sorted(rows, key=lambda row: row.key)),
             )
             execute(
                 f"INSERT INTO {_PROGRESS} VALUES (?, ?) ON CONFLICT(feature_view) DO UPDATE SET through_us = "
