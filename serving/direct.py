@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -21,6 +22,26 @@ _BEFORE, _BEHIND = b"/v2/models/", b"/infer"
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
+class Turn:
+    """When the loop's present turn met its first request: those read in one turn wait for each other.
+
+    uvloop's own time moves on within a turn, so the turn is marked: what is called soon is called after it.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+
+    def began(self, loop: asyncio.AbstractEventLoop) -> float:
+        """The moment, by `time.monotonic`."""
+        if not self._began:
+            self._began = monotonic()
+            loop.call_soon(self._end)
+        return self._began
+
+    def _end(self) -> None:
+        self._began = 0.0
+
+
 class DirectProtocol(HttpToolsProtocol):
     """One client's connection. The bounds on it are put around this class (`serving/connections.py`).
 
@@ -29,6 +50,7 @@ class DirectProtocol(HttpToolsProtocol):
 
     gateway_app: ClassVar[GatewayApp | None] = None
     """Without one, every request takes the general way."""
+    turn: ClassVar[Turn] = Turn()
     timeout_keep_alive_task: asyncio.TimerHandle | None
     cycle: Any
 
@@ -100,7 +122,7 @@ class DirectProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         assert self.gateway_app is not None
-        reply = self.gateway_app.infer_at_once(self._model, self.headers, self._body, self.loop.time())
+        reply = self.gateway_app.infer_at_once(self._model, self.headers, self._body, self.turn.began(self.loop))
         if reply is None:
             self._take_general_way()
             super().on_message_complete()

@@ -177,7 +177,8 @@ async def test_an_idle_connection_is_closed_after_its_last_answer_and_not_before
 
 async def test_a_client_that_does_not_read_is_waited_for(home: Installation, start: Start) -> None:
     home.publish()
-    async with start() as running, served(running) as port, connected(port) as client:
+    # All of them are read in one turn of the loop, and each waits for those before it.
+    async with start(limits={"max_queue_ms": 60_000}) as running, served(running) as port, connected(port) as client:
         many = 3000
         client.send(b"".join(post(f"q{k}") for k in range(many)))
         await running.until(lambda: len(home.events(Assignment)) > 100)

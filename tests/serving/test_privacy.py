@@ -17,6 +17,7 @@ from pipelines.contracts.release import InputField, ModelFeature, ViewPin
 from pipelines.settings import Settings
 from tests.serving.conftest import Installation, Start
 from tests.serving.processes import bentoml_serve
+from tests.serving.test_oip_grpc import opened, typed
 from tests.serving.test_online_features import put
 
 pytestmark = pytest.mark.anyio
@@ -164,6 +165,20 @@ async def test_the_binary_form_is_hashed_as_well(people: Installation, start: St
         await running.shadows_done()
     assert people.events(Assignment)[0].inputs == {"email": [KEYED.of(ANNA)]}
     assert found(people.home, ANNA) == []
+
+
+async def test_over_grpc_it_is_hashed_as_well(people: Installation, start: Start) -> None:
+    async with start(pii_key=KEY) as running, opened(running) as client:
+        answer = await client.infer(typed(email=("BYTES", [ANNA]), card=("BYTES", [CARD])))
+        assert answer.parameters["degraded"].string_param == ""
+        request = typed(email=("BYTES", [ANNA]))
+        request.id = f"order-of-{ANNA}"
+        refused = await client.refusal(request)
+        assert "which is PII" in (refused.details() or "")
+        assert ANNA not in (refused.details() or "")
+        await running.shadows_done()
+    assert people.events(Assignment)[0].inputs == {"email": [KEYED.of(ANNA)]}
+    assert found(people.home, ANNA, CARD) == []
 
 
 @pytest.mark.parametrize(
