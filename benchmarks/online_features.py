@@ -68,6 +68,10 @@ def gateway_table(home: Path, url: str, seconds: float, port: int) -> dict[str, 
             "SLIPWAY_HOME": str(home),
             "SLIPWAY_ONLINE_STORE": kind,
             "SLIPWAY_REDIS_URL": url,
+            # A neighbour on the machine may take the processor, or Redis', for longer than a user would wait.
+            "SLIPWAY_GATEWAY_MAX_QUEUE_MS": "60000",
+            "SLIPWAY_GATEWAY_FEATURES_BUDGET_MS": "1000",
+            "BENTOML_HOME": str(home / "bentoml"),
             "BENTOML_DO_NOT_TRACK": "True",
         }
         command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", "--port", str(port)]
