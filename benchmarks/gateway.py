@@ -55,6 +55,8 @@ class Setup:
             "BENTOML_DO_NOT_TRACK": "True",
             "BENCH_ONNX": str(self.onnx),
             "SLIPWAY_GATEWAY_WORKERS": "1",
+            # On a busy machine a server may get no processor for longer than a request may wait by default.
+            "SLIPWAY_GATEWAY_MAX_QUEUE_MS": "60000",
         }
 
     def route(self, mode: str, **fields: Any) -> None:
