@@ -80,6 +80,8 @@ def main() -> None:
     parser.add_argument("--busy", type=float, default=0.5, help="how busy a core may be, 0 to 1")
     parser.add_argument("--core-hour", type=float, default=0.04, help="price of a core for an hour")
     asked = parser.parse_args()
+    if missing := [name for name in ("gateway", "gateway_claims") if not (RESULTS / f"{name}.json").exists()]:
+        raise SystemExit(f"nothing is measured yet on this machine: run benchmarks.{', benchmarks.'.join(missing)}")
     table, claims = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("gateway", "gateway_claims"))
     print(f"{asked.rate:,.0f} predictions/s, cores {asked.busy:.0%} busy, {asked.core_hour} a core and hour")
     print(f"measured at commit {table['commit'][:12]} on {table['machine']['cpus']} cores\n")

@@ -22,7 +22,9 @@ from serving.scoring import Outcome, Scorer
 _QUICK_US = 2000
 """What a scoring may take that is done in the loop (wall)."""
 _PROVEN = 64
-"""So many scorings of each arm in a row were quick before they are done there."""
+"""So many scorings of each arm were quick before they are done there."""
+_SLOW_COSTS = 8
+"""So many quick ones a slow one undoes: where the processor is shared, any scoring may be interrupted for a while."""
 _ALARM_S = 0.02
 """When a challenger's scoring in the loop is ended; it is then done again in a thread, and so are all later ones."""
 
@@ -38,12 +40,13 @@ class Pace:
     def note(self, arm: Arm, outcome: Outcome) -> None:
         """Take in what one scoring took."""
         took_us = outcome.latency_us - outcome.features_us
-        if outcome.status == "error" or took_us > _QUICK_US:
-            self._quick[arm] = 0
-            self.at_once = False
-        elif not self.at_once:
-            self._quick[arm] += 1
-            self.at_once = not self._never and min(self._quick.values()) >= _PROVEN
+        quick = outcome.status != "error" and took_us <= _QUICK_US
+        standing = self._quick[arm] + 1 if quick else self._quick[arm] - _SLOW_COSTS
+        self._quick[arm] = max(0, min(_PROVEN, standing))
+        if self.at_once:
+            self.at_once = standing > 0
+        else:
+            self.at_once = not self._never and min(self._quick.values()) == _PROVEN
 
     def give_up(self) -> None:
         """Threads from now on."""

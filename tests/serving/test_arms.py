@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.contracts.events import Assignment, Response
 from pipelines.contracts.routes import Breaker
-from serving.arms import _ALARM_S, _PROVEN, _QUICK_US, Pace
+from serving.arms import _ALARM_S, _PROVEN, _QUICK_US, _SLOW_COSTS, Pace
 from serving.scoring import Outcome
 from tests.serving.conftest import Installation, Start
 
@@ -36,7 +36,16 @@ def test_two_releases_are_scored_in_the_loop_once_both_have_been_quick_often_eno
     assert pace.at_once
     pace.note("challenger", Outcome("ok", 10 * _QUICK_US, features_us=9 * _QUICK_US))
     assert pace.at_once, "waiting for features is no fault of a release"
-    pace.note("challenger", Outcome("ok", _QUICK_US + 1))
+    slow = Outcome("ok", _QUICK_US + 1)
+    for _ in range(1000):
+        # One in twenty is interrupted, as on a busy machine.
+        pace.note("challenger", slow)
+        for _ in range(19):
+            pace.note("challenger", quick)
+        assert pace.at_once
+    for k in range(_PROVEN // _SLOW_COSTS):
+        assert pace.at_once, k
+        pace.note("challenger", slow)
     assert not pace.at_once
     for _ in range(_PROVEN):
         pace.note("challenger", quick)
