@@ -1,6 +1,6 @@
-"""Writes the measured figures into README.md from `benchmarks/results/*.json`; no number is typed by hand.
+"""Writes the measured figures into README.md and docs from `benchmarks/results/*.json`; no number is typed by hand.
 
-.venv/bin/python scripts/figures.py                                    rewrite README's section
+.venv/bin/python scripts/figures.py                                    rewrite the sections
 .venv/bin/python scripts/figures.py --rehearsal var/demo/report.json   take a rehearsal's report up first
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 OUTCOMES = {"promote": "promoted", "rollback": "rolled back", "none": "nothing to do"}
 
 
@@ -202,11 +202,22 @@ def main() -> None:
         path = RESULTS / f"{name}.json"
         if path.exists():
             sections.append("\n".join(lines_of(json.loads(path.read_text()))))
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n" + "\n\n".join(sections) + f"\n{END}{after}")
+    fill(ROOT / "README.md", "figures", "\n\n".join(sections))
+    if (RESULTS / "gateway_claims.json").exists():
+        fill(ROOT / "docs" / "how-to" / "size-the-gateway.md", "sizing", sizing())
+
+
+def sizing() -> str:
+    """The calculation on paper; made in the environment whose events it counts."""
+    command = [str(ROOT / "serving" / ".venv" / "bin" / "python"), "-m", "benchmarks.sizing"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Put `text` between the page's marks of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 if __name__ == "__main__":
