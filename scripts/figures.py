@@ -121,7 +121,8 @@ def claim_lines(found: dict[str, Any]) -> list[str]:
     if batch := found.get("batch"):
         lines.append(
             f"{batch['rows']} rows a request, binary: {batch['gateway, binary']['rows_per_cpu_s']:,} rows a second of "
-            f"CPU, {batch['gateway, binary']['of_model']:.2f} of the model alone."
+            f"CPU, {batch['gateway, binary']['of_model']:.2f} of the model alone, {batch['binary_to_bare_server']:.2f} of "
+            "the bare server.\n"
         )
     if shadow := found.get("shadow"):
         lines.append(
@@ -194,11 +195,7 @@ def main() -> None:
         kept = take_up(json.loads(chosen.rehearsal.read_text()))
         (RESULTS / "rehearsal.json").write_text(json.dumps(kept, indent=1) + "\n")
     sections = []
-    for name, lines_of in (
-        ("rehearsal", rehearsal_lines),
-        ("gates", gate_lines),
-        ("rollback", rollback_lines),
-    ):
+    for name, lines_of in SECTIONS.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             sections.append("\n".join(lines_of(json.loads(path.read_text()))))
