@@ -119,10 +119,10 @@ def claim_lines(found: dict[str, Any]) -> list[str]:
     """Batches, second arms, memory."""
     lines = []
     if batch := found.get("batch"):
+        ours = batch["gateway, binary"]
         lines.append(
-            f"{batch['rows']} rows a request, binary: {batch['gateway, binary']['rows_per_cpu_s']:,} rows a second of "
-            f"CPU, {batch['gateway, binary']['of_model']:.2f} of the model alone, {batch['binary_to_bare_server']:.2f} of "
-            "the bare server.\n"
+            f"{batch['rows']} rows a request, binary: {ours['rows_per_cpu_s']:,} rows a second of CPU, "
+            f"{ours['of_model']:.2f} of the model alone, {batch['binary_to_bare_server']:.2f} of the bare server.\n"
         )
     if shadow := found.get("shadow"):
         lines.append(
