@@ -357,23 +357,30 @@ def _result(exchange: _Exchange, model: LoadedModel, outcome: Outcome, arm: Arm,
     degraded = list(outcome.degraded)
     if outcome.status == "invalid" and batch is None:
         degraded.append("score outside its contract")
-    parameters: dict[str, Any] = {
+    parameters = _parameters(release, arm, exchange.plan.route.version, logged=logged, degraded=degraded)
+    return Prediction(exchange.request_id, manifest, outcome.outputs, parameters)
+
+
+def _parameters(release: str, arm: str, route_version: int, *, logged: bool, degraded: list[str]) -> dict[str, Any]:
+    """What an answer says of its making."""
+    return {
         "release": release,
         "arm": arm,
-        "route_version": exchange.plan.route.version,
+        "route_version": route_version,
         "logged": logged,
         "degraded": "; ".join(degraded),
     }
-    return Prediction(exchange.request_id, manifest, outcome.outputs, parameters)
 
 
 def _failure(model: str, outcome: Outcome) -> Refusal | None:
     """What there is instead of an answer: an error, a score that is no number, or no features to score with."""
+    if outcome.status == "ok":
+        return None
     if outcome.unavailable:
         return Unavailable(f"model {model}: online features", got=outcome.error, expected="to be readable in time")
     if outcome.status == "error":
         return ModelFailed(f"model {model}", got=outcome.error, expected="an answer")
-    if outcome.status == "invalid" and any(value - value != 0 for value in outcome.score):
+    if any(value - value != 0 for value in outcome.score):
         return ModelFailed(f"model {model}", got="a score that is not finite", expected="a number")
     return None
 
@@ -391,11 +398,5 @@ async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferReque
     outcome = Scorer(bound, reads).score(model)
     if failure := _failure(model.manifest.model, outcome):
         raise failure
-    parameters: dict[str, Any] = {
-        "release": model.digest,
-        "arm": "pinned",
-        "route_version": 0,
-        "logged": False,
-        "degraded": "; ".join(outcome.degraded),
-    }
+    parameters = _parameters(model.digest, "pinned", 0, logged=False, degraded=outcome.degraded)
     return Prediction(request_id, model.manifest, outcome.outputs, parameters)

@@ -145,6 +145,11 @@ class ReadPlan:
 NOTHING = Reads(ReadPlan({}), [])
 
 
+def time_budget_s(per_hundred_s: float, rows: int) -> float:
+    """What reading may take for a request (wall): so much for each started hundred rows."""
+    return per_hundred_s * (1 + (rows - 1) // 100)
+
+
 def _keys(entity: EntityFetch, columns: Columns, rows: int) -> Keys:
     inputs = [columns[name] for name in entity.inputs]
     serialize = entity.key.serialize

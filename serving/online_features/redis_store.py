@@ -11,7 +11,7 @@ import hiredis
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import Columns
 from serving.online_features import feast_values
-from serving.online_features.plan import EntityFetch, Found, Keys, ReadPlan, Reads, Row
+from serving.online_features.plan import EntityFetch, Found, Keys, ReadPlan, Reads, Row, time_budget_s
 from serving.online_features.redis_layout import feature_field, stamp_field, stamp_us
 from serving.online_features.redis_link import RedisDown, RedisLink
 
@@ -40,7 +40,7 @@ class RedisStore:
         started = perf_counter_ns()
         keys = plan.keys(columns, rows)
         try:
-            replies = await self._ask(plan, keys, self._budget_s * (1 + (rows - 1) // 100))
+            replies = await self._ask(plan, keys, time_budget_s(self._budget_s, rows))
             found, at = [], 0
             for entity, of_entity in zip(plan.entities, keys, strict=True):
                 found.append(_found(entity, of_entity.unique, replies[at : at + len(of_entity.unique)]))

@@ -19,7 +19,7 @@ from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import Columns
 from serving.online_features import feast_values
 from serving.online_features.feast_values import Value
-from serving.online_features.plan import Found, Keys, ReadPlan, Reads, Row, ViewFetch
+from serving.online_features.plan import Found, Keys, ReadPlan, Reads, Row, ViewFetch, time_budget_s
 
 # SQLite's oldest limit on bound parameters is 999.
 _KEYS_PER_QUERY = 900
@@ -55,7 +55,7 @@ class SqliteStore:
         """Every view of the plan for every row of a request at `event_us`. Never raises for the store's condition."""
         started = perf_counter_ns()
         keys = plan.keys(columns, rows)
-        self._local.deadline = monotonic() + self._budget_s * (1 + (rows - 1) // 100)
+        self._local.deadline = monotonic() + time_budget_s(self._budget_s, rows)
         found = self._at_once(plan, keys) if rows == 1 else None
         if found is None:
             found = [
