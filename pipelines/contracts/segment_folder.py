@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.contracts import segments
-from pipelines.contracts.streams import ENDED, Gap, Position, Present, Range, Scan, StreamKey, finished
+from pipelines.contracts.streams import ENDED, Position, Present, Range, Scan, StreamKey, finished, take
 
 CLOSED = "closed"
 _RESYNC_WINDOW = 1 << 20
@@ -101,7 +101,7 @@ def _scan_stream(bus: Path, position: Position, is_ended: bool, max_bytes: int, 
         end = frames[-1].end if frames else offset
         taken += end - offset
         if frames:
-            position = _take(position, start, offset, frames, found)
+            position = _enter(position, start, offset, frames, found)
         elif start != position.segment:
             position = msgspec.structs.replace(position, segment=start, offset=0)
         if is_cut or taken >= max_bytes:
@@ -144,18 +144,9 @@ def frames_of(data: bytes, offset: int) -> Iterator[segments.Frame]:
         yield frame._replace(end=frame.end + shift)
 
 
-def _take(position: Position, start: int, offset: int, frames: list[segments.Frame], found: Scan) -> Position:
-    key = position.key
-    expected, repeats = position.next_n, position.repeats
-    fresh: list[segments.Frame] = []
-    for frame in frames:
-        if frame.n < expected:
-            repeats += 1
-            continue
-        if frame.n > expected:
-            found.gaps.append(Gap(key, expected, frame.n - 1))
-        fresh.append(frame)
-        expected = frame.n + 1
+def _enter(position: Position, start: int, offset: int, frames: list[segments.Frame], found: Scan) -> Position:
+    key, taken = position.key, take(position, frames)
+    found.gaps += taken.gaps
     found.ranges.append(
         Range(
             gateway=key.gateway,
@@ -168,8 +159,8 @@ def _take(position: Position, start: int, offset: int, frames: list[segments.Fra
             frames=len(frames),
         )
     )
-    found.frames.append(fresh)
-    return msgspec.structs.replace(position, segment=start, offset=frames[-1].end, next_n=expected, repeats=repeats)
+    found.frames.append(taken.frames)
+    return msgspec.structs.replace(taken.position, segment=start, offset=frames[-1].end)
 
 
 def _judge_rest(left: bytes, next_n: int, at: int, following: int | None, is_ended: bool) -> tuple[str, bool]:
@@ -241,16 +232,11 @@ def _survey_stream(bus: Path, key: StreamKey, is_ended: bool) -> Present:
 
 def reread(bus: Path, ranges: Sequence[Range], next_ns: Mapping[StreamKey, int]) -> list[list[segments.Frame]]:
     """The frames of planned ranges, read again; `next_ns` are the counters expected before the batch."""
-    expected = dict(next_ns)
+    at = {key: Position(key=key, next_n=n) for key, n in next_ns.items()}
     parts = []
     for part in ranges:
         data, _ = _tail(segments.segment_path(bus, *part.key, part.segment), part.start, part.end - part.start)
-        fresh = []
-        for frame in frames_of(data, part.start):
-            if frame.end > part.end:
-                break
-            if frame.n >= expected.get(part.key, 0):
-                fresh.append(frame)
-                expected[part.key] = frame.n + 1
-        parts.append(fresh)
+        taken = take(at.get(part.key) or Position(key=part.key), frames_of(data, part.start))
+        at[part.key] = taken.position
+        parts.append(taken.frames)
     return parts

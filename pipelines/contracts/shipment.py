@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipelines.contracts import segments
+from pipelines.contracts import segments, streams
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.streams import ENDED, Gap, Position, StreamKey, finished
+from pipelines.contracts.streams import ENDED, Position, StreamKey, Taken, finished
 
 VERSION = b"1"
 Headers = list[tuple[str, str | bytes | None]]
@@ -81,14 +81,6 @@ def frames(message: Message) -> Iterator[segments.Frame]:
     return segments.parse(message.value)
 
 
-class Taken(NamedTuple):
-    """What a message adds to its stream: the position behind it, its new frames, and holes of the log before them."""
-
-    position: Position
-    frames: list[segments.Frame]
-    gaps: list[Gap]
-
-
 def take(position: Position, message: Message) -> Taken:
     """Read one message at a stream's position."""
     replace = msgspec.structs.replace
@@ -98,17 +90,7 @@ def take(position: Position, message: Message) -> Taken:
     if message.note:
         is_behind = message.after < position.next_n and not message.note.startswith(ENDED)
         return Taken(position if is_behind else replace(position, problem=message.note), [], [])
-    expected, repeats = position.next_n, position.repeats
-    fresh: list[segments.Frame] = []
-    gaps: list[Gap] = []
-    for frame in frames(message):
-        if frame.n < expected:
-            repeats += 1
-            continue
-        if frame.n > expected:
-            gaps.append(Gap(position.key, expected, frame.n - 1))
-        fresh.append(frame)
-        expected = frame.n + 1
+    taken = streams.take(position, frames(message))
     # A repeated message says nothing new about a stream that was read to its end.
-    problem = "" if fresh or not finished(position) else position.problem
-    return Taken(replace(position, next_n=expected, repeats=repeats, problem=problem), fresh, gaps)
+    problem = "" if taken.frames or not finished(position) else position.problem
+    return taken._replace(position=replace(taken.position, problem=problem))

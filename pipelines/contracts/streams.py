@@ -5,6 +5,7 @@ A stream is one worker epoch. Its counters `n` run from 0 without holes, so that
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -103,6 +104,30 @@ class Present(msgspec.Struct, kw_only=True):
     since: int = 0
     damaged: list[str] = []
     torn: int = 0
+
+
+class Taken(NamedTuple):
+    """What frames add to a stream: the position behind them, those not had before, and holes of the log before them."""
+
+    position: Position
+    frames: list[Frame]
+    gaps: list[Gap]
+
+
+def take(position: Position, frames: Iterable[Frame]) -> Taken:
+    """Take frames in at a stream's position: those it has had are counted as repeats, a hole before one is a gap."""
+    expected, repeats = position.next_n, position.repeats
+    fresh: list[Frame] = []
+    gaps: list[Gap] = []
+    for frame in frames:
+        if frame.n < expected:
+            repeats += 1
+            continue
+        if frame.n > expected:
+            gaps.append(Gap(position.key, expected, frame.n - 1))
+        fresh.append(frame)
+        expected = frame.n + 1
+    return Taken(msgspec.structs.replace(position, next_n=expected, repeats=repeats), fresh, gaps)
 
 
 def finished(position: Position | None) -> bool:
