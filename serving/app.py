@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from time import monotonic, perf_counter, perf_counter_ns
+from time import monotonic, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from pipelines.settings import Settings
@@ -60,9 +60,7 @@ class GatewayApp:
         """One HTTP request."""
         self._inflight += 1
         try:
-            if scope["method"] == "POST" and not scope["path"].endswith("/rollback"):
-                # Health, metrics and rollback are never shed: an overloaded gateway has to be seen and obeyed.
-                self._admit(scope)
+            self._admit(scope)
             await self._serve(scope, receive, send)
         except Refusal as refusal:
             await _reply(send, *self._refusal(refusal))
@@ -72,15 +70,19 @@ class GatewayApp:
             self._inflight -= 1
 
     def _admit(self, scope: Scope) -> None:
-        """Raises Overloaded past the limit of requests in flight, or for one that waited too long for its turn.
+        """Raises Overloaded past the limit of requests in flight, or for one that waited too long for its turn."""
+        if _sheddable(scope) and self._inflight > self.gateway.limits.max_inflight:
+            raise Overloaded("gateway", got="too many requests in flight", hint="Send it again later.")
+        self._check_wait(scope)
+
+    def _check_wait(self, scope: Scope) -> None:
+        """Raises Overloaded for a request that waited too long for its turn, since its head or its body was here.
 
         The wait bounds latency whatever a request costs: under overload the rest are refused cheaply, at once.
         """
-        limits = self.gateway.limits
-        if self._inflight > limits.max_inflight:
-            raise Overloaded("gateway", got="too many requests in flight", hint="Send it again later.")
         arrived = scope.get(ARRIVED)
-        if arrived is not None and (perf_counter() - arrived) * 1000 > limits.max_queue_ms:
+        waited_too_long = arrived is not None and (monotonic() - arrived) * 1000 > self.gateway.limits.max_queue_ms
+        if waited_too_long and _sheddable(scope):
             raise _overloaded()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -226,7 +228,11 @@ class GatewayApp:
         return body
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """The request's body. Raises TooLarge, and Malformed for one that does not come in time."""
+        """The request's body. Raises TooLarge, Malformed for one that does not come in time, and Overloaded.
+
+        A body that came apart from its head has waited for a turn of its own: bodies that are completed together wait
+        for each other.
+        """
         limit = self.gateway.limits.max_body_bytes
         length = _header(scope, b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
@@ -239,6 +245,7 @@ class GatewayApp:
             raise _gone()
         if len(body) > limit:
             raise TooLarge("body", got=f"{len(body)} bytes", expected=f"at most {limit}")
+        self._check_wait(scope)
         return body
 
     async def _rest(self, body: bytes, receive: Receive) -> bytes:
@@ -293,6 +300,11 @@ def _traceparent(headers: Headers) -> str | None:
 
 def _overloaded() -> Overloaded:
     return Overloaded("gateway", got="more requests than it can serve", hint="Send it again later.")
+
+
+def _sheddable(scope: Scope) -> bool:
+    """Health, metrics and rollback are never shed: an overloaded gateway has to be seen and obeyed."""
+    return scope["method"] == "POST" and not scope["path"].endswith("/rollback")
 
 
 def _gone() -> Malformed:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from uvicorn import config as uvicorn_config
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from serving.app import GatewayApp
 
 ARRIVED = "slipway.arrived"
-"""Key of the ASGI scope: `perf_counter()` when the head was complete, so that the wait for a turn can be told."""
+"""Key of the ASGI scope: `monotonic()` when the head was complete, later the body: a wait for a turn counts from it."""
 
 Reason = Literal["connections", "head_size", "slow_head", "slow_body", "slow_reader"]
 REASONS: tuple[Reason, ...] = ("connections", "head_size", "slow_head", "slow_body", "slow_reader")
@@ -161,13 +160,19 @@ class Connection(DirectProtocol):
     def on_message_complete(self) -> None:
         # What follows in the same bytes is another request's head.
         self._unparsed = 0
-        if not self._ended:
-            super().on_message_complete()
+        if self._ended:
+            return
+        if not self._awaits_head():
+            self._note_arrival(self.cycle)
+        super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cycle.scope[ARRIVED] = perf_counter()  # type: ignore[literal-required] # the scope is open to extensions
+        self._note_arrival(cycle)
         self._answered = cycle
         super()._start_asgi_task(cycle, app)
+
+    def _note_arrival(self, cycle: RequestResponseCycle) -> None:
+        cycle.scope[ARRIVED] = self.turn.began(self.loop)  # type: ignore[literal-required] # open to extensions
 
     def _tell_handler(self) -> None:
         """A handler that waits for more, or is about to send, is told that the client is gone."""
