@@ -10,10 +10,14 @@ from pipelines.rollout.policy import Metric, Policy
 def live_stages(policy: Policy, metric: Metric | str) -> tuple[str, ...]:
     """The stages in which a metric (or an integrity check) gathers evidence."""
     drawn = tuple(stage.name for stage in policy.stages if stage.randomised)
-    everything = tuple(stage.name for stage in policy.stages)
     if isinstance(metric, str):
-        return drawn if metric == "sample_ratio" else everything
-    return drawn if metric.kind == "mean" else everything
+        return drawn if metric == "sample_ratio" else _compared(policy)
+    return drawn if metric.kind == "mean" else _compared(policy, pairs=metric.paired)
+
+
+def _compared(policy: Policy, *, pairs: bool = False) -> tuple[str, ...]:
+    """The stages in which both arms answer; with `pairs` those in which both score the same requests."""
+    return tuple(stage.name for stage in policy.stages if (stage.pairs if pairs else stage.compares))
 
 
 def proof_stages(policy: Policy, metric: Metric) -> tuple[str, ...]:
@@ -21,7 +25,7 @@ def proof_stages(policy: Policy, metric: Metric) -> tuple[str, ...]:
     drawn = tuple(stage.name for stage in policy.stages if stage.randomised)
     if metric.kind in ("mean", "quantile") or (metric.kind == "event" and drawn):
         return drawn
-    return tuple(stage.name for stage in policy.stages)
+    return _compared(policy, pairs=metric.paired)
 
 
 def rollback_bar(policy: Policy, metric: Metric) -> float:

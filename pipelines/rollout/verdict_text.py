@@ -53,6 +53,12 @@ def proof_text(policy: Policy, metric: Metric, log_proof: float, *, proven: bool
     """Whether the promotion margin is ruled out; empty for a metric without one."""
     if not metric.provable:
         return ""
+    if metric.promote == "better":
+        found = f"e-value {as_number(e_value(log_proof))}"
+        if proven:
+            return f"; better ({found})"
+        wait = f"waits for {policy.min_event_time_s:g} s of event time"
+        return f"; not yet shown to be better ({f'{found} of {as_number(proof_bar(policy))}' if waited else wait})"
     margin = (
         f"{as_share(metric.promote_margin_rel)} worse"
         if metric.promote_margin_rel

@@ -32,9 +32,26 @@ def test_kinds_of_stages_follow_their_names_and_shares() -> None:
         {"name": "half", "share": 0.5, "kind": "ab"},
         {"name": "bake"},
     ]
-    policy = Policy.parse(mapping() | {"stages": stages})
+    primary = {"name": "logloss", "kind": "paired_loss"}
+    policy = Policy.parse(mapping() | {"stages": stages, "metrics": [primary]})
     assert [stage.kind for stage in policy.stages] == ["backtest", "shadow", "canary", "ab", "bake"]
     assert [stage.randomised for stage in policy.stages] == [False, False, True, True, False]
+    assert [stage.pairs for stage in policy.stages] == [True, True, True, False, False]
+
+
+AB = [{"name": "shadow", "requests": 100}, {"name": "ab_50", "share": 0.5, "requests": 100, "min_event_time_s": 60}]
+
+
+def test_where_the_traffic_is_split_a_primary_metric_must_be_better_and_others_not_worse() -> None:
+    kpi = {"name": "kpi", "kind": "mean", "range": [0, 10], "role": "primary"}
+    guardrail = {"name": "error_rate", "kind": "event", "promote_margin_abs": 0.01}
+    policy = Policy.parse(mapping() | {"stages": AB, "metrics": [kpi, guardrail]})
+    assert [(metric.promote, metric.promote_margin_abs) for metric in policy.metrics] == [
+        ("better", 0.0),
+        ("not_worse", 0.01),
+    ]
+    assert policy.require == ("kpi", "error_rate")
+    assert Policy.parse(policy.to_mapping()) == policy
 
 
 def test_metrics_without_weight_share_what_is_left() -> None:
@@ -63,6 +80,12 @@ def test_metrics_without_weight_share_what_is_left() -> None:
         ({"metrics": [{"name": "e", "kind": "event", "promote_margin_rel": 1}]}, "absolute margin"),
         ({"metrics": [{"name": n, "kind": "event", "weight": 0.6} for n in "ef"]}, "at most 1"),
         ({"metrics": [{"name": "e", "kind": "event"}, {"name": "e", "kind": "event"}]}, "e twice"),
+        ({"stages": [{"name": "shadow", "requests": "auto"}]}, "settled when a rollout starts"),
+        ({"stages": AB}, "promote: not_worse"),
+        ({"stages": AB, "metrics": [{"name": "e", "kind": "event"}]}, "none that has to be better"),
+        ({"metrics": [{"name": "e", "kind": "event", "promote": "better"}]}, "only a mean or a paired_loss"),
+        ({"metrics": [{"name": "e", "kind": "event", "promote": "beter"}]}, "Did you mean 'better'"),
+        ({"metrics": [{"name": "e", "kind": "event", "per_slice": True}]}, "a promote_margin to prove"),
         ({"require": ["loglos"]}, "Did you mean 'logloss'"),
         ({"integrity": ["sample_ration"]}, "Did you mean 'sample_ratio'"),
         ({"schema": "slipway-gate/2"}, "slipway-gate/1"),
