@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.gateway_load import CLIENT_CORE, FEATURES, MODEL, PROJECT, Body, ask, body, closed_loop, server
+from benchmarks.provenance import RESULTS, record
 from pipelines.contracts.routes import Route
 from tests.builders import publish_route
 
@@ -138,17 +138,6 @@ def ratios(found: dict[str, Any]) -> dict[str, float]:
     return {name: round(bare / rows[-1]["cpu_us_per_request"], 3) for name, rows in found.items()}
 
 
-def record(name: str, results: dict[str, Any]) -> None:
-    """Write `benchmarks/results/<name>.json`, keeping what this run has not measured."""
-    path = PROJECT / "benchmarks" / "results" / f"{name}.json"
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
-    machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
-    path.write_text(
-        json.dumps({"commit": commit.stdout.strip(), "machine": machine, **results}, indent=1, ensure_ascii=False)
-        + "\n"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0)
@@ -171,7 +160,7 @@ def main() -> None:
         for name, ratio in results["bare_cpu_over_theirs"].items():
             print(f"{name:30} {ratio:.2f}")
     if not only:
-        record("gateway", results)
+        record(RESULTS / "gateway.json", results)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from benchmarks.gateway import BARE, Setup, check, record
+from benchmarks.gateway import BARE, Setup, check
 from benchmarks.gateway_load import CLIENT_CORE, PROJECT, SERVER_CORE, ask, body, closed_loop, open_loop, server, tree
+from benchmarks.provenance import RESULTS, record
 from pipelines.contracts import events, segments
 
 ROWS = 100
@@ -177,7 +178,7 @@ def main() -> None:
             results["shadow"] = shadow(setup, asked.seconds)
         if "memory" in asked.claims:
             results["memory"] = memory(setup, asked.requests)
-    record("gateway_claims", results)
+    record(RESULTS / "gateway_claims.json", results)
 
 
 if __name__ == "__main__":

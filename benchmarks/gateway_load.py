@@ -10,19 +10,21 @@ import asyncio
 import json
 import os
 import re
-import signal
 import subprocess
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 import uvloop
+
+from benchmarks.http_asking import Asking, request_bytes
+from tests.serving.processes import end_group
 
 PROJECT = Path(__file__).resolve().parent.parent
 MODEL = "bench"
@@ -89,12 +91,7 @@ def server(command: list[str], port: int, environment: dict[str, str], cwd: Path
                     time.sleep(0.1)  # the server is starting
             yield process.pid
         finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_group(process)
 
 
 def ask(port: int, request: Body) -> bytes:
@@ -172,31 +169,22 @@ def _milliseconds(percentile: str, text: str) -> float:
     return round(float(number) * _UNITS[unit], 3)
 
 
-class _Connection(asyncio.Protocol):
-    """Sends one request when told and notes when its answer is complete."""
+class _Connection(Asking):
+    """Notes the latency of each answer, which has to be a 200, and is idle again."""
 
     def __init__(self, latencies: list[float], idle: list[_Connection]) -> None:
+        super().__init__()
         self._latencies = latencies
         self._idle = idle
-        self._buffer = b""
-        self.due = 0.0
 
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
         self._idle.append(self)
 
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head = self._buffer.find(b"\r\n\r\n")
-        if head < 0:
-            return
-        at = self._buffer.lower().find(b"content-length: ") + 16
-        if len(self._buffer) < head + 4 + int(self._buffer[at : self._buffer.find(b"\r\n", at)]):
-            return
-        if not self._buffer.startswith(b"HTTP/1.1 200"):
-            raise SystemExit(f"the server answered {self._buffer!r}")
-        self._latencies.append(time.perf_counter() - self.due)
-        self._buffer = b""
+    def answered(self, seconds: float, head: bytes, answer: bytes) -> None:
+        if not head.startswith(b"http/1.1 200"):
+            raise SystemExit(f"the server answered {answer!r}")
+        self._latencies.append(seconds)
         self._idle.append(self)
 
 
@@ -206,18 +194,14 @@ async def _open_loop(port: int, request: Body, connections: int, rate: float, se
     idle: list[_Connection] = []
     for _ in range(connections):
         await loop.create_connection(lambda: _Connection(latencies, idle), "127.0.0.1", port)
-    headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    head = f"POST {PATH} HTTP/1.1\r\nhost: bench\r\n{headers}content-length: {len(request.data)}\r\n\r\n"
-    message = head.encode() + request.data
+    message = request_bytes(PATH, request.headers, request.data)
     rng = np.random.default_rng(7)
     due = time.perf_counter() + np.cumsum(rng.exponential(1 / rate, size=int(rate * seconds)))
     for at in due.tolist():
         # A spinning client keeps its times: the core is its own. Answers are read in between.
         while time.perf_counter() < at or not idle:  # noqa: ASYNC110 - spins on purpose
             await asyncio.sleep(0)
-        one = idle.pop()
-        one.due = at
-        one.transport.write(message)
+        idle.pop().ask(at, message)
     while len(idle) < connections:  # noqa: ASYNC110 - state of protocols, after the measurement
         await asyncio.sleep(0.001)
     for one in idle:

@@ -13,11 +13,7 @@ stream whole. Prints sent, acknowledged and found.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.provenance import provenance, record
 from tests.e2e.kills import Client, count, running, wait_for_answers
 from tests.kafka_broker import broker
 
@@ -51,7 +48,7 @@ def main() -> int:
     asked = parser.parse_args()
     rng = random.Random(asked.seed)
     began = time.monotonic()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    made_by = provenance()
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slipway-kills-")))
         started = stack.enter_context(broker(home / "kafka")) if asked.bus == "kafka" else None
@@ -71,10 +68,9 @@ def main() -> int:
             wait_for_answers(client, 50)
         counted = count(site, client)
     lives = 1 + sum(n for name, n in site.kills.items() if name.startswith("gateway"))
-    record = {
-        "commit": commit.stdout.strip(),
+    results = {
+        **made_by,
         "seed": asked.seed,
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "bus": asked.bus,
         "kills": dict(sorted(site.kills.items())),
         "cut_off": site.cut_off,
@@ -85,7 +81,7 @@ def main() -> int:
     print(f"sent {counted.sent}, acknowledged {counted.acknowledged}, found exactly once {counted.found}")
     print(f"stored twice {counted.stored_twice}, streams not whole {len(counted.not_whole)}")
     if asked.out:
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+        record(asked.out, results)
     is_whole = counted.found == counted.acknowledged and not counted.stored_twice and not counted.not_whole
     return 0 if is_whole and counted.streams == lives else 1
 

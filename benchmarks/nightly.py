@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import socket
@@ -30,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.provenance import provenance
 from pipelines.adapters.airflow_rest import AirflowRest
 from pipelines.contracts.clocks import to_us
 from pipelines.demo.dag_runs import as_of_text
@@ -97,8 +97,7 @@ def measure(home: Path, *, keep: bool) -> dict[str, Any]:
         shutil.rmtree(home, ignore_errors=True)
     ratio = dags["wall"] / plain["wall"]
     return {
-        "commit": _commit(),
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()},
+        **provenance(),
         "load": round(os.getloadavg()[0], 1),
         "seed": {name: load_model(PROJECT / "include", name).training.seed for name in plain["models"]},
         "rows": plain["rows"],
@@ -340,11 +339,6 @@ def tell(result: dict[str, Any]) -> None:
     print(f"processor time: {used['dag_runs']} s and {used['bare']} s; load {result['load']}; {used['by_part']}")
     for model, row in result["releases"]["dag_runs"].items():
         print(f"{model}: {row['status']}, {row['metrics']}")
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gateway import record
 from benchmarks.gateway_load import CLIENT_CORE, PROJECT, Body, ask, closed_loop, server
+from benchmarks.provenance import RESULTS, record
 from pipelines.contracts.routes import Route
 from tests.builders import publish_route
 from tests.redis_server import running_redis
@@ -105,7 +105,7 @@ def main() -> None:
             "gateway": gateway_table(home, redis.url, asked.seconds, asked.port),
         }
     if not asked.no_record:
-        record("online_features", results)
+        record(RESULTS / "online_features.json", results)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +32,7 @@ import httpx
 import msgspec
 import numpy as np
 
+from benchmarks.provenance import provenance, record
 from pipelines.contracts.events import Override
 from pipelines.contracts.routes import Breaker, Route
 from tests.builders import constant_release, publish_route
@@ -276,7 +274,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=20260)
     parser.add_argument("--out", type=Path, help="where the result is written; without it, it is printed alone")
     asked = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    made_by = provenance()
     results: dict[str, dict[str, Any]] = {}
     together: list[float] = []
     for way in WAYS:
@@ -286,16 +284,9 @@ def main() -> int:
         print(f"{way:22} {results[way]}", flush=True)
     results["all"] = summary(together)
     print(f"{'all':22} {results['all']}", flush=True)
-    record = {
-        "commit": commit.stdout.strip(),
-        "seed": asked.seed,
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-        "workers": asked.workers,
-        "goal_p99_ms": GOAL_S * 1000,
-        "results": results,
-    }
     if asked.out:
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+        settings = {"seed": asked.seed, "workers": asked.workers, "goal_p99_ms": GOAL_S * 1000}
+        record(asked.out, {**made_by, **settings, "results": results})
     missed = [way for way, result in results.items() if result["p99_ms"] >= GOAL_S * 1000]
     if missed:
         print(f"p99 is not below {GOAL_S:g} s: {', '.join(missed)}")

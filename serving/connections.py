@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from uvicorn import config as uvicorn_config
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from serving import acceptor
 from serving.direct import DirectProtocol
 from serving.limits import Limits
 from serving.metrics import Metrics
@@ -231,6 +232,7 @@ def install(limits: Limits, app: GatewayApp | None = None) -> Guard:
     guard = Guard(limits)
     if app is not None:
         guard.tell_to(app.gateway.metrics)
+    acceptor.accompany_servers()
     uvicorn_config.HTTP_PROTOCOLS["auto"] = bounded(guard, app)  # type: ignore[assignment] # loaded as it is when no text
     return guard
 

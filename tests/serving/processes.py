@@ -71,6 +71,17 @@ class GatewayProcess:
         self.process.wait(60)
 
 
+def end_group(process: subprocess.Popen[bytes], grace_s: float = 20.0) -> None:
+    """End the leader of a session in order, and whatever is left of its group by force."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 @contextmanager
 def bentoml_serve(
     home: Path, target: str = "serving.service:Gateway", cwd: Path = PROJECT, **environment: str
@@ -95,10 +106,4 @@ def bentoml_serve(
         gateway.wait_ready()
         yield gateway
     finally:
-        if process.poll() is None:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_group(process)

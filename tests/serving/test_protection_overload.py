@@ -78,6 +78,17 @@ def test_bodies_completed_together_wait_for_each_other_and_are_429_past_the_limi
     assert max(accepted) < 2 * QUEUE_S + 4 * WORK_S < TOGETHER * WORK_S
 
 
+def test_who_connects_while_the_worker_is_busy_is_taken_soon(gateway: GatewayProcess) -> None:
+    """By itself the event loop takes one connection a turn, and here every turn takes as long as a request."""
+    began = time.monotonic()
+    clients = [Client(gateway, timeout_s=30).send(REQUEST.replace(b"models/m", b"models/n")) for _ in range(TOGETHER)]
+    accepted, refused, seconds = answers_of(clients, began)
+    print(f"{len(accepted)} accepted, {len(refused)} refused in {seconds:.2f} s")
+    assert accepted
+    assert refused
+    assert max(accepted) < 2 * QUEUE_S + 4 * WORK_S < TOGETHER * WORK_S
+
+
 def test_what_would_wait_too_long_is_429_at_once_while_health_and_rollback_are_answered(
     gateway: GatewayProcess,
 ) -> None:
