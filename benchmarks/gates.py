@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from pipelines.rollout.catalogue import FAULTS, TRAPS, outcome, rates
 from pipelines.rollout.offline import judge
-from pipelines.rollout.planner import Rates, plan
+from pipelines.rollout.planner import plan
 from pipelines.rollout.policy import Policy
+from pipelines.rollout.rates import Rates
 from pipelines.rollout.simulator import HEALTHY, START_US, Fault, Traffic, simulate
 
 METRICS: list[dict[str, Any]] = [

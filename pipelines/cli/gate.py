@@ -113,9 +113,9 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Where the plan goes (JSON); default: standard output.")] = None,
 ) -> None:
     """Say what every question of a policy needs; exit 1 when a required proof does not fit into the stages."""
-    from pipelines.rollout.planner import Rates
     from pipelines.rollout.planner import plan as planned
     from pipelines.rollout.policy import Policy
+    from pipelines.rollout.rates import Rates
 
     result = planned(Policy.parse(_mapping(policy, "policy")), Rates.parse(_mapping(rates, "base rates")))
     _write(out, json.dumps(result.to_mapping(), indent=2, allow_nan=False) + "\n")

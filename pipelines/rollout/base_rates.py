@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.contracts.errors import DataError
-from pipelines.rollout.planner import BaseRates, Rates
 from pipelines.rollout.policy import Metric, Policy
+from pipelines.rollout.rates import BaseRates, Rates
 from pipelines.stats import tables
 from pipelines.stats.evidence import Evidence
 from pipelines.stats.losses import RANK, loss_values

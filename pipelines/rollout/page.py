@@ -148,9 +148,11 @@ def _interval(verdict: dict[str, Any]) -> str:
 
 def _came(need: Need, history: Sequence[Point]) -> str:
     """After how many requests the question was answered, for the reader to compare with the plan."""
-    value, bar = ("e_value", "threshold") if need.question == "harm" else ("proof", "proof_threshold")
+    value, bar = ("proof", "proof_threshold") if need.question == "proof" else ("e_value", "threshold")
     for point in history:
         for row in point.verdicts:
-            if row["metric"] == need.metric and not row["slice"] and 0.0 < row[bar] <= row[value]:
+            # A verdict fails by the blocks of latency too, which have an e-value of their own.
+            said = 0.0 < row[bar] <= row[value] or (need.question == "harm" and row["verdict"] == "fail")
+            if row["metric"] == need.metric and not row["slice"] and said:
                 return f"after {point.requests:,} requests, in {point.stage}"
-    return "no harm found" if need.question == "harm" else "not reached"
+    return "not reached" if need.question == "proof" else "no harm found"

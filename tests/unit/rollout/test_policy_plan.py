@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli.gate import app
 from pipelines.contracts.errors import ContractError
-from pipelines.rollout.offline import judge
-from pipelines.rollout.planner import Need, Rates, plan
+from pipelines.rollout.planner import Need, plan
 from pipelines.rollout.policy import Policy
-from pipelines.rollout.simulator import Fault, Traffic, simulate
+from pipelines.rollout.rates import Rates
 from tests.unit.stats.cases import METRICS, mapping
 
 RATES: dict[str, Any] = {
@@ -46,29 +44,66 @@ def test_a_long_policy_is_feasible() -> None:
     assert plan(Policy.parse(mapping(30_000, 30_000)), Rates.parse(RATES)).feasible
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("metric", "fault", "effect"),
-    [("error_rate", Fault(error_rate=0.02, only_served=True), 20.0), ("kpi", Fault(kpi_factor=0.85), 0.75)],
-)
-def test_the_plan_is_within_a_factor_two_of_the_simulated_median(metric: str, fault: Fault, effect: float) -> None:
-    """Fifteen rollouts straight into a canary of 20 %; the plan is asked for the very fault."""
-    body = mapping() | {
-        "stages": [{"name": "canary_20", "share": 0.2, "requests": 8000}],
-        "metrics": [row for row in METRICS if row["name"] == metric],
-        "label_maturity_s": 60,
-        "slices": [],
-    }
-    policy = Policy.parse(body)
-    seen = []
-    for seed in range(15):
-        last = judge(body, simulate(policy, seed=seed, traffic=Traffic(requests_per_s=0.2), fault=fault))[-1]
-        assert last["verdict"] == "rollback"
-        seen.append(last["exposed"])
-    rates = Rates.parse(RATES | {"metrics": {metric: RATES["metrics"][metric] | {"effect": effect}}})
-    planned = need(plan(policy, rates), metric, "harm").challenger_requests
-    assert planned is not None
-    assert 0.5 <= planned / float(np.median(seen)) <= 2.0, (planned, seen)
+def only(metric: dict[str, Any], stages: list[dict[str, Any]], **changes: Any) -> Policy:
+    return Policy.parse({"stages": stages, "metrics": [metric], "label_maturity_s": 0} | changes)
+
+
+def rates_of(name: str, **changes: Any) -> Rates:
+    """The rates above for one metric; `effect` is the metric's."""
+    effect = {"effect": changes.pop("effect")} if "effect" in changes else {}
+    return Rates.parse(RATES | {"metrics": {name: RATES["metrics"][name] | effect}} | changes)
+
+
+LOGLOSS = METRICS[5]
+KPI = METRICS[6]
+SHADOW = {"name": "shadow", "requests": 400}
+CANARY = {"name": "canary_20", "share": 0.2, "requests": 400}
+
+
+def test_nothing_is_compared_in_the_bake_and_a_backtest_takes_no_time() -> None:
+    rates = rates_of("logloss")
+    bare = plan(only(LOGLOSS, [SHADOW, CANARY]), rates)
+    baked = plan(only(LOGLOSS, [SHADOW, CANARY, {"name": "bake", "requests": 90_000}]), rates)
+    assert [one.sentence for one in baked.needs] == [one.sentence for one in bare.needs]
+    assert (baked.requests, baked.hours) == (bare.requests, bare.hours) == (800, round(800 / 720, 3))
+    tested = plan(only(LOGLOSS, [{"name": "backtest", "requests": 90_000}, SHADOW, CANARY]), rates)
+    proof = need(tested, "logloss", "proof")
+    assert (proof.stage, proof.requests, proof.hours) == ("backtest", 0, 0.0)
+
+
+def test_labels_that_mature_late_and_a_least_time_are_part_of_the_answer() -> None:
+    rates = rates_of("logloss")
+    soon = need(plan(only(LOGLOSS, [SHADOW]), rates), "logloss", "proof")
+    late = need(plan(only(LOGLOSS, [SHADOW], label_maturity_s=36_000), rates), "logloss", "proof")
+    assert late.hours == pytest.approx((soon.hours or 0.0) + 10.0, abs=0.01)
+    waited = need(plan(only(LOGLOSS, [SHADOW], min_event_time_s=86_400), rates), "logloss", "proof")
+    assert waited.hours == pytest.approx(24.0)
+
+
+def test_harm_too_small_to_be_found_says_from_which_size_on_it_is() -> None:
+    stages = [SHADOW | {"requests": 4_000}, CANARY | {"requests": 4_000}]
+    sparse = rates_of("error_rate", requests_per_hour=30)
+    found = plan(only(METRICS[0], stages), sparse)
+    harm = need(found, "error_rate", "harm")
+    assert not harm.feasible
+    assert harm.found_from is not None
+    larger = rates_of("error_rate", requests_per_hour=30, effect=harm.found_from * 1.02)
+    assert need(plan(only(METRICS[0], stages), larger), "error_rate", "harm").feasible
+    assert f"which find {harm.found_from:.3g} and more" in harm.sentence
+
+
+def test_a_proof_for_each_slice_costs_what_the_smallest_asks() -> None:
+    stages = [SHADOW | {"requests": 900_000}]
+    rates = rates_of("logloss", slices={"a": 0.9, "b": 0.1})
+    whole = need(plan(only(LOGLOSS, stages), rates), "logloss", "proof")
+    each = need(plan(only(LOGLOSS | {"per_slice": True}, stages), rates), "logloss", "proof")
+    assert (each.requests or 0) == pytest.approx(10 * (whole.requests or 0), rel=0.01)
+
+
+def test_a_kpi_cannot_be_proven_where_no_arm_is_drawn() -> None:
+    found = plan(only(KPI, [SHADOW]), rates_of("kpi"))
+    assert not found.feasible
+    assert "cannot be had in these stages" in need(found, "kpi", "proof").sentence
 
 
 def test_a_missing_base_rate_is_named() -> None:
