@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     """Airflow's database, a `postgresql://` URL; empty: SQLite in `home`."""
     mlflow_db: str = Field("", repr=False, pattern=r"^(|postgresql://.*)$")
     """MLflow's database, a `postgresql://` URL; empty: SQLite in `home`."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What computes feature views that name no `engine`, and joins training sets."""
+    spark_master: str = Field("local[2]", min_length=1)
+    """Where Spark runs: `local[n]`, `spark://host:port`, `k8s://...`, as Spark itself reads it."""
+    spark_config: str = ""
+    """A file with more of Spark's properties, a `name=value` a line: memory, images, secrets."""
     online_store: Literal["sqlite", "redis"] = "sqlite"
     """Where features are read online. `sqlite`: a file in `home`; `redis`: the server at `redis_url`."""
     redis_url: SecretStr = SecretStr("")

@@ -3,6 +3,7 @@
 
 `--peers` builds a third, `benchmarks/peers/.venv`: what the gateway is measured against and tested with.
 `--servers` installs the servers that tests start; where it may not, it names them, and their tests are skipped.
+`--spark` adds Spark to the orchestration environment (scripts/spark/install.py); every later set-up keeps it.
 
 Standard library only, because it runs before anything is installed. Run it by `make setup`.
 What only apt can give (a C library, pip, ensurepip) is found out first, named in one line, and installed when this
@@ -81,6 +82,12 @@ PEERS = Environment(
     (ROOT / "benchmarks" / "peers" / "requirements.txt",),
     command=False,
 )
+SPARK_LOCK = ROOT / "requirements-spark.txt"
+
+
+def spark_stamp(environment: Environment) -> Path:
+    """The file that says Spark is installed there: the lock it was installed from."""
+    return environment.path / ".slipway-spark"
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> None:
@@ -260,6 +267,8 @@ def start_build(uv: str, environment: Environment) -> subprocess.Popen[bytes]:
     if not works and not run_quietly([uv, "venv", "-q", "--clear", "--python", sys.executable, str(environment.path)]):
         raise SetupError(f"the {environment.name} environment could not be created at {environment.path}")
     locks = [str(lock) for lock in environment.locks]
+    if spark_stamp(environment).exists():  # a sync removes what is in no lock that it is given
+        locks.append(str(SPARK_LOCK))
     # uv's bars are for people; without a terminal it would list hundreds of packages. Its errors are always shown.
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
     # Compiled once here: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE), each process would compile
@@ -279,6 +288,8 @@ def finish_build(environment: Environment) -> None:
     (packages / "_slipway_project.pth").write_text(f"{ROOT}\n")
     if environment.command:
         write_command(environment)
+    if (spark := spark_stamp(environment)).exists():
+        spark.write_text(SPARK_LOCK.read_text())
     (environment.path / STAMP).write_text(environment.digest())
 
 
@@ -329,6 +340,8 @@ def run_quietly(command: list[str]) -> bool:
 
 def main() -> int:
     started = time.monotonic()
+    if "--spark" in sys.argv[1:]:
+        os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "spark" / "install.py")])
     wanted = [PEERS] if "--peers" in sys.argv[1:] else [ORCHESTRATION, SERVING]
     try:
         check_python()

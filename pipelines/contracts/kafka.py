@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.contracts.errors import TerminalError
+from pipelines.contracts.properties import read_properties
 
 MAX_MESSAGE = 80 << 20
 """The longest message: one frame of the greatest length, and room for its headers."""
@@ -27,23 +26,5 @@ def connection(servers: str, topic: str, config: str = "") -> Connection:
     options: dict[str, str | int | float | bool] = {"bootstrap.servers": servers, "message.max.bytes": MAX_MESSAGE}
     options |= {"receive.message.max.bytes": 2 * MAX_MESSAGE}
     if config:
-        options.update(_properties(Path(config)))
+        options.update(read_properties(config, "SLIPWAY_KAFKA_CONFIG"))
     return Connection(options, topic)
-
-
-def _properties(file: Path) -> dict[str, str]:
-    try:
-        lines = file.read_text().splitlines()
-    except OSError as error:
-        raise TerminalError("SLIPWAY_KAFKA_CONFIG", got=str(error), expected="a file of name=value lines") from error
-    found = {}
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        name, equals, value = text.partition("=")
-        if not equals:
-            # The line itself may hold a secret.
-            raise TerminalError(f"{file}:{number}", got="no '='", expected="name=value")
-        found[name.strip()] = value.strip()
-    return found

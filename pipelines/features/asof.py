@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipelines.contracts.errors import ContractError
 
 STAMP_SUFFIX = "__event_timestamp"
+ROW = "__row"
 
 
 class ViewJoin(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,13 +51,7 @@ def join(
     created_cutoff: only feature rows created at or before the entity row's time count.
     Raises ContractError when the entity frame lacks a key or its time.
     """
-    wanted = {timestamp, *(column for one in joins for column in one.keys.values())}
-    if missing := sorted(wanted - set(entity.column_names)):
-        raise ContractError(
-            f"entity frame lacks column {', '.join(missing)}", got=entity.column_names, expected=sorted(wanted)
-        )
-    numbers = pa.array(range(entity.num_rows), pa.int64())
-    narrow = entity.select(sorted(wanted)).append_column("__row", numbers)
+    narrow = numbered(entity, timestamp, joins)
     connection.register("__frame", narrow)
     connection.execute(
         f'CREATE OR REPLACE TEMP TABLE __entity AS SELECT *, epoch_us("{timestamp}") AS __stamp FROM __frame'
@@ -71,6 +66,20 @@ def join(
         for name in found.column_names:
             answer = answer.append_column(found.schema.field(name), found.column(name))
     return answer
+
+
+def numbered(entity: pa.Table, timestamp: str, joins: Sequence[ViewJoin]) -> pa.Table:
+    """What the joins need of an entity frame, each row with its number in `ROW`.
+
+    Raises ContractError when the frame lacks a key or its time.
+    """
+    wanted = {timestamp, *(column for one in joins for column in one.keys.values())}
+    if missing := sorted(wanted - set(entity.column_names)):
+        raise ContractError(
+            f"entity frame lacks column {', '.join(missing)}", got=entity.column_names, expected=sorted(wanted)
+        )
+    numbers = pa.array(range(entity.num_rows), pa.int64())
+    return entity.select(sorted(wanted)).append_column(ROW, numbers)
 
 
 def _query(

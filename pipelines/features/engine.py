@@ -10,7 +10,7 @@ publication at the next step of the view's cadence, and is readable at the lates
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -69,11 +69,7 @@ def rows(connection: duckdb.DuckDBPyConnection, include: Path, spec: ViewSpec, s
     Raises ContractError when the transform cannot be computed or lacks a column.
     """
     made = evaluate(connection, include, spec.transform, spec.datasets)
-    wanted = [*spec.entity.keys, *spec.features, "event_timestamp"]
-    if missing := [name for name in wanted if name not in made.column_names]:
-        raise ContractError(
-            f"view {spec.name}: transform lacks column {', '.join(missing)}", got=made.column_names, expected=wanted
-        )
+    require_columns(spec, made.column_names)
     typed = [f'CAST("{name}" AS {SQL_TYPES[kind]}) AS "{name}"' for name, kind in spec.entity.keys.items()]
     typed += [_feature(name, feature.type) for name, feature in spec.features.items()]
     keys = ", ".join(f'"{name}"' for name in spec.entity.keys)
@@ -88,6 +84,13 @@ def rows(connection: duckdb.DuckDBPyConnection, include: Path, spec: ViewSpec, s
         ).fetch_arrow_table()
     finally:
         connection.unregister("__made")
+
+
+def require_columns(spec: ViewSpec, made: Sequence[str]) -> None:
+    """Raise ContractError unless a transform made all that the spec declares."""
+    wanted = [*spec.entity.keys, *spec.features, "event_timestamp"]
+    if missing := [name for name in wanted if name not in made]:
+        raise ContractError(f"view {spec.name}: transform lacks column {', '.join(missing)}", got=made, expected=wanted)
 
 
 def _feature(name: str, kind: str) -> str:

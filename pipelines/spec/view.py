@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,8 @@ class ViewSpec(Strict):
     freshness: EventDuration
     checks: list[Check] = Field(default_factory=list)
     schedule: Schedule | None = None
+    engine: Literal["duckdb", "spark"] | None = None
+    """What computes it; None: what the installation's settings say. The values are the same, so no new version."""
 
     def version(self, include: Path) -> str:
         """Four hex digits that change with whatever changes values: transform source, features, entity, windows."""

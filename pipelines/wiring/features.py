@@ -27,7 +27,7 @@ from pipelines.features.publishing import Pending
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_model, load_view, names
 from pipelines.spec.view import ViewSpec
-from pipelines.wiring import datasets
+from pipelines.wiring import datasets, on_spark
 
 BUILD = "build"
 
@@ -133,7 +133,9 @@ def build(settings: Settings, view: str, as_of_us: int) -> BuildRef:
 
 
 def compute(settings: Settings, spec: ViewSpec, span: Span, created_us: int) -> pa.Table:
-    """The view's rows with stamps in a span, from the lake's datasets. Writes nothing."""
+    """The view's rows with stamps in a span, from the lake's datasets, by the view's engine. Writes nothing."""
+    if (spec.engine or settings.engine) == "spark":
+        return on_spark.compute(settings, spec, span, created_us)
     with connect() as connection:
         for name in spec.datasets:
             after_us, known_us = engine.known_span_us(spec, name, span)
@@ -287,27 +289,30 @@ def historical(
     """The entity frame with the views' features as they could be read online at each row's time.
 
     entity: has `timestamp` and the columns that the pins' `entity` maps join keys to; comes back unchanged, in order.
-    Raises NotYetError for a view that was never published.
+    Raises NotYetError for a view that was never published. The installation's `engine` joins.
     Features come under their own names. stamps: also `<view>__event_timestamp`, when the value became readable.
     """
     lake = DeltaLake(settings.lake)
-    joins = []
+    for pin in views:
+        if not lake.exists(table_of(pin.view)):
+            hint = f"Run features.{pin.view.partition('__')[0]} first."
+            raise NotYetError(f"view {pin.view}", got="never published", hint=hint)
+    joins = [
+        asof.ViewJoin(
+            relation=pin.view,
+            keys=dict(pin.entity),
+            features={name: name for name in pin.features},
+            ttl_us=pin.ttl_us,
+            stamp_name=f"{pin.view}{asof.STAMP_SUFFIX}" if stamps else None,
+            unique=True,  # a view's check refuses rows that share keys and time
+        )
+        for pin in views
+    ]
+    if settings.engine == "spark":
+        return on_spark.join(settings, entity, timestamp, {table_of(one.relation): one for one in joins})
     with connect() as connection:
-        for pin in views:
-            if not lake.exists(table_of(pin.view)):
-                hint = f"Run features.{pin.view.partition('__')[0]} first."
-                raise NotYetError(f"view {pin.view}", got="never published", hint=hint)
-            lake.bind(connection, pin.view, table_of(pin.view))
-            joins.append(
-                asof.ViewJoin(
-                    relation=pin.view,
-                    keys=dict(pin.entity),
-                    features={name: name for name in pin.features},
-                    ttl_us=pin.ttl_us,
-                    stamp_name=f"{pin.view}{asof.STAMP_SUFFIX}" if stamps else None,
-                    unique=True,  # a view's check refuses rows that share keys and time
-                )
-            )
+        for one in joins:
+            lake.bind(connection, one.relation, table_of(one.relation))
         return asof.join(connection, entity, timestamp, joins)
 
 

@@ -10,10 +10,7 @@ Standard library only. Java (17 or later) and Maven come from apt when they are 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,26 +41,9 @@ auto.create.topics.enable=false
 
 def fetch() -> Path:
     """The folder of the jars; fetched when the POM has changed since. Raises SetupError."""
-    from scripts.setup import SetupError, install_apt, run_quietly
+    from scripts import maven
 
-    JARS.mkdir(parents=True, exist_ok=True)
-    stamp = JARS / ".pom"
-    wanted = hashlib.sha256(POM.read_bytes()).hexdigest()
-    with (JARS / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two test processes at once: the second finds the work done
-        is_there = stamp.exists() and stamp.read_text() == wanted
-        needed = {"java": "default-jre-headless"} | ({} if is_there else {"mvn": "maven"})
-        if missing := [package for tool, package in needed.items() if shutil.which(tool) is None]:
-            install_apt(missing)
-        if is_there:
-            return JARS
-        for old in JARS.glob("*.jar"):
-            old.unlink()
-        goal = ["dependency:copy-dependencies", f"-DoutputDirectory={JARS}"]
-        if not run_quietly(["mvn", "-B", "-q", "-f", str(POM), *goal]):
-            raise SetupError("Kafka's jars could not be fetched by Maven (its message is above)")
-        stamp.write_text(wanted)
-    return JARS
+    return maven.fetch(POM, JARS)
 
 
 def run(port: int, controller: int, data: Path) -> NoReturn:

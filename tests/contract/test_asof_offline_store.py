@@ -16,29 +16,10 @@ from hypothesis import strategies as st
 
 from pipelines.adapters.delta_lake import DeltaLake, connect
 from pipelines.features import asof
+from tests.asof_oracle import brute_force
 
 BASE = datetime(2013, 3, 9, 22, tzinfo=UTC)  # the night New York's clocks change
 MINUTE_US = 60_000_000
-
-
-def _oracle(
-    entity: list[dict[str, Any]], rows: list[dict[str, Any]], ttl_minutes: int | None, cutoff: bool
-) -> list[float | None]:
-    """Feast's documented rules, one entity row at a time."""
-    answer: list[float | None] = []
-    for asked in entity:
-        best = None
-        for row in rows:
-            if asked["k"] is None or row["k"] != asked["k"] or asked["t"] is None or row["t"] is None:
-                continue
-            if row["t"] > asked["t"] or (cutoff and row["created"] > asked["t"]):
-                continue
-            if ttl_minutes and row["t"] < asked["t"] - ttl_minutes:
-                continue
-            if best is None or (row["t"], row["created"]) > (best["t"], best["created"]):
-                best = row
-        answer.append(None if best is None else best["value"])
-    return answer
 
 
 def _minute(value: int | None) -> datetime | None:
@@ -87,7 +68,7 @@ def test_the_join_agrees_with_brute_force(
         )
         answer = asof.join(connection, frame, "event_timestamp", [join], created_cutoff=cutoff)
     assert answer.column("n").to_pylist() == list(range(len(entity)))
-    assert answer.column("v").to_pylist() == _oracle(entity, unique, ttl, cutoff)
+    assert answer.column("v").to_pylist() == brute_force(entity, unique, ttl, cutoff)
 
 
 @pytest.fixture(scope="module")

@@ -115,3 +115,15 @@ def test_setup_with_nothing_to_do_takes_less_than_a_second():
     # Its own time, not that of the clock: other tests may have the processors now.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     assert done.stdout == ""
+
+
+def test_a_set_up_keeps_spark_once_it_is_installed(setup, monkeypatch, tmp_path):
+    environment = setup.Environment("test", tmp_path, (tmp_path / "lock.txt",), command=False)
+    monkeypatch.setattr(setup, "_python_is_as_asked", lambda _: True)
+    monkeypatch.setattr(setup, "run_quietly", lambda _: True)
+    asked = []
+    monkeypatch.setattr(setup.subprocess, "Popen", lambda command, **_: asked.append(command))
+    setup.start_build("uv", environment)
+    setup.spark_stamp(environment).write_text("of an older lock")
+    setup.start_build("uv", environment)
+    assert [str(setup.SPARK_LOCK) in command for command in asked] == [False, True]

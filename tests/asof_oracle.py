@@ -1,0 +1,25 @@
+"""Feast's documented rules of the point-in-time join, by brute force."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def brute_force(
+    entity: list[dict[str, Any]], rows: list[dict[str, Any]], ttl_minutes: int | None, cutoff: bool
+) -> list[float | None]:
+    """Feast's documented rules, one entity row at a time."""
+    answer: list[float | None] = []
+    for asked in entity:
+        best = None
+        for row in rows:
+            if asked["k"] is None or row["k"] != asked["k"] or asked["t"] is None or row["t"] is None:
+                continue
+            if row["t"] > asked["t"] or (cutoff and row["created"] > asked["t"]):
+                continue
+            if ttl_minutes and row["t"] < asked["t"] - ttl_minutes:
+                continue
+            if best is None or (row["t"], row["created"]) > (best["t"], best["created"]):
+                best = row
+        answer.append(None if best is None else best["value"])
+    return answer
