@@ -2,7 +2,7 @@
 
     python benchmarks/gates.py --runs 300 --faults 20 --processes 2 --out benchmarks/results/gates.json
 
-Every rollout is judged at every tick of 128 rows over all metrics, slices and stages together. Peers see the same rows.
+Every rollout is judged after every row over all metrics, slices and stages together. Peers see the same rows.
 """
 
 from __future__ import annotations

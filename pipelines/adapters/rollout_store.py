@@ -18,6 +18,7 @@ from pipelines.rollout import record
 from pipelines.rollout.executor import Effect, Pending, kind
 from pipelines.rollout.plan_actions import plan_actions
 from pipelines.rollout.state import Decision, Rollout, apply
+from pipelines.stats.evidence import Evidence, digest_of
 
 _decode_rollout = msgspec.json.Decoder(Rollout).decode
 _decode_decision = msgspec.json.Decoder(Decision)
@@ -34,6 +35,23 @@ class EvidenceRow(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     counts: dict[str, Any]
     document: str
+
+    @staticmethod
+    def of(
+        rollout_id: str, part: str, batch: int, evidence: Evidence, *, event_us: int | None = None,
+        counts: dict[str, Any] | None = None,
+    ) -> EvidenceRow:  # fmt: skip
+        """`evidence` as it is stored, serialised once; it reaches to its own last event when no time is given."""
+        document = evidence.to_json()
+        return EvidenceRow(
+            rollout_id=rollout_id,
+            part=part,
+            batch=batch,
+            event_us=(evidence.last_us or 0) if event_us is None else event_us,
+            digest=digest_of(document),
+            counts=counts or {},
+            document=document.decode(),
+        )
 
 
 class OverrideRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,9 +74,12 @@ class Admission:
 
     def _first_seen(self, ids: pa.Array) -> Bools:
         """False for a request id that is open already or was seen before in this batch."""
-        keep = np.zeros(len(ids), dtype=np.bool_)
         values = np.asarray(ids.to_numpy(zero_copy_only=False))
-        keep[np.unique(values.astype(str) if values.dtype == object else values, return_index=True)[1]] = True
+        values = values.astype(str) if values.dtype == object else values
+        keep = np.ones(len(ids), dtype=np.bool_)
+        if not (values[1:] > values[:-1]).all():
+            keep[:] = False
+            keep[np.unique(values, return_index=True)[1]] = True
         keep &= self._requests.find(ids) < 0
         return keep
 

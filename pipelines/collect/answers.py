@@ -37,12 +37,10 @@ def respond(requests: OpenRequests, policy: Policy, part: Rows, first: int, lost
         served = np.asarray(pc.fill_null(table["served"], False).to_numpy(zero_copy_only=False), dtype=np.bool_)[rows]
         stood_in = served & (arm == CHAMPION) & (held["arm"][request] == CHALLENGER) & drawn(held)[request]
         _answer(held, request[stood_in], at[stood_in], CHALLENGER)
-    slot = request * 2 + arm
-    order = np.lexsort((at, slot))
-    slot, at, request, arm = slot[order], at[order], request[order], arm[order]
-    opening = _opening(slot) & ~held["own"][request, arm]
+    opening = _opening(request * 2 + arm, 2 * len(requests)) & ~held["own"][request, arm]
     held["doubled"][request[~opening], arm[~opening]] = True
-    r, a, order, at = request[opening], arm[opening], order[opening], at[opening]
+    order = np.flatnonzero(opening)
+    r, a, at = request[opening], arm[opening], at[opening]
     held["own"][r, a] = True
     # A failure that the stand-in has told of already stays a failure.
     free = at < held["answered"][r, a]
@@ -63,9 +61,7 @@ def attach(
     finite = np.isfinite(given)
     step.counts.append(Count(f"{value}_not_finite", at[~finite], held["stage"][request[~finite]]))
     at, given, request = at[finite], given[finite], request[finite]
-    order = np.lexsort((at, request))
-    at, given, request = at[order], given[order], request[order]
-    opening = _opening(request) & ~held[flag][request]
+    opening = _opening(request, len(requests)) & ~held[flag][request]
     held[value][request[opening]] = given[opening]
     held[flag][request[opening]] = True
     again, later = request[~opening], at[~opening]
@@ -88,20 +84,20 @@ def _match(requests: OpenRequests, part: Rows, first: int, closes: Ints, step: S
 
 def _answer(held: Requests, request: Ints, at: Ints, arm: int) -> None:
     """Marks `arm` as failed at the first of the positions `at`, unless it has answered before."""
-    order = np.lexsort((at, request))
-    request, at = request[order], at[order]
-    opening = _opening(request)
+    opening = _opening(request, len(held["pos"]))
     request, at = request[opening], at[opening]
     free = at < held["answered"][request, arm]
     held["status"][request[free], arm] = ERROR
     held["answered"][request[free], arm] = at[free]
 
 
-def _opening(ordered: Ints) -> Bools:
-    """Marks the first of each run of equal values."""
-    first = np.ones(len(ordered), dtype=np.bool_)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return first
+def _opening(codes: Ints, size: int) -> Bools:
+    """Marks the first row of each code below `size`; rows come in order of position."""
+    first = np.empty(size, dtype=np.int64)
+    index = np.arange(len(codes))
+    first[codes[::-1]] = index[::-1]
+    opening: Bools = first[codes] == index
+    return opening
 
 
 def _status(policy: Policy, table: pa.Table) -> Ints:

@@ -21,6 +21,8 @@ from pipelines.stats.latency_blocks import MARGIN, LatencyBlocks
 from pipelines.stats.nats import Ints
 from pipelines.stats.postings import Posting
 
+_RUNS = 32
+"""Runs of one share up to which rows are cut by run, which copies nothing, and not gathered by share."""
 TableOf = Callable[[float | None], Ints | None]
 """The increments of each class at a share; None as the share: both arms answered. None as the table: no bet."""
 
@@ -30,7 +32,7 @@ def pair_class(rows: Requests, outcome: Bools) -> Ints:
     lots = drawn(rows)
     arm = np.where(lots, rows["arm"], 0)
     mine = outcome[np.arange(len(arm)), arm]
-    return np.where(lots, 2 * arm + mine, 2 * outcome[:, 1] + outcome[:, 0]).astype(np.int64)
+    return np.where(lots, 2 * arm + mine, 2 * outcome[:, 1] + outcome[:, 0]).astype(np.int64, copy=False)
 
 
 def telling(rows: Requests, kind: Ints) -> Bools:
@@ -137,16 +139,19 @@ class ClassBets:
             idle = everything if bet_on is None else bet_on
             kind = kind + tables.NO_HARM_BET * (idle & ~harm) + tables.NO_PROOF_BET * ~proof
         postings = []
-        shares = np.where(drawn(rows), rows["share"], np.nan)
-        for share in np.unique(shares):
-            mask = np.isnan(shares) if np.isnan(share) else shares == share
-            table = table_of(None if np.isnan(share) else float(share))
+        shares = np.where(drawn(rows), rows["share"], -1.0)
+        edges = np.flatnonzero(np.r_[True, shares[1:] != shares[:-1]])
+        chosen: list[tuple[float, slice | Bools]]
+        if len(edges) <= _RUNS:
+            ends = np.r_[edges[1:], len(shares)]
+            chosen = [(shares[k], slice(k, end)) for k, end in zip(edges.tolist(), ends.tolist(), strict=True)]
+        else:
+            chosen = [(share, shares == share) for share in np.unique(shares)]
+        for share, of_share in chosen:
+            table = table_of(None if share < 0.0 else float(share))
             if table is not None:
-                postings.append(
-                    Posting(
-                        metric, at[mask], rows["stage"][mask], rows["parts"][mask], kind[mask].astype(np.int64), table
-                    )
-                )
+                parts, classes = rows["parts"][of_share], kind[of_share]
+                postings.append(Posting(metric, at[of_share], rows["stage"][of_share], parts, classes, table))
         return postings
 
 

@@ -143,7 +143,8 @@ class Fold:
         both = held["answered"].max(axis=1)
         known = np.where(lots, mine, both)
         fresh = np.flatnonzero((known >= first) & (known < FAR) & ~held["warm"])
-        fresh = fresh[np.lexsort((held["pos"][fresh], known[fresh]))]
+        # Requests are held in the order of their positions, so a stable sort keeps it among equals.
+        fresh = fresh[np.argsort(known[fresh], kind="stable")]
         rows, at = take(held, fresh), known[fresh]
         for metric in self._policy.metrics:
             if metric.kind == "event":
@@ -152,14 +153,14 @@ class Fold:
         paired = [metric for metric in self._policy.metrics if metric.kind in ("paired_mean", "paired_abs")]
         if paired:
             pairs = np.flatnonzero((both >= first) & (both < FAR) & ~held["warm"] & (held["status"] == OK).all(axis=1))
-            pairs = pairs[np.lexsort((held["pos"][pairs], both[pairs]))]
+            pairs = pairs[np.argsort(both[pairs], kind="stable")]
             rows, at = take(held, pairs), both[pairs]
             step.postings.extend(self._values.scores(metric, rows, at) for metric in paired)
 
     def _lose(self, lost_at: Ints, step: Step) -> None:
         """At the deadline: which arm stayed silent, which answered twice. The warm-up is not spared."""
         chosen = np.flatnonzero(lost_at < FAR)
-        chosen = chosen[np.lexsort((self._open["pos"][chosen], lost_at[chosen]))]
+        chosen = chosen[np.argsort(lost_at[chosen], kind="stable")]
         rows, at = take(self._open, chosen), lost_at[chosen]
         # A request that went to one arm alone, without a draw, compares nothing: its failures are only counted.
         alone = ~drawn(rows) & (rows["arm"] != BOTH)
@@ -178,7 +179,7 @@ class Fold:
     def _settle(self, due_at: Ints, step: Step) -> None:
         """At maturity, in request order: paired losses and KPIs. A request without a label is counted and left out."""
         chosen = np.flatnonzero(due_at < FAR)
-        chosen = chosen[np.lexsort((self._open["pos"][chosen], due_at[chosen]))]
+        chosen = chosen[np.argsort(due_at[chosen], kind="stable")]
         rows, at = take(self._open, chosen), due_at[chosen]
         labelled = rows["labelled"]
         step.counts.append(Count("labelled", at[labelled], rows["stage"][labelled]))

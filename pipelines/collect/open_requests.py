@@ -62,6 +62,9 @@ class OpenRequests:
         codes, known = self._encode(ids, new=False), self._ids[: self._size]
         if not self._size:
             return np.full(len(codes), -1, dtype=np.int64)
+        if self._ascending and int(known[-1]) - int(known[0]) == self._size - 1:
+            inside = (codes >= known[0]) & (codes <= known[-1])
+            return np.where(inside, codes - known[0], -1)
         order = None if self._ascending else np.argsort(known, kind="stable")
         place = np.minimum(np.searchsorted(known, codes, sorter=order), self._size - 1)
         row = place if order is None else order[place]

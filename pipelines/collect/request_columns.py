@@ -69,6 +69,13 @@ class _Taken(Requests):
 
 def take(rows: Requests, keep: Any) -> Requests:
     """The requests that an index or a mask selects, by column name; to be read before `rows` changes."""
+    if keep.dtype == np.bool_:
+        number = int(np.count_nonzero(keep))
+        if number == len(keep):
+            return rows
+        if number and keep[len(keep) - number :].all():
+            # Only the first ones are left out: a slice copies nothing.
+            return _Taken(rows, slice(len(keep) - number, None))
     return _Taken(rows, keep)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from pipelines.rollout.policy import Metric, Policy, Stage
 from pipelines.stats.bounds import interval
 from pipelines.stats.losses import loss_range
@@ -26,18 +24,20 @@ class Levels(NamedTuple):
 
 def levels_of(rows: Ints) -> Levels:
     """Levels from the moments of some stages: `rows` (k, WIDTH). Weights are those of Mantel and Haenszel."""
-    n1, n0 = rows[:, 1].astype(float), rows[:, 2].astype(float)
-    y1, y0 = rows[:, 3] / MOMENT, rows[:, 4] / MOMENT
-    total = n1 + n0
-    weight = np.where(total > 0, n1 * n0 / np.maximum(total, 1.0), 0.0)
-    m1 = np.where(n1 > 0, y1 / np.maximum(n1, 1.0), 0.0)
-    m0 = np.where(n0 > 0, y0 / np.maximum(n0, 1.0), 0.0)
-    mass = weight.sum()
-    champion = float((weight * m0).sum() / mass) if mass > 0 else float(y0.sum() / max(n0.sum(), 1.0))
-    challenger = float((weight * m1).sum() / mass) if mass > 0 else float(y1.sum() / max(n1.sum(), 1.0))
+    mass = over = under = 0.0
+    n = total1 = total0 = sum1 = sum0 = 0
+    # Plain numbers: there are as few rows as stages, and a live look asks some dozens of times.
+    for settled, n1, n0, y1, y0 in rows[:, :5].tolist():
+        n, total1, total0, sum1, sum0 = n + settled, total1 + n1, total0 + n0, sum1 + y1, sum0 + y0
+        if n1 and n0:
+            weight = n1 * n0 / (n1 + n0)
+            mass += weight
+            over += weight * (y1 / MOMENT / n1)
+            under += weight * (y0 / MOMENT / n0)
+    champion = under / mass if mass else sum0 / MOMENT / max(total0, 1)
+    challenger = over / mass if mass else sum1 / MOMENT / max(total1, 1)
     # Half an event on either side keeps the ratio of rare events finite.
-    over, under = float((weight * m1).sum()), float((weight * m0).sum())
-    return Levels(int(rows[:, 0].sum()), champion, challenger, challenger - champion, (over + 0.25) / (under + 0.25))
+    return Levels(n, champion, challenger, challenger - champion, (over + 0.25) / (under + 0.25))
 
 
 def _harm_size(metric: Metric, levels: Levels) -> float:

@@ -12,7 +12,7 @@ from pipelines.rollout.effects import Levels, estimate_of, harmful, levels_of
 from pipelines.rollout.judgement import Better, Judgement, Pause, Stop, Verdict, VerdictKind
 from pipelines.rollout.policy import Metric, Policy
 from pipelines.rollout.verdict_text import as_number, as_share, bar_text, proof_text, sentence_of, versus
-from pipelines.stats.evidence import BETTER, HARM, PROOF, WIDTH, Evidence
+from pipelines.stats.evidence import BETTER, HARM, PROOF, WIDTH, Evidence, digest_of
 from pipelines.stats.families import Family, harm, loudest_stage, proof
 from pipelines.stats.latency_blocks import MARGIN, SUFFIX
 from pipelines.stats.mixture import e_value
@@ -25,31 +25,38 @@ _GAP_LEAST = 20
 
 
 class _Book(NamedTuple):
-    """Evidence with its cells by metric: (stage, slice, vector)."""
+    """Evidence with its cells by metric: (stage, slice, row of `rows`)."""
 
     evidence: Evidence
-    cells: dict[str, list[tuple[str, str, Ints]]]
+    cells: dict[str, list[tuple[str, str, int]]]
+    rows: Ints
+    digest: str
 
     @staticmethod
     def of(evidence: Evidence) -> _Book:
-        cells: dict[str, list[tuple[str, str, Ints]]] = {}
-        for (stage, metric, part), vector in evidence.cells.items():
-            cells.setdefault(metric, []).append((stage, part, vector))
-        return _Book(evidence, cells)
+        keys, rows = evidence.rows()
+        cells: dict[str, list[tuple[str, str, int]]] = {}
+        for row, (stage, metric, part) in enumerate(keys):
+            cells.setdefault(metric, []).append((stage, part, row))
+        return _Book(evidence, cells, rows, digest_of(evidence.to_json((keys, rows))))
 
 
 class _Cells:
-    """The cells of one metric as arrays: `whole` (K, WIDTH), `parts` (S, K, WIDTH) for the sorted slice `names`."""
+    """The cells of one metric as arrays: `whole` (K, WIDTH), `parts` (S, K, WIDTH) for the sorted slice `names`; `all`
+    has the whole first.
+    """
 
     def __init__(self, book: _Book, metric: str, stages: tuple[str, ...]) -> None:
         place = {name: k for k, name in enumerate(stages)}
         held = [row for row in book.cells.get(metric, ()) if row[0] in place]
         self.names = sorted({part for _, part, _ in held if part})
-        self.whole = np.zeros((len(stages), WIDTH), dtype=np.int64)
-        self.parts = np.zeros((len(self.names), len(stages), WIDTH), dtype=np.int64)
-        row_of = {part: s for s, part in enumerate(self.names)}
-        for stage, part, vector in held:
-            (self.parts[row_of[part]] if part else self.whole)[place[stage]] = vector
+        row_of = {"": 0} | {part: s for s, part in enumerate(self.names, start=1)}
+        self.all = np.zeros((1 + len(self.names), len(stages), WIDTH), dtype=np.int64)
+        if held:
+            self.all[[row_of[part] for _, part, _ in held], [place[stage] for stage, _, _ in held]] = book.rows[
+                [row for _, _, row in held]
+            ]
+        self.whole, self.parts = self.all[0], self.all[1:]
 
 
 class _Finding(NamedTuple):
@@ -63,7 +70,7 @@ class _Finding(NamedTuple):
 def _integrity(policy: Policy, book: _Book, name: str) -> _Finding:
     stages = tuple(stage.name for stage in policy.stages)
     cells = _Cells(book, name, stages)
-    live = [k for k, stage in enumerate(stages) if stage in live_stages(policy, name)]
+    live = _places(stages, live_stages(policy, name))
     log_e = float(_family(policy, cells, live, sticky=policy.unit == "unit").log_e)
     bar = hold_bar(policy)
     estimate = estimate_of(policy, None, cells.whole)
@@ -118,7 +125,7 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
     stages = tuple(stage.name for stage in policy.stages)
     sticky = policy.unit == "unit"
     cells = _Cells(book, metric.name, stages)
-    live = [k for k, stage in enumerate(stages) if stage in live_stages(policy, metric)]
+    live = _places(stages, live_stages(policy, metric))
     estimate = estimate_of(policy, metric, cells.whole)
     levels, bar = estimate.levels, rollback_bar(policy, metric)
     family = _family(policy, cells, live, sticky=sticky)
@@ -127,7 +134,7 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
     part, scoped, steady = _loudest(policy, cells, live, family) if reached else (None, levels, levels)
     may_act = acts(policy, metric, evidence, estimate.lower, levels.champion)
 
-    proof_units = cells.whole[[k for k, s in enumerate(stages) if s in proof_stages(policy, metric)]]
+    proof_units = cells.whole[_places(stages, proof_stages(policy, metric))]
     log_proof, log_better, log_worse = 0.0, 0.0, 0.0
     if len(proof_units):
         questions = np.stack([proof_units[:, columns] for columns in (PROOF, BETTER, HARM)])
@@ -170,11 +177,14 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
     return _Finding(verdict, stop, pause, proven, log_e - math.log(min(bar, 1e300)))
 
 
+def _places(stages: tuple[str, ...], chosen: tuple[str, ...]) -> list[int]:
+    return [place for place, stage in enumerate(stages) if stage in chosen]
+
+
 def _family(policy: Policy, cells: _Cells, live: list[int], *, sticky: bool) -> Family:
     if not live:
         return Family(np.zeros(()), np.zeros(()), np.zeros(0))
-    whole, parts = cells.whole[live][:, HARM], cells.parts[:, live][:, :, HARM]
-    return harm(whole, parts, max_slices=policy.max_slices, sticky=sticky)
+    return harm(cells.all[:, live, HARM], max_slices=policy.max_slices, sticky=sticky)
 
 
 def _loudest(policy: Policy, cells: _Cells, live: list[int], family: Family) -> tuple[str | None, Levels, Levels]:
@@ -204,7 +214,7 @@ def _judge_blocks(policy: Policy, book: _Book, metric: Metric, stages: tuple[str
     if not cells.whole[:, 0].any() or not live:
         return None
     log_e, bar = (
-        float(harm(cells.whole[live][:, HARM], cells.parts[:, live][:, :, HARM], max_slices=1, sticky=False).log_e),
+        float(harm(cells.all[:, live, HARM], max_slices=1, sticky=False).log_e),
         (rollback_bar(policy, metric)),
     )
     levels = levels_of(cells.whole)
@@ -255,6 +265,6 @@ def judge(policy: Policy, evidence: Evidence, stage: str, *, final_look: bool = 
         missing=tuple(name for name in policy.require if name not in proven),
         exposed=evidence.counted("exposed"),
         requests=requests,
-        evidence_digest=evidence.digest,
+        evidence_digest=book.digest,
         policy_digest=policy.digest,
     )

@@ -60,4 +60,5 @@ def mean_factors(x: npt.ArrayLike, largest: npt.ArrayLike) -> Ints:
     scaled = np.asarray(x, dtype=np.float64) / np.asarray(largest, dtype=np.float64)
     # A bound is a promise about the data; rounding may miss it by an ulp, and the clip then moves the factor by 1e-16.
     scaled = np.maximum(scaled, -1.0)
-    return floor_nats(np.log1p(scaled[:, None] * MEAN_FRACTIONS[None, :]))
+    products = np.multiply.outer(scaled, MEAN_FRACTIONS)
+    return floor_nats(np.log1p(products, out=products))

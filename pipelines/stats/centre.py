@@ -23,17 +23,16 @@ class RunningRate:
         self, events: np.ndarray[tuple[int], np.dtype[np.bool_]], champion: np.ndarray[tuple[int], np.dtype[np.bool_]]
     ) -> Floats:
         """(n,) rates for n further answers in order; `events` are looked at where `champion` is true."""
-        rates = np.full(len(events), self._frozen)
         place = np.flatnonzero(champion)
         cumulated = self._events + np.cumsum(events[place])
-        ends = np.flatnonzero((self._seen + 1 + np.arange(len(place))) % RATE_BLOCK == 0)
-        taken = 0
-        for end in ends.tolist():
-            self._frozen = float(cumulated[end] - taken) / RATE_BLOCK
-            taken = int(cumulated[end])
-            rates[place[end] + 1 :] = self._frozen
+        ends = np.arange(RATE_BLOCK - 1 - self._seen % RATE_BLOCK, len(place), RATE_BLOCK)
+        taken = cumulated[ends]
+        frozen = np.concatenate([[self._frozen], np.diff(taken, prepend=0) / RATE_BLOCK])
+        # A rate holds from the answer after the block's last one on.
+        rates: Floats = np.repeat(frozen, np.diff(np.concatenate([[0], place[ends] + 1, [len(events)]])))
+        self._frozen = float(frozen[-1])
         self._seen += len(place)
-        self._events = (int(cumulated[-1]) if len(place) else self._events) - taken
+        self._events = (int(cumulated[-1]) if len(place) else self._events) - (int(taken[-1]) if len(taken) else 0)
         return rates
 
 

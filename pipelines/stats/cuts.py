@@ -14,6 +14,18 @@ WINDOW = 8
 """Blocks looked back on: 4,000 latencies of the champion."""
 
 
+def quantiles(values: Floats, qs: Sequence[float]) -> Floats:
+    """(q,) quantiles of at least one value, to the bit those of `np.quantile`, which takes twice the time."""
+    place = np.asarray(qs) * (len(values) - 1)
+    low = np.floor(place).astype(np.int64)
+    high = np.minimum(low + 1, len(values) - 1)
+    ordered = np.partition(values, np.unique(np.concatenate([low, high])))
+    part, step = place - low, ordered[high] - ordered[low]
+    # Measured from the nearer neighbour, as numpy does.
+    between: Floats = np.where(part >= 0.5, ordered[high] - step * (1.0 - part), ordered[low] + step * part)
+    return between
+
+
 class RunningCuts:
     """Quantiles `qs` of the champion's last 8 whole blocks of 500 latencies, in order of position."""
 
@@ -49,6 +61,6 @@ class RunningCuts:
             if full:
                 self._past.append(np.concatenate(self._block))
                 self._block, self._held = [], 0
-                self._cut = np.quantile(np.concatenate(self._past), self._qs)
+                self._cut = quantiles(np.concatenate(self._past), self._qs)
             begin = end
         return cuts

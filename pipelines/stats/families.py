@@ -1,7 +1,6 @@
 """From the integer sums of one metric to its e-values. The live judge calls it on one row, the replay on many at once.
 
-Shapes: `units` (..., stages, bets) are sums of increments in 2**-40 nats over all traffic, or (..., slices, stages,
-bets).
+Shapes: `units` (..., stages, bets) are sums of increments in 2**-40 nats.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ class Family(NamedTuple):
     slices: Floats
 
 
-def harm(overall: Ints, slices: Ints, *, max_slices: int, sticky: bool) -> Family:
-    """The family's e-value against "no harm" from `overall` (..., K, G) and `slices` (..., S, K, G)."""
-    whole = over_time(to_nats(overall), sticky=sticky)
-    each = over_time(to_nats(slices), sticky=sticky) if slices.shape[-3] else np.zeros((*whole.shape, 0))
-    return Family(over_slices(whole, each, max_slices), whole, each)
+def harm(units: Ints, *, max_slices: int, sticky: bool) -> Family:
+    """The family's e-value against "no harm" from `units` (..., 1 + S, K, G): all traffic, then the slices."""
+    each = over_time(to_nats(units), sticky=sticky)
+    whole, slices = each[..., 0], each[..., 1:]
+    return Family(over_slices(whole, slices, max_slices), whole, slices)
 
 
 def proof(units: Ints, *, sticky: bool) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.stats.bets import MEAN_FRACTIONS
 from pipelines.stats.evidence import HARM, WIDTH
-from pipelines.stats.nats import MOMENT, Ints, floor_nats, quantise, quantise_up
+from pipelines.stats.nats import Ints, floor_nats, quantise, quantise_up
 from pipelines.stats.postings import Posting
 
 BLOCK_US = 60_000_000
@@ -63,44 +63,38 @@ class LatencyBlocks:
         """Judges the blocks whose last answer is due by the wall watermark `wall` (by position from `first`)."""
         if not len(wall) or not self._names:
             return []
-        judged: list[list[tuple[int, int, Ints]]] = [[] for _ in self._names]
-        for key in sorted(self._open):
-            over = (key[0] + 1) * BLOCK_US + self._deadline_us
-            if over > int(wall[-1]):
-                break
-            at = first + int(np.searchsorted(wall, over, side="left"))
-            counts = self._open.pop(key)
-            for column, done in enumerate(judged):
-                row = self._judge(column, counts[column])
-                if row is not None:
-                    done.append((at, key[1], row))
+        over = {key: (key[0] + 1) * BLOCK_US + self._deadline_us for key in self._open}
+        keys = sorted(key for key in self._open if over[key] <= int(wall[-1]))
+        if not keys:
+            return []
+        counts = np.stack([self._open.pop(key) for key in keys])
+        at = first + np.searchsorted(wall, np.array([over[key] for key in keys]), side="left")
+        stage = np.array([key[1] for key in keys], dtype=np.int64)
+        judged = [self._judge(column, counts[:, column]) for column in range(len(self._names))]
         return [
             Posting(
-                name + SUFFIX,
-                np.array([at for at, _, _ in done], dtype=np.int64),
-                np.array([stage for _, stage, _ in done], dtype=np.int64),
-                np.full((len(done), parts), -1, dtype=np.int64),
-                rows=np.stack([row for _, _, row in done]),
+                name + SUFFIX, at[chosen], stage[chosen], np.full((len(chosen), parts), -1, dtype=np.int64), rows=rows
             )
-            for name, done in zip(self._names, judged, strict=True)
-            if done
+            for name, (chosen, rows) in zip(self._names, judged, strict=True)
+            if len(chosen)
         ]
 
-    def _judge(self, column: int, counts: Ints) -> Ints | None:
-        n0, e0, n1, e1 = (int(x) for x in counts)
-        if n0 < LEAST or n1 < LEAST:
-            return None
+    def _judge(self, column: int, counts: Ints) -> tuple[Ints, Ints]:
+        """Which of the (n, 4) counts can be compared, and their increments."""
+        chosen = np.flatnonzero((counts[:, 0] >= LEAST) & (counts[:, 2] >= LEAST))
+        n0, e0, n1, e1 = counts[chosen].T
         difference = e1 / n1 - e0 / n0
-        judged = int(self._judged[column])
-        # The scale is the mean size of the past differences: known before this block.
-        scale = 2.0 * self._size[column] / judged if judged else 0.0
-        row = np.zeros(WIDTH, dtype=np.int64)
-        row[:3] = 1
-        row[3], row[4] = round(e1 / n1 * MOMENT), round(e0 / n0 * MOMENT)
-        row[5], row[6] = quantise(difference), quantise_up(difference**2)
-        if scale > 0.0:
-            size = float(np.clip(difference / scale, -1.0, 1.0))
-            row[HARM] = floor_nats(np.log1p(MEAN_FRACTIONS * size))
-        self._size[column] += abs(difference)
-        self._judged[column] += 1
-        return row
+        # The scale is the mean size of the past differences: known before its block.
+        sizes = np.cumsum(np.concatenate([[self._size[column]], np.abs(difference)]))
+        judged = self._judged[column] + np.arange(len(chosen))
+        scale = 2.0 * sizes[:-1] / np.maximum(judged, 1)
+        rows = np.zeros((len(chosen), WIDTH), dtype=np.int64)
+        rows[:, :3] = 1
+        rows[:, 3], rows[:, 4] = quantise(e1 / n1), quantise(e0 / n0)
+        rows[:, 5], rows[:, 6] = quantise(difference), quantise_up(difference**2)
+        bet = (judged > 0) & (scale > 0.0)
+        size = np.clip(difference[bet] / scale[bet], -1.0, 1.0)
+        rows[bet, HARM] = floor_nats(np.log1p(size[:, None] * MEAN_FRACTIONS))
+        self._size[column] = sizes[-1]
+        self._judged[column] += len(chosen)
+        return chosen, rows

@@ -20,6 +20,7 @@ LIMIT = 1 << 62
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 
 def floor_nats(log_factors: npt.ArrayLike) -> Ints:

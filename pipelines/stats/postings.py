@@ -14,7 +14,8 @@ from pipelines.stats.nats import Ints
 class Posting(NamedTuple):
     """n increments to one metric. Either `classes` (n,) index the rows of `table`, or `rows` (n, WIDTH) are given.
 
-    `position` (n,); `stage` (n,) indices into the policy's stages; `parts` (n, p) codes of the slices it belongs to.
+    `position` (n,), ascending; `stage` (n,) indices into the policy's stages; `parts` (n, p) codes of the slices it
+    belongs to.
     """
 
     metric: str
@@ -36,49 +37,62 @@ class Posting(NamedTuple):
         )
 
     def within(self, after: int, upto: int) -> Posting:
-        """The increments with after < position <= upto."""
-        keep = (self.position > after) & (self.position <= upto)
-        return self if keep.all() else self.only(keep)
+        """The increments with after < position <= upto: a view, for postings are in order of position."""
+        low, high = np.searchsorted(self.position, [after, upto], side="right").tolist()
+        if (low, high) == (0, len(self.position)):
+            return self
+        return self._replace(
+            position=self.position[low:high],
+            stage=self.stage[low:high],
+            parts=self.parts[low:high],
+            classes=None if self.classes is None else self.classes[low:high],
+            rows=None if self.rows is None else self.rows[low:high],
+        )
 
-    def grouped(self, group: Ints, groups: int, columns: slice = slice(0, WIDTH)) -> Ints:
-        """(groups, columns) sums of the increments by `group` (n,), values below 0 left out."""
+    def grouped(self, group: Ints, groups: int) -> Ints:
+        """(groups, WIDTH) sums of the increments by `group` (n,), values below 0 left out."""
         keep = group >= 0
+        whole = bool(keep.all())
+        kept = group if whole else group[keep]
+        total = np.zeros((groups, WIDTH), dtype=np.int64)
         if self.classes is not None and self.table is not None:
             size = len(self.table)
-            classes = self.classes if keep.all() else self.classes[keep]
-            codes = (group if keep.all() else group[keep]) * size + classes
-            counts = np.bincount(codes, minlength=groups * size).reshape(groups, size)
-            used = np.flatnonzero(np.bincount(classes, minlength=size))
-            # By column: int64 matrix products have no fast path, and few classes occur.
-            exact = np.zeros((groups, columns.stop - columns.start), dtype=np.int64)
-            for code in used.tolist():
-                row = self.table[code, columns]
-                if row.any():
-                    exact += counts[:, code, None] * row[None, :]
-            return exact
+            classes = self.classes if whole else self.classes[keep]
+            counts = np.bincount(kept * size + classes, minlength=groups * size).reshape(groups, size)
+            # By class: int64 matrix products have no fast path, and few classes occur.
+            for code in np.flatnonzero(counts.any(axis=0)).tolist():
+                total += counts[:, code, None] * self.table[code]
+            return total
         assert self.rows is not None
-        total = np.zeros((groups, columns.stop - columns.start), dtype=np.int64)
-        kept, rows = group[keep], self.rows[keep][:, columns]
-        if len(kept):
-            order = np.argsort(kept, kind="stable")
+        if not len(kept):
+            return total
+        rows = self.rows if whole else self.rows[keep]
+        if (kept[1:] < kept[:-1]).any():
+            # A narrow type is sorted by radix, in linear time.
+            order = np.argsort(kept.astype(np.min_scalar_type(groups)), kind="stable")
             kept, rows = kept[order], rows[order]
-            starts = np.flatnonzero(np.r_[True, kept[1:] != kept[:-1]])
-            total[kept[starts]] = np.add.reduceat(rows, starts, axis=0)
+        starts = np.flatnonzero(np.r_[True, kept[1:] != kept[:-1]])
+        total[kept[starts]] = np.add.reduceat(rows, starts, axis=0)
         return total
 
     def into(self, evidence: Evidence, stages: tuple[str, ...], slices: list[str]) -> None:
         """Adds all increments to `evidence`."""
         if not len(self.position):
             return
-        whole = self.grouped(self.stage, len(stages))
-        for k in np.flatnonzero(whole.any(axis=1)).tolist():
-            evidence.add_cell((stages[k], self.metric, ""), whole[k])
+        whole: Ints | None = None
         for column in self.parts.T:
-            group = np.where(column >= 0, self.stage * len(slices) + column, -1)
-            sums = self.grouped(group, len(stages) * len(slices))
+            placed = column >= 0
+            group = self.stage * len(slices) + column
+            sums = self.grouped(group if placed.all() else np.where(placed, group, -1), len(stages) * len(slices))
+            if whole is None and placed.all():
+                whole = sums.reshape(len(stages), len(slices), WIDTH).sum(axis=1)
             for code in np.flatnonzero(sums.any(axis=1)).tolist():
                 k, s = divmod(code, len(slices))
                 evidence.add_cell((stages[k], self.metric, slices[s]), sums[code])
+        if whole is None:
+            whole = self.grouped(self.stage, len(stages))
+        for k in np.flatnonzero(whole.any(axis=1)).tolist():
+            evidence.add_cell((stages[k], self.metric, ""), whole[k])
 
 
 class Count(NamedTuple):
@@ -93,10 +107,10 @@ class Count(NamedTuple):
         """Adds those with after < position <= upto to `evidence`."""
         keep = (self.position > after) & (self.position <= upto)
         stage = self.stage[keep]
-        amount = np.ones(len(stage), dtype=np.int64) if self.amount is None else self.amount[keep]
-        totals = np.zeros(len(stages), dtype=np.int64)
-        np.add.at(totals, stage, amount)
-        for k in np.flatnonzero(totals):
+        amount = None if self.amount is None else self.amount[keep]
+        # As weights the amounts are floats, exact below 2**53.
+        totals = np.bincount(stage, amount, minlength=len(stages))
+        for k in np.flatnonzero(totals).tolist():
             evidence.count(self.name, stages[k], int(totals[k]))
 
 

@@ -76,16 +76,14 @@ class _Live:
 
     def row(self, batch: int) -> EvidenceRow:
         """The evidence so far, as it is stored."""
-        evidence = self.fold.evidence()
         counts = self.case.counts
-        return EvidenceRow(
-            rollout_id=self.case.rollout_id,
-            part="live",
-            batch=batch,
+        return EvidenceRow.of(
+            self.case.rollout_id,
+            "live",
+            batch,
+            self.fold.evidence(),
             event_us=counts.last_event_us,
-            digest=evidence.digest,
             counts=msgspec.to_builtins(counts),
-            document=evidence.to_json().decode(),
         )
 
 

@@ -6,7 +6,6 @@ evidence, the record, the log, or the code has changed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from pipelines.contracts.errors import ContractError, SlipwayError
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.state import Decision, Rollout
 from pipelines.settings import Settings
-from pipelines.stats.evidence import Evidence
+from pipelines.stats.evidence import Evidence, digest_of
 from pipelines.wiring.backtest import backtest
 from pipelines.wiring.collect import read_log
 from pipelines.wiring.rollout_gate import code_version, fold_backtest, rollout_store, standing_of
@@ -76,14 +75,14 @@ def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
     reached = counted = live is None
     for state in states(settings, rollout):
         batches += 1
-        row = _row(rollout.id, "live", state.batch, state.evidence)
+        row = EvidenceRow.of(rollout.id, "live", state.batch, state.evidence)
         _keep(known, wanted, [*tested, row], row.digest if base is None else (base + state.evidence).digest)
         if live is not None:
             reached = reached or row.document == live.document
             counted = counted or (state.batch == live.batch and state.counts == live.counts)
     if not reached:
         differences.append("the stored evidence is not what the inference log folds to behind any of its batches")
-    elif live is not None and live.digest != hashlib.sha256(live.document.encode()).hexdigest():
+    elif live is not None and live.digest != digest_of(live.document.encode()):
         differences.append("the stored evidence does not have the digest it is stored with")
     if not counted:
         differences.append("the stored counts are not those of the inference log")
@@ -153,23 +152,10 @@ def _backtest_again(
     except SlipwayError as error:
         differences.append(f"the backtest cannot be run again: {error}")
         return [stored]
-    row = _row(rollout.id, "backtest", stored.batch, evidence)
+    row = EvidenceRow.of(rollout.id, "backtest", stored.batch, evidence)
     if row.document != stored.document:
         differences.append("the stored evidence of the backtest is not what the inference log gives")
     return [row]
-
-
-def _row(rollout_id: str, part: str, batch: int, evidence: Evidence) -> EvidenceRow:
-    document = evidence.to_json().decode()
-    return EvidenceRow(
-        rollout_id=rollout_id,
-        part=part,
-        batch=batch,
-        event_us=evidence.last_us or 0,
-        digest=hashlib.sha256(document.encode()).hexdigest(),
-        counts={},
-        document=document,
-    )
 
 
 def _keep(known: dict[str, list[EvidenceRow]], wanted: set[str], rows: list[EvidenceRow], digest: str) -> None:

@@ -212,17 +212,7 @@ def backtest(settings: Settings, rollout_id: str) -> dict[str, Any]:
 
     tables = tables_of(settings, rollout)
     evidence, requests = fold_backtest(rollout, tables)
-    store.put_evidence(
-        EvidenceRow(
-            rollout_id=rollout_id,
-            part="backtest",
-            batch=0,
-            event_us=evidence.last_us or 0,
-            digest=evidence.digest,
-            counts={"requests": requests},
-            document=evidence.to_json().decode(),
-        )
-    )
+    store.put_evidence(EvidenceRow.of(rollout_id, "backtest", 0, evidence, counts={"requests": requests}))
     return {"requests": requests}
 
 
