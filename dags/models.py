@@ -117,7 +117,13 @@ def rollout(spec: ModelSpec) -> None:
             params=REASON,
             question=f"First champion of {spec.name}: let this release answer all requests?",
         )
-        chain(start, approve, advance("advance_approved"), promoted)
+        approved = BranchJobOperator(
+            task_id="advance_approved",
+            job=f"{ROLLOUTS}:advance",
+            arguments=this,
+            by="status",
+            branches={"promoted": ["promoted"], "held": ["go_on"]},
+        )
 
         stopped = BranchJobOperator(
             task_id="stopped",
@@ -137,10 +143,11 @@ def rollout(spec: ModelSpec) -> None:
         go_on = TriggerDagRunOperator(
             task_id="go_on",
             trigger_dag_id=f"model.{spec.name}.rollout",
-            trigger_run_id=f"{_pulled('stopped', 'run_id')}",
+            trigger_run_id=_pulled_of("run_id", "advance_decided", "advance_approved"),
             conf={"rollout_id": _pulled("start", "id")},
             logical_date=None,
             skip_when_already_exists=True,
+            trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         )
         withdrawn = JobOperator(
             task_id="withdrawn",
@@ -148,6 +155,7 @@ def rollout(spec: ModelSpec) -> None:
             arguments=this,
             trigger_rule=TriggerRule.ONE_FAILED,
         )
+        chain(start, approve, approved, [promoted, go_on])
         [*gates, approve] >> stopped
         chain(stopped, decide, advance("advance_decided"), go_on)
         decide >> withdrawn
@@ -210,6 +218,12 @@ def score(spec: ModelSpec) -> None:
 def _pulled(task_id: str, field: str = "") -> str:
     """Jinja for the result of a task, or for one field of it."""
     return f"{{{{ ti.xcom_pull(task_ids='{task_id}', map_indexes=-1){f'[{field!r}]' if field else ''} }}}}"
+
+
+def _pulled_of(field: str, *task_ids: str) -> str:
+    """Jinja for a field of the result of whichever of these tasks has run."""
+    results = " or ".join(f"ti.xcom_pull(task_ids='{task_id}', map_indexes=-1)" for task_id in task_ids)
+    return f"{{{{ ({results})[{field!r}] }}}}"
 
 
 for name in spec_names("models"):

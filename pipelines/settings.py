@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     """`redis://[user:password@]host[:port][/database]`, `rediss://...` (TLS) or `unix://...`, for `redis`."""
     token: SecretStr = SecretStr("")
     """Bearer token of a rollback at the gateway; empty: the one in `home/secrets`, made by `slipway up`."""
+    webhook_secret: SecretStr = SecretStr("")
+    """Secret that webhooks are signed with (HMAC-SHA256); the receivers know it, too."""
     pii_key: SecretStr = SecretStr("")
     """Key of the hash that replaces PII; empty: as `token`. Keep it as long as the data: entities are found by it."""
 

@@ -23,8 +23,10 @@ REASON = {"reason": Param("", type="string", title="Why")}
 class RolloutApproval(HITLOperator):
     """Ask the approvers whether a rollout may go on; record the answer with its author.
 
-    Approval ends the task as a success, rejection as a failure. An answer to evidence that has changed since the
-    question is not recorded and fails the task: clear it, and the person is asked again about what is true now.
+    Rejection ends the task as a failure, any other answer as a success: the rollout says what became of it. It is held
+    still when the evidence has come to read otherwise since the question was put (the answer is void), and when the
+    plan wants more people to agree; then the next run asks again. The question of a task cannot be put twice: Airflow
+    keeps its text and its respondents from try to try.
 
     Airflow 3.3 may take a task for lost whose answer comes within a second or two of the question; it is then tried
     again, and a rollout whose answer has been recorded (here or by another way) is not asked about twice.
@@ -44,11 +46,16 @@ class RolloutApproval(HITLOperator):
         )
 
     def execute(self, context: Any) -> Any:
-        shown = _show(self.rollout_id)
+        from pipelines.settings import Settings
+        from pipelines.wiring import rollouts
+
+        shown = rollouts.question(Settings(), self.rollout_id)
         if (answered := already_answered(shown)) is not None:
             return answered
         self.body = text(shown)
-        context["ti"].xcom_push("evidence_digest", shown["evidence_digest"])
+        agreed = (shown["question"] or {}).get("approvals", ())
+        self.assigned_users = [user for user in self.assigned_users or [] if user["id"] not in agreed]
+        context["ti"].xcom_push("evidence_digest", asked_about(shown))
         return super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
@@ -70,8 +77,11 @@ def already_answered(shown: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def record(rollout_id: str, answer: Mapping[str, Any], evidence_digest: str) -> dict[str, Any]:
-    """Write the answer into the rollout. Raises AirflowFailException when it is refused there, or is a rejection."""
-    from pipelines.contracts.errors import SlipwayError
+    """Write the answer into the rollout; returns where it stands then, and why the answer is void if it is.
+
+    Raises AirflowFailException for a rejection, and for an answer that the rollout refuses.
+    """
+    from pipelines.contracts.errors import SlipwayError, StaleDecisionError
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
@@ -79,14 +89,24 @@ def record(rollout_id: str, answer: Mapping[str, Any], evidence_digest: str) -> 
     actor = str(user.get("id") or user.get("name") or "unknown")
     approved = answer["chosen_options"] == [APPROVE]
     reason = str((answer["params_input"] or {}).get("reason") or "answered in Airflow")
+    settings = Settings()
     verb = rollouts.approve if approved else rollouts.reject
     try:
-        verb(Settings(), rollout_id, actor, reason, evidence_digest=evidence_digest)
+        after = verb(settings, rollout_id, actor, reason, evidence_digest=evidence_digest)
+    except StaleDecisionError as error:
+        return {"rollout_id": rollout_id, "status": "held", "void": str(error)}
     except SlipwayError as error:
+        if approved and (answered := already_answered(rollouts.show(settings, rollout_id))) is not None:
+            return answered
         raise AirflowFailException(f"Not recorded: {error} Clear this task to be asked again.") from error
     if not approved:
         raise AirflowFailException(f"{actor} rejected rollout {rollout_id}: {reason}")
-    return {"rollout_id": rollout_id, "actor": actor, "reason": reason}
+    return {"rollout_id": rollout_id, "status": after.status, "actor": actor, "reason": reason}
+
+
+def asked_about(shown: Mapping[str, Any]) -> str:
+    """Digest of the evidence that an answer counts for."""
+    return str((shown["question"] or {}).get("evidence") or shown["evidence_digest"])
 
 
 def text(shown: Mapping[str, Any]) -> str:
@@ -99,13 +119,15 @@ def text(shown: Mapping[str, Any]) -> str:
         "",
         *table,
         "",
-        f"Evidence `{(shown['evidence_digest'] or 'none')[:12]}`. More: `slipway rollout show {shown['id']}`.",
+        f"Evidence `{(asked_about(shown) or 'none')[:12]}`. More: `slipway rollout show {shown['id']}`.",
+        *_agreement(shown),
     ]
     return "\n".join(lines)
 
 
-def _show(rollout_id: str) -> dict[str, Any]:
-    from pipelines.settings import Settings
-    from pipelines.wiring import rollouts
-
-    return rollouts.show(Settings(), rollout_id)
+def _agreement(shown: Mapping[str, Any]) -> list[str]:
+    """How many have to agree, when one is not enough."""
+    if shown["approvals"] == 1:
+        return []
+    agreed = (shown["question"] or {}).get("approvals") or ["nobody"]
+    return ["", f"{shown['approvals']} different people have to agree; so far: {', '.join(agreed)}."]

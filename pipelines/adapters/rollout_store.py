@@ -1,27 +1,26 @@
-"""Rollouts, decisions and their effects in the control database."""
+"""Rollouts, their evidence and overrides in the control database; decisions are taken down with what they change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
 from pipelines.adapters import control_schema as schema
-from pipelines.adapters.control_db import ControlDb, insert_route
+from pipelines.adapters.control_db import ControlDb
+from pipelines.adapters.effect_tables import EffectTables
+from pipelines.adapters.record_tables import RecordTables, decision_of, head, insert_entry
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError
 from pipelines.rollout import actions as acts
 from pipelines.rollout import record
-from pipelines.rollout.executor import Effect, Pending, kind
 from pipelines.rollout.plan_actions import plan_actions
 from pipelines.rollout.state import Decision, Rollout, apply
 from pipelines.stats.evidence import Evidence, digest_of
 
 _decode_rollout = msgspec.json.Decoder(Rollout).decode
-_decode_decision = msgspec.json.Decoder(Decision)
 BODY = "slipway-decision/1"
 
 
@@ -73,11 +72,11 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
     overrides: list[str]
 
 
-class RolloutStore:
+class RolloutStore(RecordTables, EffectTables):
     """The rollout tables of one control database."""
 
     def __init__(self, db: ControlDb, code_version: str) -> None:
-        self.db = db
+        super().__init__(db)
         self.code_version = code_version
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -113,36 +112,10 @@ class RolloutStore:
         with self.db.read() as connection:
             return [_decode_rollout(document) for document in connection.execute(query).scalars()]
 
-    def entries(self, model: str, rollout_id: str | None = None) -> list[record.Entry]:
-        """The model's record in order, or the part of it about one rollout."""
-        table = schema.decision
-        query = sa.select(table).where(table.c.model == model).order_by(table.c.n)
-        if rollout_id is not None:
-            query = query.where(table.c.rollout_id == rollout_id)
-        with self.db.read() as connection:
-            return [_entry(row) for row in connection.execute(query).mappings()]
-
-    def recorded_models(self) -> list[str]:
-        """Every model that has a record."""
-        with self.db.read() as connection:
-            return list(connection.execute(sa.select(schema.decision.c.model).distinct().order_by("model")).scalars())
-
-    def effects(self, model: str) -> dict[tuple[int, int], Effect]:
-        """Confirmed effects of a model's decisions, by (decision number, action position)."""
-        table = schema.decision_effect
-        with self.db.read() as connection:
-            rows = connection.execute(sa.select(table).where(table.c.model == model)).mappings().all()
-        return {
-            (row["n"], row["action"]): Effect(
-                decision_id=record.decision_id(model, row["n"]),
-                action=row["action"],
-                kind=row["detail"].partition(":")[0],
-                done=True,
-                detail=row["detail"],
-                done_us=row["done_us"],
-            )
-            for row in rows
-        }
+    def newest_decision(self, rollout_id: str) -> Decision | None:
+        """The last decision about the rollout; None before the first. Raises NotFoundError."""
+        decided = (decision_of(line) for line in reversed(self.entries(self.load(rollout_id).model, rollout_id)))
+        return next((decision for decision in decided if decision is not None), None)
 
     # --- deciding -------------------------------------------------------------------------------------------------
     def insert(self, model: str, make: Callable[[int, str | None], Rollout]) -> Rollout:
@@ -182,7 +155,7 @@ class RolloutStore:
                 got=f"one taken on revision {rollout.revision}",
                 expected=f"revision {current.revision} ({current.status} in {current.stage or 'the queue'})",
             )
-        previous = _head(connection, rollout.model)
+        previous = head(connection, rollout.model)
         n = previous.n + 1 if previous is not None else 1
         after = apply(rollout, decision, n)
         if rollout.slot != "running" and (after.slot == "running" or rollout.status == "promoted"):
@@ -195,7 +168,7 @@ class RolloutStore:
             "code": self.code_version,
         }
         line = record.entry(rollout.model, previous, body)
-        _insert_entry(connection, line, decision.rollout_id, decision.kind, len(planned), decision.wall_us)
+        insert_entry(connection, line, decision.rollout_id, decision.kind, len(planned), decision.wall_us)
         table, seen = schema.rollout, schema.override_seen
         connection.execute(sa.update(table).where(table.c.id == rollout.id).values(**_columns(after)))
         if decision.overrides:
@@ -221,8 +194,8 @@ class RolloutStore:
             if row["observed"] is not None:
                 return None
             body = {"schema": BODY, "override": msgspec.json.decode(row["document"]), "code": self.code_version}
-            line = record.entry(row["model"], _head(connection, row["model"]), body)
-            _insert_entry(connection, line, row["rollout_id"], "observed", 0, wall_us())
+            line = record.entry(row["model"], head(connection, row["model"]), body)
+            insert_entry(connection, line, row["rollout_id"], "observed", 0, wall_us())
             connection.execute(sa.update(seen).where(seen.c.event_id == event_id).values(observed=line.n))
             return line
 
@@ -242,96 +215,6 @@ class RolloutStore:
         """Store one part of a rollout's evidence, replacing it."""
         with self.db.write() as connection:
             upsert_evidence(connection, row)
-
-    # --- effects (pipelines.rollout.executor.EffectStore) -----------------------------------------------------------
-    def pending(self, model: str) -> Sequence[Pending]:
-        """The model's decisions with unconfirmed actions, in order."""
-        decision, effect = schema.decision, schema.decision_effect
-        confirmed = (
-            sa.select(sa.func.count())
-            .select_from(effect)
-            .where(effect.c.model == decision.c.model, effect.c.n == decision.c.n)
-            .scalar_subquery()
-        )
-        query = (
-            sa.select(decision.c.n, decision.c.body)
-            .where(decision.c.model == model, decision.c.actions > confirmed)
-            .order_by(decision.c.n)
-        )
-        with self.db.read() as connection:
-            lines = connection.execute(query).all()
-            done = set(
-                connection.execute(sa.select(effect.c.n, effect.c.action).where(effect.c.model == model)).tuples()
-                if lines
-                else ()
-            )
-        found = []
-        for n, body in lines:
-            planned = acts.from_builtins(msgspec.json.decode(body)["actions"])
-            still = tuple(index for index in range(len(planned)) if (n, index) not in done)
-            found.append(Pending(model=model, n=n, actions=planned, open=still))
-        return found
-
-    def do_control(self, model: str, n: int, action: int, what: acts.Action) -> Effect:
-        """Do and confirm one control action in one transaction; the confirmed effect when it was done before."""
-        with self.db.write() as connection:
-            if (before := _effect(connection, model, n, action)) is not None:
-                return before
-            match what:
-                case acts.SetRoute(route=route):
-                    written = insert_route(connection, route)
-                    detail = f"route version {written.version}"
-                case acts.SetChampion(release=release):
-                    _put_champion(connection, model, release, record.decision_id(model, n))
-                    detail = f"champion {release[:12]}"
-                case _:
-                    raise TerminalError(f"action {kind(what)}", got="a mirror", expected="a control action")
-            return _confirm(connection, model, n, action, what, detail)
-
-    @contextmanager
-    def mirror_turn(self, model: str) -> Iterator[bool]:
-        """Gives one process at a time the turn to reflect a model's decisions; False when it is not to be had soon."""
-        with self.db.turn(f"mirrors-{model}") as is_mine:
-            yield is_mine
-
-    def confirm(self, model: str, n: int, action: int, what: acts.Action, detail: str) -> Effect:
-        """Write down that a mirror's action is done."""
-        with self.db.write() as connection:
-            return _effect(connection, model, n, action) or _confirm(connection, model, n, action, what, detail)
-
-    # --- anchors ----------------------------------------------------------------------------------------------------
-    def anchor(self, day: str) -> int:
-        """Write each model's newest hash into the global record for `day` (ISO date), once a day; returns how many."""
-        table, decision, made = schema.anchor, schema.decision, 0
-        with self.db.write() as connection:
-            heads = connection.execute(sa.select(decision.c.model, sa.func.max(decision.c.n)).group_by("model")).all()
-            there = set(connection.execute(sa.select(table.c.model).where(table.c.day == day)).scalars())
-            for model, n in heads:
-                if model not in there:
-                    head = connection.execute(
-                        sa.select(decision.c.hash).where(decision.c.model == model, decision.c.n == n)
-                    ).scalar_one()
-                    connection.execute(sa.insert(table).values(day=day, model=model, n=n, hash=head))
-                    made += 1
-        return made
-
-    def anchors(self, model: str) -> dict[int, str]:
-        """Anchored hashes of a model's record by entry number."""
-        table = schema.anchor
-        with self.db.read() as connection:
-            rows = connection.execute(sa.select(table.c.n, table.c.hash).where(table.c.model == model)).all()
-        return dict(row.tuple() for row in rows)
-
-
-def decision_of(line: record.Entry) -> Decision | None:
-    """The decision in a recorded entry; None for an observed override."""
-    body = msgspec.json.decode(line.body)
-    return msgspec.convert(body["decision"], Decision) if "decision" in body else None
-
-
-def actions_of(line: record.Entry) -> tuple[acts.Action, ...]:
-    """The actions that a recorded entry ordered."""
-    return acts.from_builtins(msgspec.json.decode(line.body).get("actions", []))
 
 
 def _check_turn(connection: sa.Connection, rollout: Rollout) -> None:
@@ -379,70 +262,5 @@ def _columns(rollout: Rollout) -> Mapping[str, Any]:
     }
 
 
-def _head(connection: sa.Connection, model: str) -> record.Entry | None:
-    table = schema.decision
-    query = sa.select(table).where(table.c.model == model).order_by(table.c.n.desc()).limit(1)
-    row = connection.execute(query).mappings().first()
-    return _entry(row) if row is not None else None
-
-
-def _entry(row: sa.RowMapping) -> record.Entry:
-    return record.Entry(model=row["model"], n=row["n"], prev_hash=row["prev_hash"], hash=row["hash"], body=row["body"])
-
-
-def _insert_entry(
-    connection: sa.Connection, line: record.Entry, rollout_id: str | None, word: str, actions: int, at_us: int
-) -> None:
-    connection.execute(
-        sa.insert(schema.decision).values(
-            model=line.model,
-            n=line.n,
-            rollout_id=rollout_id,
-            kind=word,
-            actions=actions,
-            wall_us=at_us,
-            prev_hash=line.prev_hash,
-            hash=line.hash,
-            body=line.body,
-        )
-    )
-
-
 def _champion(connection: sa.Connection, model: str) -> str | None:
     return connection.execute(sa.select(schema.champion.c.release).where(schema.champion.c.model == model)).scalar()
-
-
-def _put_champion(connection: sa.Connection, model: str, release: str, decision: str) -> None:
-    table = schema.champion
-    values = {"release": release, "decision_id": decision}
-    if connection.execute(sa.update(table).where(table.c.model == model).values(**values)).rowcount == 0:
-        connection.execute(sa.insert(table).values(model=model, **values))
-
-
-def _effect(connection: sa.Connection, model: str, n: int, action: int) -> Effect | None:
-    table = schema.decision_effect
-    row = (
-        connection.execute(sa.select(table).where(table.c.model == model, table.c.n == n, table.c.action == action))
-        .mappings()
-        .first()
-    )
-    if row is None:
-        return None
-    return Effect(
-        decision_id=record.decision_id(model, n),
-        action=action,
-        kind=row["detail"].partition(":")[0],
-        done=True,
-        detail=row["detail"],
-        done_us=row["done_us"],
-    )
-
-
-def _confirm(connection: sa.Connection, model: str, n: int, action: int, what: acts.Action, detail: str) -> Effect:
-    now, text = wall_us(), f"{kind(what)}: {detail}"
-    connection.execute(
-        sa.insert(schema.decision_effect).values(model=model, n=n, action=action, done_us=now, detail=text)
-    )
-    return Effect(
-        decision_id=record.decision_id(model, n), action=action, kind=kind(what), done=True, detail=text, done_us=now
-    )

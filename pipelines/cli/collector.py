@@ -28,10 +28,13 @@ def run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stopping)
+    from threading import Thread
+
     from pipelines.settings import Settings
-    from pipelines.wiring import collect
+    from pipelines.wiring import collect, rollout_messages
 
     settings = Settings()
+    Thread(target=rollout_messages.run, args=(settings, lambda: stop), daemon=True, name="messages").start()
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     beat = settings.run_dir / "collector.beat"  # touched after every pass: what `slipway status` looks at
     collect.run(

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipelines.rollout.decide import Verb
+    from pipelines.rollout.commands import Verb
 
 app = typer.Typer(help="Rollouts: how a release becomes champion.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -104,37 +104,43 @@ def start(
 @app.command()
 def approve(rollout: Id, actor: Actor = "", reason: Reason = "", evidence: Evidence = "", json: Json = False) -> None:
     """Let a held rollout, or a first champion, go on."""
-    _command(rollout, "approve", actor, reason, evidence, json)
+    _command(rollout, "approve", actor, reason, evidence, "", json)
 
 
 @app.command()
 def reject(rollout: Id, actor: Actor = "", reason: Reason = "", evidence: Evidence = "", json: Json = False) -> None:
     """Refuse a rollout: it is rolled back, or never begins."""
-    _command(rollout, "reject", actor, reason, evidence, json)
+    _command(rollout, "reject", actor, reason, evidence, "", json)
 
 
 @app.command()
 def rollback(rollout: Id, actor: Actor = "", reason: Reason = "", json: Json = False) -> None:
     """Withdraw the challenger, even after its promotion."""
-    _command(rollout, "rollback", actor, reason, "", json)
+    _command(rollout, "rollback", actor, reason, "", "", json)
 
 
 @app.command()
 def pause(rollout: Id, actor: Actor = "", reason: Reason = "", json: Json = False) -> None:
     """Stop the ramp where it stands; harm is still acted upon."""
-    _command(rollout, "pause", actor, reason, "", json)
+    _command(rollout, "pause", actor, reason, "", "", json)
 
 
 @app.command()
-def resume(rollout: Id, actor: Actor = "", reason: Reason = "", json: Json = False) -> None:
+def resume(rollout: Id, actor: Actor = "", reason: Reason = "", evidence: Evidence = "", json: Json = False) -> None:
     """Go on after a pause or a hold, in the same stage."""
-    _command(rollout, "resume", actor, reason, "", json)
+    _command(rollout, "resume", actor, reason, evidence, "", json)
 
 
 @app.command()
-def skip(rollout: Id, reason: Annotated[str, typer.Option(help="Why.")], actor: Actor = "", json: Json = False) -> None:
+def skip(
+    rollout: Id,
+    reason: Annotated[str, typer.Option(help="Why.")],
+    stage: Annotated[str, typer.Option(help="Only if it is in this stage: said twice, it skips once.")] = "",
+    actor: Actor = "",
+    json: Json = False,
+) -> None:
     """Leave the current stage without its evidence, on an approver's word."""
-    _command(rollout, "skip", actor, reason, "", json)
+    _command(rollout, "skip", actor, reason, "", stage, json)
 
 
 @app.command()
@@ -148,12 +154,13 @@ def advance(rollout: Id, json: Json = False) -> None:
     _report(settings, rollout, rollouts.advance(settings, rollout), json)
 
 
-def _command(rollout: str, verb: Verb, actor: str, reason: str, evidence: str, json: bool) -> None:
+def _command(rollout: str, verb: Verb, actor: str, reason: str, evidence: str, stage: str, json: bool) -> None:
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
     settings = Settings()
-    rollouts.command(settings, rollout, verb, actor or getpass.getuser(), reason, evidence_digest=evidence)
+    who = actor or getpass.getuser()
+    rollouts.command(settings, rollout, verb, who, reason, evidence_digest=evidence, stage=stage)
     _report(settings, rollout, rollouts.advance(settings, rollout), json)
 
 
@@ -166,7 +173,10 @@ def _report(settings: Any, rollout: str, effects: Any, json: bool) -> None:
     if json:
         _print_json({"id": now.id, "status": now.status, "stage": now.stage, "effects": msgspec.to_builtins(effects)})
         return
-    print(f"{now.id} is {now.status}" + (f" in {now.stage}" if now.stage else ""))
+    paused = f", paused by {now.paused}" if now.paused else ""
+    print(f"{now.id} is {now.status}" + (f" in {now.stage}" if now.stage else "") + paused)
+    if now.question is not None and now.question.approvals:
+        print(f"{len(now.question.approvals)} of {now.plan.approvals} approvals: {', '.join(now.question.approvals)}")
     for effect in effects:
         print(f"  {'done' if effect.done else 'NOT DONE'}  {effect.detail}")
 
@@ -212,6 +222,10 @@ def _show(shown: dict[str, Any]) -> None:
         f"challenger {shown['challenger'][:12]} against {champion}; {shown['exposed']} requests exposed",
         highlight=False,
     )
+    if (asked := shown["question"]) is not None:
+        evidence = (asked["evidence"] or "none")[:12]
+        agreed = f"; agreed so far: {', '.join(asked['approvals'])}" if asked["approvals"] else ""
+        console.print(f"a person is asked about evidence {evidence}{agreed}", highlight=False)
     if shown["verdicts"]:
         console.print("\n[bold]Verdicts[/]")
     for row in shown["verdicts"]:

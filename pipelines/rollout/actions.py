@@ -8,11 +8,22 @@ import msgspec
 
 from pipelines.contracts.routes import Route
 
+Level = Literal["info", "page"]
+Way = Literal["log", "webhook", "email"]
+
 
 class SetRoute(msgspec.Struct, frozen=True, tag="set_route", tag_field="action", kw_only=True):
     """Let the gateway follow `route` from now on. Its `version` is given when it is written."""
 
     route: Route
+
+
+class Freeze(msgspec.Struct, frozen=True, tag="freeze", tag_field="action", kw_only=True):
+    """Leave the model's route as it is, at the challenger's share of now, until something is decided."""
+
+    model: str
+    stage: str
+    share_ppm: int = 0
 
 
 class SetChampion(msgspec.Struct, frozen=True, tag="set_champion", tag_field="action", kw_only=True):
@@ -46,10 +57,12 @@ class EmitAsset(msgspec.Struct, frozen=True, tag="emit_asset", tag_field="action
 
 
 class Notify(msgspec.Struct, frozen=True, tag="notify", tag_field="action", kw_only=True):
-    """Tell people. `page` asks for somebody now."""
+    """Tell people. `page` asks for somebody now. `to` is the webhook's URL or the e-mail's address."""
 
-    level: Literal["info", "page"]
+    level: Level
     text: str
+    by: Way = "log"
+    to: str = ""
 
 
 class AttachReport(msgspec.Struct, frozen=True, tag="attach_report", tag_field="action", kw_only=True):
@@ -60,8 +73,7 @@ class AttachReport(msgspec.Struct, frozen=True, tag="attach_report", tag_field="
     rollout_id: str
 
 
-Action = SetRoute | SetChampion | TagRelease | SetAlias | EmitAsset | Notify | AttachReport
-MIRRORS = (TagRelease, SetAlias, EmitAsset, Notify, AttachReport)
+Action = SetRoute | Freeze | SetChampion | TagRelease | SetAlias | EmitAsset | Notify | AttachReport
 
 _decoder = msgspec.json.Decoder(list[Action])
 
@@ -79,13 +91,15 @@ def from_builtins(values: list[dict[str, Any]]) -> tuple[Action, ...]:
 def target(action: Action) -> str:
     """The system an action changes; actions on one target keep their order."""
     match action:
-        case SetRoute() | SetChampion():
+        case SetRoute() | SetChampion() | Freeze():
             return "control"
         case TagRelease() | SetAlias():
             return "registry"
         case EmitAsset():
             return "assets"
-        case Notify():
+        case Notify(by="log"):
             return "people"
+        case Notify():
+            return action.by
         case AttachReport():
             return "reports"

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pipelines.contracts.errors import SlipwayError
-from pipelines.rollout.actions import Action, target
+from pipelines.rollout.actions import Action, Notify, target
 from pipelines.rollout.record import decision_id
 
 _log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class EffectStore(Protocol):
         """Do and confirm one control action in one transaction; the confirmed effect when it was done before."""
         ...
 
-    def mirror_turn(self, model: str) -> AbstractContextManager[bool]:
-        """Gives one process at a time the turn to reflect a model's decisions; False when it is not to be had soon."""
+    def mirror_turn(self, model: str, where: str) -> AbstractContextManager[bool]:
+        """Gives one process at a time the turn at one mirror of a model; False when it is not to be had soon."""
         ...
 
     def confirm(self, model: str, n: int, action: int, what: Action, detail: str) -> Effect:
@@ -82,25 +82,26 @@ def execute(store: EffectStore, mirrors: Mapping[str, Mirror], model: str) -> li
         for index in line.open
         if target(line.actions[index]) == "control"
     ]
-    if not mirrors:
-        return effects
-    with store.mirror_turn(model) as is_mine:
-        # Somebody else is at them: what they leave over, the next run does.
-        return effects + _reflect(store, mirrors, store.pending(model)) if is_mine else effects
+    open_targets = {target(line.actions[index]) for line in store.pending(model) for index in line.open}
+    for where, mirror in mirrors.items():
+        if where in open_targets:
+            with store.mirror_turn(model, where) as is_mine:
+                # Where somebody else is at it, the next run does what they leave over.
+                effects += _reflect(store, where, mirror, store.pending(model)) if is_mine else []
+    return effects
 
 
-def _reflect(store: EffectStore, mirrors: Mapping[str, Mirror], pending: Sequence[Pending]) -> list[Effect]:
+def _reflect(store: EffectStore, where: str, mirror: Mirror, pending: Sequence[Pending]) -> list[Effect]:
     effects = []
     failed: set[str] = set()
     for line in pending:
         for index in line.open:
             action = line.actions[index]
-            where = target(action)
-            if where in mirrors and where not in failed:
-                effect = _mirror(store, mirrors[where], line, index, action)
-                effects.append(effect)
-                if not effect.done:
-                    failed.add(where)
+            whom = action.to if isinstance(action, Notify) else ""  # one receiver's outage is not the others'
+            if target(action) == where and whom not in failed:
+                effects.append(_mirror(store, mirror, line, index, action))
+                if not effects[-1].done:
+                    failed.add(whom)
     return effects
 
 

@@ -8,6 +8,7 @@ from pipelines.rollout.actions import (
     Action,
     AttachReport,
     EmitAsset,
+    Freeze,
     Notify,
     SetAlias,
     SetChampion,
@@ -30,6 +31,9 @@ def sentence(action: Action) -> str:
     match action:
         case SetRoute(route=route):
             return f"set route of {route.model}: {_route(route)}"
+        case Freeze():
+            share = f" at share {action.share_ppm / PPM:.4g}" if action.share_ppm else ""
+            return f"freeze {action.model} in {action.stage}{share}"
         case SetChampion():
             return f"make {action.release[:12]} champion of {action.model}"
         case TagRelease():
@@ -44,7 +48,8 @@ def sentence(action: Action) -> str:
         case AttachReport():
             return f"attach the page of {action.rollout_id} to release {action.release[:12]}"
         case Notify():
-            return f"{'page' if action.level == 'page' else 'notify'}: {action.text}"
+            way = {"log": "", "webhook": f" by webhook {action.to}", "email": f" {action.to} by e-mail"}[action.by]
+            return f"{'page' if action.level == 'page' else 'notify'}{way}: {action.text}"
 
 
 def _route(route: Route) -> str:

@@ -11,6 +11,8 @@ from pipelines.rollout.actions import (
     Action,
     AttachReport,
     EmitAsset,
+    Freeze,
+    Level,
     Notify,
     SetAlias,
     SetChampion,
@@ -31,7 +33,8 @@ def plan_actions(rollout: Rollout, decision: Decision, decision_id: str) -> tupl
     if decision.kind == "rollback":
         return (*_withdraw(rollout, decision, decision_id), *_report(rollout))
     if decision.kind in ("hold", "inconclusive", "pause"):
-        return (Notify(level="info" if decision.kind == "pause" else "page", text=_text(rollout, decision)),)
+        frozen = () if rollout.champion is None else (_freeze(rollout),)
+        return (*frozen, *_notify(rollout, decision, "info" if decision.kind == "pause" else "page"))
     actions: list[Action] = []
     stage = rollout.stage_named(decision.next_stage) if decision.next_stage else None
     if decision.kind == "promote":
@@ -39,7 +42,7 @@ def plan_actions(rollout: Rollout, decision: Decision, decision_id: str) -> tupl
     elif stage is not None:
         actions += _enter(rollout, decision, decision_id, stage)
     if decision.kind != "continue" or stage is not None or decision.command:
-        actions.append(Notify(level="info", text=_text(rollout, decision)))
+        actions += _notify(rollout, decision, "info")
     if decision.kind == "promote":
         actions += _report(rollout)
     return tuple(actions)
@@ -140,7 +143,7 @@ def _withdraw(rollout: Rollout, decision: Decision, decision_id: str) -> tuple[A
     actions += [
         TagRelease(model=rollout.model, release=rollout.challenger, tags=_tags(rollout, "withdrawn")),
         SetAlias(model=rollout.model, alias="challenger", release=None),
-        Notify(level="page" if decision.cause != "command" else "info", text=_text(rollout, decision)),
+        *_notify(rollout, decision, "page" if decision.cause != "command" else "info"),
     ]
     return tuple(actions)
 
@@ -168,6 +171,17 @@ def _single(
         breaker=rollout.plan.breaker,
         slice_inputs=list(rollout.plan.slice_inputs),
     )
+
+
+def _freeze(rollout: Rollout) -> Freeze:
+    return Freeze(model=rollout.model, stage=rollout.stage, share_ppm=rollout.current.share_ppm)
+
+
+def _notify(rollout: Rollout, decision: Decision, level: Level) -> tuple[Notify, ...]:
+    """The log always; and whom the plan names for messages of this level."""
+    text = _text(rollout, decision)
+    told = (Notify(level=level, text=text, by=who.by, to=who.to) for who in rollout.plan.notify if who.hears(level))
+    return (Notify(level=level, text=text), *told)
 
 
 def _tags(rollout: Rollout, status: str) -> dict[str, str]:

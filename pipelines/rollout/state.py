@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import NotFoundError
 from pipelines.contracts.routes import Breaker
+from pipelines.rollout.actions import Level
 from pipelines.rollout.stages import APPROVAL, Stage
 
 Status = Literal["waiting", "running", "held", "promoted", "rolled_back", "rejected", "replaced"]
@@ -32,13 +34,27 @@ Cause = Literal[
     "max_wait",  # the stage's time limit is over
     "override",  # the gateway has reduced exposure
     "command",  # a person
+    "evidence",  # what a person was asked about reads otherwise now
 ]
+
+
+class Recipient(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is told of decisions: `to` is a webhook's URL or an e-mail address. Level `page`: of pages alone."""
+
+    by: Literal["webhook", "email"]
+    to: str
+    level: Level = "info"
+
+    def hears(self, level: Level) -> bool:
+        """Whether a message of this level is for it."""
+        return self.level in ("info", level)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is frozen into a rollout when it starts; a later edit of the spec does not touch it.
 
-    `policy` is a document of `slipway-gate/1`; an empty `approvers` lets anyone approve.
+    `policy` is a document of `slipway-gate/1`; an empty `approvers` lets anyone approve. `approvals`: how many
+    different people have to.
     """
 
     stages: tuple[Stage, ...]
@@ -46,10 +62,40 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     approvers: tuple[str, ...] = ()
     breaker: Breaker = Breaker()
     slice_inputs: tuple[str, ...] = ()
+    approvals: int = 1
+    notify: tuple[Recipient, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of everything the gate depends on."""
-        return digest(msgspec.to_builtins(self))
+        built = msgspec.to_builtins(self)
+        # What plans frozen by an older version did not have leaves their digests as they are, while it is at rest.
+        return digest({name: value for name, value in built.items() if _LATER.get(name, ...) != value})
+
+
+_LATER: dict[str, Any] = {"approvals": 1, "notify": ()}
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """What a held rollout's person is asked about.
+
+    `evidence` is the digest that was shown, `says` a digest of the verdicts' words then: an answer counts while they
+    read the same. `approvals`: who has agreed so far, and `consents_to` what (of a plan that asks for several).
+    """
+
+    evidence: str
+    says: str
+    consents_to: str = ""
+    approvals: tuple[str, ...] = ()
+
+
+def said(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    """Digest of what the verdicts say, without their numbers: more of the same evidence leaves it as it is."""
+    return digest(sorted([row["metric"], row["slice"] or "", row["verdict"]] for row in verdicts))
+
+
+def consent(verb: str) -> str:
+    """What a command that lets a rollout go on agrees to: `skip` asks for the same step as `approve`."""
+    return "approve" if verb == "skip" else verb
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +103,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 
     Times are microseconds; `stage_event_us` and `stage_wall_us` are when the stage began on each clock.
     `paused` names who stopped the ramp (`gate` or a person); `waived` the metrics a person has answered for.
-    `revision` is the number of the last decision applied, and guards every update.
+    `question` is what a person is asked while it is held. `revision` is the number of the last decision applied, and
+    guards every update.
     """
 
     id: str
@@ -78,6 +125,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     stage_event_us: int
     stage_wall_us: int
     revision: int = 0
+    question: Question | None = None
 
     @property
     def slot(self) -> Slot:
@@ -85,6 +133,11 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
         if self.status in ("running", "held"):
             return "running"
         return "waiting" if self.status == "waiting" else "ended"
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether it was promoted over a champion that can answer again."""
+        return self.status == "promoted" and self.champion is not None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -116,7 +169,8 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What was decided about a rollout, and from what. `next_stage` is set when the rollout moves on.
 
-    `metrics` names what decided; `overrides` the gateway's overrides that it deals with (by event id).
+    `metrics` names what decided; `overrides` the gateway's overrides that it deals with (by event id). Of a person's
+    decision: `shown` is the digest of the evidence that was answered, `approvals` who has agreed to it by then.
     """
 
     model: str
@@ -132,6 +186,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     metrics: tuple[str, ...] = ()
     waive: tuple[str, ...] = ()
     command: str = ""
+    shown: str = ""
+    approvals: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     policy_digest: str = ""
     evidence_digest: str = ""
@@ -146,6 +202,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 def apply(rollout: Rollout, decision: Decision, n: int) -> Rollout:
     """The rollout after the decision that has number `n` in its model's record."""
     changes: dict[str, Any] = {"revision": n, "status": _status_after(rollout, decision)}
+    changes["question"] = _question_after(rollout, decision) if changes["status"] == "held" else None
     if decision.kind == "pause":
         changes["paused"] = decision.actor
     elif decision.kind not in ("hold", "inconclusive"):
@@ -159,6 +216,18 @@ def apply(rollout: Rollout, decision: Decision, n: int) -> Rollout:
     if decision.waive:
         changes["waived"] = tuple(sorted({*rollout.waived, *decision.waive}))
     return msgspec.structs.replace(rollout, **changes)
+
+
+def _question_after(rollout: Rollout, decision: Decision) -> Question:
+    """What a person is asked: the question that stood, while the verdicts read the same, else a new one."""
+    says, before = said(decision.verdicts), rollout.question
+    same = before is not None and before.says == says
+    return Question(
+        evidence=before.evidence if before is not None and same else decision.evidence_digest,
+        says=says,
+        consents_to=consent(decision.command),
+        approvals=decision.approvals,
+    )
 
 
 def _status_after(rollout: Rollout, decision: Decision) -> Status:

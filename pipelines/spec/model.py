@@ -127,11 +127,24 @@ class Breaker(Strict):
     timeout_ms: Annotated[int, Field(ge=1)] = 1000
 
 
+class Notification(Strict):
+    """Who else hears of a rollout's decisions: a `webhook` (URL) or an `email` (address). `page`: of pages alone."""
+
+    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
+    level: Literal["info", "page"] = "info"
+
+
 class Rollout(Strict):
-    """A challenger's way. `policy` holds the keys of slipway-gate/1; `slipway check` validates it."""
+    """A challenger's way. `policy` holds the keys of slipway-gate/1; `slipway check` validates it.
+
+    `approvers` are asked when it is held; so many different ones of them as `approvals` says have to agree.
+    """
 
     start: Literal["manual", "auto"] = "manual"
     approvers: list[str] = Field(default_factory=list)
+    approvals: Annotated[int, Field(ge=1)] = 1
+    notify: list[Notification] = Field(default_factory=list)
     max_wait: EventDuration
     stages: Annotated[list[Stage], Field(min_length=1)]
     policy: dict[str, Any]
@@ -322,5 +335,13 @@ def _rollout_problems(spec: ModelSpec) -> Iterator[Problem]:
         yield Problem(
             ("rollout", "stages"), f"stages {names} are out of order; expected backtest, shadow, canary or ab, bake"
         )
-    if rollout.start == "manual" and not rollout.approvers:
-        yield Problem(("rollout",), "start is manual, but nobody is an approver")
+    for index, told in enumerate(rollout.notify):
+        if (told.webhook is None) == (told.email is None):
+            yield Problem(("rollout", "notify", index), "give either a webhook or an email")
+    people = set(rollout.approvers)
+    if not people:
+        yield Problem(("rollout",), "nobody is an approver: name who is asked when a rollout is held")
+    elif rollout.approvals > len(people):
+        yield Problem(
+            ("rollout", "approvals"), f"{rollout.approvals} different people have to approve; {len(people)} may"
+        )

@@ -14,12 +14,12 @@ from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore, RolloutView
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.routes import Breaker
-from pipelines.rollout.decide import Now, Standing
 from pipelines.rollout.judge import judge
 from pipelines.rollout.judgement import Judgement
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.stages import from_spec
-from pipelines.rollout.state import Plan, Rollout
+from pipelines.rollout.standing import Now, Standing
+from pipelines.rollout.state import Plan, Recipient, Rollout
 from pipelines.settings import PROJECT, Settings
 from pipelines.stats.evidence import Evidence
 
@@ -65,6 +65,11 @@ def plan_of(spec: ModelSpec) -> Plan:
         approvers=tuple(spec.rollout.approvers),
         breaker=Breaker(window=breaker.window, failures=breaker.failures, timeout_ms=breaker.timeout_ms),
         slice_inputs=tuple(spec.slices),
+        approvals=spec.rollout.approvals,
+        notify=tuple(
+            Recipient(by="webhook" if one.webhook else "email", to=one.webhook or one.email or "", level=one.level)
+            for one in spec.rollout.notify
+        ),
     )
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-from pathlib import Path
-
 from pipelines.adapters.control_db import control_db
-from pipelines.contracts.clocks import from_us, wall_us
 from pipelines.contracts.errors import TransientError
-from pipelines.rollout.actions import Action, AttachReport, EmitAsset, Notify, SetAlias, TagRelease
+from pipelines.rollout.actions import Action, AttachReport, EmitAsset, SetAlias, TagRelease
 from pipelines.rollout.executor import Mirror
 from pipelines.settings import Settings
 from pipelines.wiring.rollout_gate import rollout_store
+from pipelines.wiring.rollout_messages import messengers
 
 
 def mirrors(settings: Settings) -> dict[str, Mirror]:
@@ -47,15 +43,11 @@ def mirrors(settings: Settings) -> dict[str, Mirror]:
         control_db(settings).emit_asset(key, action.uri, action.extra)
         return action.uri
 
-    def people(action: Action, key: str) -> str:
-        assert isinstance(action, Notify)
-        return _notify(settings.root / "logs" / "notifications.jsonl", action, key)
-
     def reports(action: Action, _key: str) -> str:
         assert isinstance(action, AttachReport)
         return _attach(settings, action)
 
-    return {"registry": registry, "assets": assets, "people": people, "reports": reports}
+    return {"registry": registry, "assets": assets, "reports": reports, **messengers(settings)}
 
 
 def _entry_of(settings: Settings, model: str, key: str) -> str:
@@ -80,16 +72,3 @@ def _attach(settings: Settings, action: AttachReport) -> str:
             f"page of {action.rollout_id}", got=f"{type(error).__name__}: {error}", hint="The next advance tries again."
         ) from error
     return name
-
-
-def _notify(path: Path, action: Notify, key: str) -> str:
-    """Append one line to the notification log, once a key."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        log.seek(0)
-        mark = json.dumps(key)
-        if not any(mark in line for line in log):
-            line = {"key": key, "at": from_us(wall_us()).isoformat(), "level": action.level, "text": action.text}
-            log.write(json.dumps(line) + "\n")
-    return str(path)

@@ -6,7 +6,8 @@ import msgspec
 
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.inference_log import answers
-from pipelines.adapters.rollout_store import RolloutView, actions_of, decision_of
+from pipelines.adapters.record_tables import actions_of, decision_of
+from pipelines.adapters.rollout_store import RolloutView
 from pipelines.contracts.errors import ContractError, DataError
 from pipelines.rollout.base_rates import measured
 from pipelines.rollout.explainer import explain

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.adapters.delta_lake import DeltaLake
-from pipelines.adapters.rollout_store import EvidenceRow, RolloutView, decision_of
+from pipelines.adapters.record_tables import decision_of
+from pipelines.adapters.rollout_store import EvidenceRow, RolloutView
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
 from pipelines.contracts.canonical import canonical_json

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.rollout_store import actions_of, decision_of
+from pipelines.adapters.record_tables import actions_of, decision_of
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import TransientError
 from pipelines.rollout import record
 from pipelines.rollout.actions import SetRoute
-from pipelines.rollout.decide import Command, Verb, decide
+from pipelines.rollout.commands import Command, Verb
+from pipelines.rollout.decide import decide
 from pipelines.rollout.executor import Effect
 from pipelines.rollout.explainer import explain as explain_decision
 from pipelines.rollout.plan_actions import plan_actions
@@ -48,6 +49,9 @@ def show(settings: Settings, rollout_id: str) -> dict[str, Any]:
         "challenger": rollout.challenger,
         "provisional": rollout.provisional,
         "paused": rollout.paused,
+        "question": msgspec.to_builtins(rollout.question),
+        "approvers": [*rollout.plan.approvers],
+        "approvals": rollout.plan.approvals,
         "waived": [*rollout.waived],
         "actor": rollout.actor,
         "started": from_us(rollout.created_wall_us).isoformat(),
@@ -88,6 +92,9 @@ def _told(line: record.Entry, effects: Mapping[tuple[int, int], Effect]) -> dict
         "event_time": from_us(decision.event_us).isoformat(),
         "seconds_to_route": routed,
         "metrics": [*decision.metrics],
+        "command": decision.command,
+        "shown": decision.shown,
+        "approvals": [*decision.approvals],
         "overrides": [*decision.overrides],
         "evidence_digest": decision.evidence_digest,
         "verdicts": decision.verdicts,

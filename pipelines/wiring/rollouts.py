@@ -13,11 +13,13 @@ import msgspec
 
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore
-from pipelines.contracts.errors import NotFoundError, StaleDecisionError
+from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError
 from pipelines.contracts.events import Override
-from pipelines.rollout.decide import Command, Standing, Verb, begin, decide
+from pipelines.rollout.commands import Command, Verb, ask_again, is_done_already
+from pipelines.rollout.decide import begin, decide
 from pipelines.rollout.executor import Effect, execute
 from pipelines.rollout.plan_actions import salt_of
+from pipelines.rollout.standing import Standing
 from pipelines.rollout.state import Decision, Plan, Rollout
 from pipelines.settings import Settings
 from pipelines.wiring import record_copy
@@ -42,6 +44,7 @@ __all__ = [
     "observe_overrides",
     "pause",
     "plan_of",
+    "question",
     "reject",
     "resume",
     "rollback",
@@ -245,21 +248,57 @@ def resume(settings: Settings, rollout_id: str, actor: str, reason: str = "") ->
     return command(settings, rollout_id, "resume", actor, reason)
 
 
-def skip(settings: Settings, rollout_id: str, actor: str, reason: str) -> Rollout:
-    """Leave the current stage without its evidence, on an approver's word."""
-    return command(settings, rollout_id, "skip", actor, reason)
+def skip(settings: Settings, rollout_id: str, actor: str, reason: str, *, stage: str = "") -> Rollout:
+    """Leave the current stage (with `stage`: only if it is that one) without its evidence, on an approver's word."""
+    return command(settings, rollout_id, "skip", actor, reason, stage=stage)
 
 
 def command(
-    settings: Settings, rollout_id: str, verb: Verb, actor: str, reason: str = "", *, evidence_digest: str = ""
+    settings: Settings,
+    rollout_id: str,
+    verb: Verb,
+    actor: str,
+    reason: str = "",
+    *,
+    evidence_digest: str = "",
+    stage: str = "",
 ) -> Rollout:
-    """Record a person's decision and return the rollout behind it; `advance` does the rest."""
+    """Record a person's decision and return the rollout behind it; `advance` does the rest.
+
+    The same command again changes nothing. Raises TerminalError for one that does not fit the rollout or the person,
+    StaleDecisionError for one about a stage or evidence that is not current: a held rollout's question is then asked
+    anew.
+    """
     store = rollout_store(settings)
     view = store.view(rollout_id)
-    asked = Command(verb=verb, actor=actor, reason=reason, evidence_digest=evidence_digest)
-    decision = decide(view.rollout, standing_of(view), now(settings), overrides=view.overrides, command=asked)
+    asked = Command(verb=verb, actor=actor, reason=reason, evidence_digest=evidence_digest, stage=stage)
+    standing, moment = standing_of(view), now(settings)
+    try:
+        decision = decide(view.rollout, standing, moment, overrides=view.overrides, command=asked)
+    except (TerminalError, StaleDecisionError):
+        if is_done_already(view.rollout, store.newest_decision(rollout_id), asked):
+            return view.rollout
+        if (again := ask_again(view.rollout, standing, moment)) is not None:
+            store.commit(view.rollout, again)
+        raise
     _, after = store.commit(view.rollout, decision)
     return after
+
+
+def question(settings: Settings, rollout_id: str) -> dict[str, Any]:
+    """`show` for somebody who is to answer for a held rollout, about the verdicts as they read now.
+
+    Where they have come to read otherwise since it was held, it is held anew for that first: answers that were given
+    before are void.
+    """
+    store = rollout_store(settings)
+    view = store.view(rollout_id)
+    if (again := ask_again(view.rollout, standing_of(view), now(settings))) is not None:
+        try:
+            store.commit(view.rollout, again)
+        except StaleDecisionError:
+            return question(settings, rollout_id)  # decided meanwhile by somebody else
+    return show(settings, rollout_id)
 
 
 # --- doing ------------------------------------------------------------------------------------------------------------

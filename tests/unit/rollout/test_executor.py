@@ -22,7 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pipelines.adapters import control_schema as schema
 from pipelines.adapters.control_db import ControlDb, ReleaseRow, control_db
-from pipelines.adapters.rollout_store import RolloutStore, actions_of, decision_of
+from pipelines.adapters.record_tables import actions_of, decision_of
+from pipelines.adapters.rollout_store import RolloutStore
 from pipelines.contracts import routes
 from pipelines.contracts.errors import StaleDecisionError, TerminalError, TransientError
 from pipelines.rollout import record
@@ -66,8 +67,8 @@ class CrashingStore:
         return self._op("confirm", *args)
 
     @contextmanager
-    def mirror_turn(self, model: str) -> Iterator[bool]:
-        with self._store.mirror_turn(model) as is_mine:
+    def mirror_turn(self, model: str, where: str) -> Iterator[bool]:
+        with self._store.mirror_turn(model, where) as is_mine:
             yield is_mine
 
 

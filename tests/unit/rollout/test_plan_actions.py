@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from pipelines.contracts import routes
@@ -10,8 +11,8 @@ from pipelines.rollout.actions import SetChampion, SetRoute
 from pipelines.rollout.decide import Command, Standing, begin, decide
 from pipelines.rollout.explainer import explain, sentence
 from pipelines.rollout.plan_actions import plan_actions, salt_of
-from pipelines.rollout.state import Decision, Rollout
-from tests.unit.rollout.examples import NEW, NOW, OLD, after, done, rollout
+from pipelines.rollout.state import Decision, Recipient, Rollout
+from tests.unit.rollout.examples import NEW, NOW, OLD, PLAN, after, done, rollout
 
 HARM = Standing(word="rollback", metrics=("error_rate",), sentence="harm")
 
@@ -85,9 +86,22 @@ def test_a_rollback_after_it_restores_the_old_champion(stage: str, status: str) 
 def test_a_hold_changes_no_route_and_calls_somebody() -> None:
     decision = decide(rollout("canary_50"), Standing(requests=1), after(days=9))
     planned = plan_actions(rollout("canary_50"), decision, "m:9")
-    assert [type(action).__name__ for action in planned] == ["Notify"]
-    assert isinstance(planned[0], acts.Notify)
-    assert planned[0].level == "page"
+    freeze, told = planned
+    assert freeze == acts.Freeze(model="m", stage="canary_50", share_ppm=500_000)
+    assert isinstance(told, acts.Notify)
+    assert (told.level, told.by) == ("page", "log")
+    assert sentence(freeze) == "freeze m in canary_50 at share 0.5"
+
+
+def test_whom_the_plan_names_is_told_of_what_concerns_them() -> None:
+    names = (Recipient(by="webhook", to="http://x/hook", level="page"), Recipient(by="email", to="a@example.com"))
+    state = rollout("canary_50", plan=msgspec.structs.replace(PLAN, notify=names))
+
+    def told(decision: Decision) -> list[tuple[str, str]]:
+        return [(a.by, a.to) for a in plan_actions(state, decision, "m:9") if isinstance(a, acts.Notify)]
+
+    assert told(decide(state, HARM, NOW)) == [("log", ""), ("webhook", "http://x/hook"), ("email", "a@example.com")]
+    assert told(decide(state, done(), NOW)) == [("log", ""), ("email", "a@example.com")]
 
 
 def test_a_route_clears_the_overrides_that_its_decision_dealt_with() -> None:
