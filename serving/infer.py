@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from pipelines.contracts.assignment import payload_is_logged
 from pipelines.contracts.clocks import parse_event_time, wall_us
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import Arm, Assignment, Response
@@ -54,6 +55,7 @@ class _Exchange(msgspec.Struct):
     arm: Arm = "champion"
     paired: bool = False
     rollout_id: str | None = None
+    sampled: bool = True
     logged: bool = True
     fallback: bool = False
 
@@ -97,7 +99,8 @@ class _Exchange(msgspec.Struct):
             latency_us=outcome.latency_us,
             features_us=outcome.features_us,
             model_us=outcome.model_us,
-            features=outcome.features,
+            features=outcome.features if self.sampled else [],
+            sampled=self.sampled,
             degraded=outcome.degraded,
             error=outcome.error,
         )
@@ -238,6 +241,7 @@ def _assign(exchange: _Exchange, given: bool, traceparent: str | None) -> None:
     # In shadow mode a request without its pair tells nothing about the challenger: it is no part of the rollout.
     compared = effective.mode != "shadow" or exchange.paired or first is not None
     exchange.rollout_id = effective.rollout_id if compared else None
+    exchange.sampled = payload_is_logged(exchange.request_id, route.payload_ppm)
     slices = {name: str(bound.logged[name][0]) if name in bound.logged else "" for name in route.slice_inputs}
 
     event = Assignment(
@@ -258,7 +262,8 @@ def _assign(exchange: _Exchange, given: bool, traceparent: str | None) -> None:
         challenger=effective.challenger if compared else None,
         rows=bound.rows,
         slices=slices,
-        inputs=bound.logged,
+        inputs=bound.logged if exchange.sampled else {},
+        sampled=exchange.sampled,
         retry=first is not None,
         paired=exchange.paired,
         traceparent=trace_context.traceparent(traceparent),

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.adapters.delta_lake import DeltaLake, connect
 from pipelines.contracts.clocks import from_us
@@ -55,25 +56,32 @@ _EMPTY = "SELECT '' AS model, '' AS request_id, 0 AS \"row\", 0.0 AS value, 0 AS
 
 
 class Served(msgspec.Struct, frozen=True):
-    """Rows that one release scored, in the collector's order. Columns by name; each as long as `score`.
+    """Rows that one release scored, in the collector's order.
 
-    `label` is NaN where no truth had arrived. Features are those read online, under `<view>.<feature>`.
+    `label` is NaN where no truth had arrived. `sampled` marks the rows whose payload was logged: `columns` hold those
+    alone, by name; features are those read online, under `<view>.<feature>`.
     """
 
     columns: dict[str, list[Value]]
     score: Numbers
     label: Numbers
+    sampled: NDArray[np.bool_]
 
     @property
     def rows(self) -> int:
         return int(self.score.size)
+
+    @property
+    def sampled_share(self) -> float:
+        """Of the rows; 1 when there are none."""
+        return float(self.sampled.mean()) if self.rows else 1.0
 
 
 def served(lake: DeltaLake, model: str, release: str, window: Window, as_of_us: int) -> Served:
     """What `release` scored for requests of the window (event time), with the labels known at `as_of_us`."""
     tables = {kind: f"inference/{kind}" for kind in ("assignment", "response", "label")}
     if not (lake.exists(tables["assignment"]) and lake.exists(tables["response"])):
-        return Served({}, np.empty(0), np.empty(0))
+        return Served({}, np.empty(0), np.empty(0), np.empty(0, dtype=np.bool_))
     with connect() as connection:
         for kind, table in tables.items():
             if lake.exists(table):
@@ -138,17 +146,22 @@ def _numbers(values: Iterable[Value]) -> Numbers:
 
 
 def _flattened(found: list[tuple[Any, ...]]) -> Served:
-    """One entry a row of each request; a column that a request lacks is missing in its rows."""
+    """One entry a row of each request; a column that a sampled request lacks is missing in its rows."""
     columns: dict[str, list[Value]] = {}
     scores: list[float] = []
     labels: list[float] = []
+    sampled: list[bool] = []
+    columned = 0
     decode = msgspec.json.decode
     for inputs, score, features, label in found:
         answers: list[float | None] = decode(score)
         truth: dict[str, float] = decode(label) if label else {}
-        done = len(scores)
         scores += [np.nan if answer is None else answer for answer in answers]
         labels += [truth.get(str(row), np.nan) for row in range(len(answers))]
+        is_sampled = inputs is not None and features is not None
+        sampled += [is_sampled] * len(answers)
+        if not is_sampled:
+            continue
         read = {
             f"{view.partition('__')[0]}.{name}": values
             for view, names, _, lists in decode(features)
@@ -156,8 +169,14 @@ def _flattened(found: list[tuple[Any, ...]]) -> Served:
         }
         for name, values in {**decode(inputs), **read}.items():
             kept = columns.setdefault(name, [])
-            kept.extend([None] * (done - len(kept)))
+            kept.extend([None] * (columned - len(kept)))
             kept.extend(values if len(values) == len(answers) else [None] * len(answers))
+        columned += len(answers)
     for values in columns.values():
-        values.extend([None] * (len(scores) - len(values)))
-    return Served(columns, np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.float64))
+        values.extend([None] * (columned - len(values)))
+    return Served(
+        columns,
+        np.asarray(scores, dtype=np.float64),
+        np.asarray(labels, dtype=np.float64),
+        np.asarray(sampled, dtype=np.bool_),
+    )

@@ -76,6 +76,7 @@ _OWN: dict[str, list[tuple[str, Any]]] = {
     ],
 }
 _NESTED = {"slices", "inputs", "raw", "score", "outputs", "features", "degraded"}
+_PAYLOAD = {"inputs", "features"}
 SCHEMAS: dict[str, pa.Schema] = {kind: pa.schema(_COMMON + _OWN[kind]) for kind in KINDS}
 _KIND_OF = {Assignment: "assignment", Response: "response", Label: "label", Kpi: "kpi", Override: "override"}
 
@@ -83,7 +84,10 @@ _json = msgspec.json.Encoder(order="deterministic")
 
 
 def to_tables(numbered: Iterable[Numbered], batch: int) -> dict[str, pa.Table]:
-    """One table a kind that occurs, rows in the given order; nested fields are JSON text (NaN becomes null there)."""
+    """One table a kind that occurs, rows in the given order; nested fields are JSON text (NaN becomes null there).
+
+    The payload of a request that was not sampled is null: nothing is known of it. `{}` and `[]` mean that it had none.
+    """
     rows: dict[str, list[Numbered]] = {}
     for item in numbered:
         rows.setdefault(_KIND_OF[type(item.event)], []).append(item)
@@ -111,10 +115,16 @@ def _table(kind: str, rows: Sequence[Numbered], batch: int) -> pa.Table:
     for name in SCHEMAS[kind].names:
         if name in columns:
             continue
-        values = [getattr(event, name) for event in events]
-        columns[name] = [_json.encode(value).decode() for value in values] if name in _NESTED else values
+        columns[name] = [_value(event, name) for event in events]
     schema = SCHEMAS[kind]
     return pa.Table.from_arrays([_array(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def _value(event: Any, name: str) -> Any:
+    if name in _PAYLOAD and not event.sampled:
+        return None
+    value = getattr(event, name)
+    return _json.encode(value).decode() if name in _NESTED else value
 
 
 def _array(values: list[Any], kind: Any) -> Any:

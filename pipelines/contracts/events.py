@@ -54,6 +54,7 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment", tag_field="kind"
     `retry` is set when the client repeated an id: the request gets its first arm and counts as a retry.
     `paired` promises that the arm not drawn will score this request too, after the answer has left; without it (shadow
     queue full, no shadow on the route) only the drawn arm's response is owed.
+    Without `sampled` the inputs were not logged (`Route.payload_ppm`): `inputs` is empty, and says nothing.
     """
 
     id: EventId
@@ -78,6 +79,7 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment", tag_field="kind"
     retry: bool = False
     paired: bool = False
     traceparent: str | None = None
+    sampled: bool = True
 
 
 class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw_only=True, omit_defaults=True):
@@ -86,6 +88,7 @@ class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw
     `raw` and `score` hold one value a row (before and after post-processing); empty when `status` is `error`.
     A served answer of the champion in place of a failed challenger has `fallback=True`, and the challenger's own
     Response (status error) is written too, with served=False.
+    Without `sampled` the features were not logged, as the assignment's inputs.
     """
 
     id: EventId
@@ -110,6 +113,7 @@ class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw
     features: list[FeatureRead] = []
     degraded: list[str] = []
     error: str = ""
+    sampled: bool = True
 
 
 class Label(msgspec.Struct, frozen=True, tag="label", tag_field="kind", kw_only=True, omit_defaults=True):

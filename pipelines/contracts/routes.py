@@ -52,6 +52,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     clears_overrides: list[str] = []
     breaker: Breaker = Breaker()
     slice_inputs: list[str] = []
+    payload_ppm: int = PPM
+    """Of how many requests the inputs and features are logged, in parts per million; every event is written."""
 
 
 _encoder = msgspec.json.Encoder(order="sorted")
@@ -64,6 +66,8 @@ def check(route: Route) -> Route:
         raise ContractError("route schema", got=route.schema, expected=SCHEMA, hint="Upgrade the older side.")
     if not 0 <= route.share_ppm <= PPM:
         raise ContractError("route share_ppm", got=route.share_ppm, expected="0..1000000")
+    if not 0 <= route.payload_ppm <= PPM:
+        raise ContractError("route payload_ppm", got=route.payload_ppm, expected="0..1000000")
     if route.mode == "single" and (route.share_ppm or route.challenger):
         raise ContractError(
             "route mode single", got=f"challenger={route.challenger}", expected="no challenger, share 0"

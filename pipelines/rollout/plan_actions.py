@@ -72,6 +72,7 @@ def route_for(rollout: Rollout, stage: Stage, decision: Decision, decision_id: s
         clears_overrides=list(decision.overrides),
         breaker=rollout.plan.breaker,
         slice_inputs=list(rollout.plan.slice_inputs),
+        payload_ppm=rollout.plan.payload_ppm,
     )
 
 
@@ -170,6 +171,7 @@ def _single(
         clears_overrides=list(decision.overrides),
         breaker=rollout.plan.breaker,
         slice_inputs=list(rollout.plan.slice_inputs),
+        payload_ppm=rollout.plan.payload_ppm,
     )
 
 

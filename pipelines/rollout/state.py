@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pipelines.contracts.assignment import PPM
 from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import NotFoundError
 from pipelines.contracts.routes import Breaker
@@ -64,6 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     slice_inputs: tuple[str, ...] = ()
     approvals: int = 1
     notify: tuple[Recipient, ...] = ()
+    payload_ppm: int = PPM
 
     def digest(self) -> str:
         """SHA-256 of everything the gate depends on."""
@@ -72,7 +74,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return digest({name: value for name, value in built.items() if _LATER.get(name, ...) != value})
 
 
-_LATER: dict[str, Any] = {"approvals": 1, "notify": ()}
+_LATER: dict[str, Any] = {"approvals": 1, "notify": (), "payload_ppm": PPM}
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):

@@ -151,6 +151,13 @@ class Rollout(Strict):
     breaker: Breaker = Breaker()
 
 
+class Serving(Strict):
+    """How the gateway serves the model. `payload_sampling`: the share of requests whose inputs and features are logged;
+    assignments, answers and labels always are. Frozen into a rollout when it starts."""
+
+    payload_sampling: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
 class Drift(Strict):
     """Bars a monitored distribution must cross to count as drifted."""
 
@@ -227,6 +234,7 @@ class ModelSpec(Strict):
     training: Training
     offline_gates: list[OfflineGate] = Field(default_factory=list)
     rollout: Rollout
+    serving: Serving = Serving()
     monitor: Monitor | None = None
     score: Score | None = None
     schedule: Schedule | None = None

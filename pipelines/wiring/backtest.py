@@ -33,10 +33,11 @@ _ARROW = {"BYTES": pa.string(), "BOOL": pa.bool_(), "INT64": pa.int64(), "INT32"
 _LOGGED = """
     WITH asked AS (
         SELECT request_id, event_time, inputs, slices FROM assignment
-        WHERE model = $model AND NOT duplicate AND event_time > $after AND event_time <= $until
+        WHERE model = $model AND NOT duplicate AND inputs IS NOT NULL AND event_time > $after AND event_time <= $until
     ), answered AS (
         SELECT request_id, list(features ORDER BY seq) AS features FROM response
-        WHERE model = $model AND status = 'ok' AND event_time > $after AND event_time <= $until GROUP BY 1
+        WHERE model = $model AND status = 'ok' AND features IS NOT NULL
+          AND event_time > $after AND event_time <= $until GROUP BY 1
     ), truth AS (
         SELECT request_id, arg_max(value, seq) AS label, arg_max(event_time, seq) AS label_time FROM label
         WHERE model = $model AND "row" = 0 AND event_time <= $known GROUP BY 1
@@ -44,6 +45,12 @@ _LOGGED = """
     SELECT request_id, event_time, inputs, slices, features, label, label_time
     FROM asked JOIN answered USING (request_id) JOIN truth USING (request_id)
     ORDER BY event_time DESC, request_id LIMIT $most
+"""
+
+
+_SAMPLED = """
+    SELECT avg((inputs IS NOT NULL)::INT) FROM assignment
+    WHERE model = $model AND NOT duplicate AND event_time > $after AND event_time <= $until
 """
 
 
@@ -73,14 +80,15 @@ def backtest(settings: Settings, rollout: Rollout) -> dict[str, pa.Table]:
     }
     after_us = max(int(release.manifest.training.get("last_label_us", 0)) for release in arms.values())
     until_us = rollout.created_event_us - round(policy.label_maturity_s * 1_000_000)
-    logged = _read(settings, rollout, after_us, until_us)
+    logged, share = _read(settings, rollout, after_us, until_us)
+    sampled = f"; payloads of {share:.1%} of the requests are logged" if share < 1 else ""
     if logged is None:
-        return _nothing(policy, "the inference log has no answered requests with labels")
+        return _nothing(policy, f"the inference log has no answered requests with labels{sampled}")
     kept, missing = _with_all_inputs(logged, arms)
     count = kept.frame.num_rows
     if count < least:
         since = f"after {from_us(after_us).isoformat(timespec='minutes')} with a matured label"
-        reason = f"{count} logged requests {since}, {least} are needed"
+        reason = f"{count} logged requests {since}, {least} are needed{sampled}"
         return _nothing(policy, f"{reason}; the log lacks {missing}" if missing else reason)
     scores = {arm: _score(settings, release, kept) for arm, release in arms.items()}
     return _tables(policy, stage.name, kept, scores)
@@ -92,11 +100,12 @@ def no_data_reason(tables: Mapping[str, pa.Table]) -> str | None:
     return reason.decode() if reason is not None else None
 
 
-def _read(settings: Settings, rollout: Rollout, after_us: int, until_us: int) -> Logged | None:
+def _read(settings: Settings, rollout: Rollout, after_us: int, until_us: int) -> tuple[Logged | None, float]:
+    """The requests whose payload is logged, None without any, and their share of all."""
     lake = DeltaLake(settings.lake)
     kinds = ("assignment", "response", "label")
     if not all(lake.exists(f"inference/{kind}") for kind in kinds):
-        return None
+        return None, 1.0
     with connect() as connection:
         for kind in kinds:
             lake.bind(connection, kind, f"inference/{kind}")
@@ -108,9 +117,12 @@ def _read(settings: Settings, rollout: Rollout, after_us: int, until_us: int) ->
             "most": MOST,
         }
         rows = connection.execute(_LOGGED, given).fetch_arrow_table()
+        among = {name: given[name] for name in ("model", "after", "until")}
+        (share,) = connection.execute(_SAMPLED, among).fetchone() or (None,)
+    share = 1.0 if share is None else float(share)
     rows = rows.sort_by([("event_time", "ascending"), ("request_id", "ascending")])
     if not rows.num_rows:
-        return None
+        return None, share
     inputs = [_first_row(text) for text in rows.column("inputs").to_pylist()]
     reads = [_reads(texts) for texts in rows.column("features").to_pylist()]
     frame = {"event_timestamp": rows.column("event_time").cast(_STAMP)}
@@ -118,13 +130,14 @@ def _read(settings: Settings, rollout: Rollout, after_us: int, until_us: int) ->
         frame[name] = pa.chunked_array([_array([row.get(name) for row in inputs])])
     known = [key for key in reads[0] if all(key in row for row in reads)]
     features = {key: np.array([_number(row[key]) for row in reads]) for key in known}
-    return Logged(
+    logged = Logged(
         pa.table(frame),
         features,
         rows.column("label").to_numpy(),
         rows.column("label_time").cast(_STAMP),
         [dict(msgspec.json.decode(text)) if text else {} for text in rows.column("slices").to_pylist()],
     )
+    return logged, share
 
 
 def _first_row(text: str) -> dict[str, Any]:

@@ -90,9 +90,10 @@ def report(settings: Settings, model: str, report: str, as_of_us: int) -> str:
 
     found = load(settings, model, report, as_of_us)
     reference, current = _rows(DeltaLake(settings.lake), model, found.champion, found.inputs, as_of_us)
-    if not (reference.rows and current.rows):
+    if not (reference.sampled.any() and current.sampled.any()):
         return mlflow_monitoring.log(settings.mlflow_url, found, [])
-    columns = [*inference_log.columns(reference, current), Column("score", reference.score, current.score)]
+    score = Column("score", reference.score[reference.sampled], current.score[current.sampled])
+    columns = [*inference_log.columns(reference, current), score]
     with tempfile.TemporaryDirectory() as folder:
         page = evidently_reports.write(columns, Path(folder) / "drift.html")
         return mlflow_monitoring.log(settings.mlflow_url, found, [page])
@@ -156,13 +157,19 @@ def _rows(lake: DeltaLake, model: str, champion: str, days: Windows, as_of_us: i
 
 
 def _distributions(spec: Monitor, reference: Served, current: Served) -> list[Verdict]:
-    """Inputs and features as served, and the scores. `report_only` names a column with or without its view."""
+    """Inputs and features as served, and the scores. `report_only` names a column with or without its view.
+
+    Where payloads are sampled, the verdicts about inputs and features say of how many rows they were there.
+    """
     bars = _bars(spec)
     quiet = set(spec.report_only)
     found = [
         verdicts.of_column(column, bars, report_only=bool(quiet & {column.name, column.name.rpartition(".")[2]}))
         for column in inference_log.columns(reference, current)
     ]
+    if (shares := (reference.sampled_share, current.sampled_share)) != (1.0, 1.0):
+        said = "payloads of {:.1%} of the reference's rows and {:.1%} of the current ones are logged".format(*shares)
+        found = [msgspec.structs.replace(one, sentence=f"{one.sentence}; {said}") for one in found]
     return [*found, verdicts.of_column(Column("score", reference.score, current.score), bars, kind="score")]
 
 

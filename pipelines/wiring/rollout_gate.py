@@ -12,6 +12,7 @@ import msgspec
 
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore, RolloutView
+from pipelines.contracts.assignment import PPM
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.routes import Breaker
 from pipelines.rollout.judge import judge
@@ -70,6 +71,7 @@ def plan_of(spec: ModelSpec) -> Plan:
             Recipient(by="webhook" if one.webhook else "email", to=one.webhook or one.email or "", level=one.level)
             for one in spec.rollout.notify
         ),
+        payload_ppm=round(spec.serving.payload_sampling * PPM),
     )
 
 

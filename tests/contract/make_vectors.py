@@ -29,6 +29,16 @@ def assignment() -> list[dict[str, Any]]:
     return cases
 
 
+def payload_sampling() -> list[dict[str, Any]]:
+    rates = (0, 1, 10_000, 300_000, 999_999, 1_000_000)
+    cases = []
+    for request_id in ("", "a", "q1", "q2", "q3", "Zürich", "x" * 256, "9f86d081884c7d659a2feaa0c55ad015"):
+        position = int.from_bytes(hashlib.sha256(b"slipway-payload\0" + request_id.encode()).digest()[:8], "big")
+        logged = {str(ppm): position * 1_000_000 < ppm * (1 << 64) for ppm in rates}
+        cases.append({"request_id": request_id, "is_logged_by_ppm": logged})
+    return cases
+
+
 def frames() -> dict[str, Any]:
     import google_crc32c
 
@@ -299,6 +309,7 @@ def main() -> None:
     made = {"assignment": assignment(), "frames": frames(), "routes": routes(), "events": events(), "feast": feast()}
     made["feast_redis"] = feast_redis()
     made["pii"] = pii()
+    made["payload_sampling"] = payload_sampling()
     VECTORS.mkdir(exist_ok=True)
     for name, content in made.items():
         (VECTORS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

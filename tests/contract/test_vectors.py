@@ -34,6 +34,12 @@ def test_every_unit_draws_its_published_position_and_arms() -> None:
             assert assignment.draw(case["salt"], case["unit"], int(ppm)) == arm
 
 
+def test_every_request_is_sampled_at_the_published_rates() -> None:
+    for case in load("payload_sampling"):
+        for ppm, logged in case["is_logged_by_ppm"].items():
+            assert assignment.payload_is_logged(case["request_id"], int(ppm)) is logged
+
+
 @given(st.text(st.characters(codec="utf-8")), st.lists(st.integers(0, assignment.PPM), min_size=2, max_size=2))
 def test_raising_the_share_never_moves_a_unit_back_to_the_champion(unit: str, shares: list[int]) -> None:
     low, high = sorted(shares)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 from typer.testing import CliRunner
 
@@ -18,6 +19,7 @@ from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.cli import log
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
+from pipelines.contracts.assignment import PPM, payload_is_logged
 from pipelines.contracts.errors import TerminalError
 from pipelines.contracts.events import Label
 from pipelines.rollout.decide import Now, Standing, decide
@@ -104,6 +106,28 @@ def test_evidence_does_not_depend_on_how_the_log_was_cut_into_batches_or_on_rest
             drive_each(worker, installation, range(part * 300 // parts, (part + 1) * 300 // parts))
             collect_once(installation.settings)  # a new collector each time
         documents.append(installation.evidence())
+    assert documents[0] == documents[1]
+
+
+def test_evidence_does_not_depend_on_which_payloads_were_logged_and_those_that_were_not_are_null(
+    template: Path, tmp_path: Path
+) -> None:
+    documents = []
+    for payload_ppm in (PPM, 300_000):
+        installation = copied(template, tmp_path / str(payload_ppm))
+        worker = Worker(installation.bus)
+        for number in range(120):
+            name = f"q{number}"
+            sampled = payload_is_logged(name, payload_ppm)
+            worker.request(installation.route, name, label=number % 2, score=0.2, sampled=sampled)
+        collect_once(installation.settings)
+        documents.append(installation.evidence())
+        asked, answered = installation.table("assignment"), installation.table("response")
+        logged = set(asked.filter(pc.is_valid(asked["inputs"]))["request_id"].to_pylist())
+        read = set(answered.filter(pc.is_valid(answered["features"]))["request_id"].to_pylist())
+        assert logged == read == {f"q{k}" for k in range(120) if payload_is_logged(f"q{k}", payload_ppm)}
+        assert all(report.whole for report in verify_log(installation.settings))
+    assert len(logged) < 60
     assert documents[0] == documents[1]
 
 

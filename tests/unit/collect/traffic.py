@@ -68,6 +68,7 @@ class Worker:
         label: float | None = None,
         retry: bool = False,
         lose: bool = False,
+        sampled: bool = True,
     ) -> None:
         """A request as the gateway would answer it on `route`; `fails` are the arms that raise."""
         self.now_us += STEP_US
@@ -90,7 +91,8 @@ class Worker:
             champion=route.champion,
             challenger=route.challenger,
             slices={"origin": "JFK"},
-            inputs={"x": [x]},
+            inputs={"x": [x]} if sampled else {},
+            sampled=sampled,
             paired=both,
             retry=retry,
         )
@@ -110,6 +112,7 @@ class Worker:
                 shadow=each != arm,
                 score=[] if failed else [score],
                 latency_us=3000,
+                sampled=sampled,
             )
         if label is not None:
             self.append(Label, model=route.model, request_id=request_id, value=label)

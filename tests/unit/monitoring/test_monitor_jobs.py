@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.collect.numbering import Numbered
 from pipelines.collect.tables import to_tables
+from pipelines.contracts.assignment import PPM, payload_is_logged
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.events import Assignment, EventId, FeatureRead, Label, Response
 from pipelines.settings import PROJECT, Settings
@@ -52,14 +54,17 @@ class Log:
         release: str = "",
         label_delay: int = DAY // 4,
         duplicate: bool = False,
+        payload_ppm: int = PPM,
     ) -> None:
         self.requests += 1
         request_id = f"q{self.requests}"
+        sampled = payload_is_logged(request_id, payload_ppm)
         common = {"model": MODEL, "request_id": request_id}
         inputs = {"carrier": [carrier], "distance": [float(self.rng.normal(1000, 200))]}
         asked = Assignment(
             id=self._id(), event_us=event_us, wall_us=event_us, arm="champion", share_ppm=0, salt="s", unit=request_id,
-            mode="single", stage="", rollout_id=None, route_version=1, champion=self.release, inputs=inputs, **common,
+            mode="single", stage="", rollout_id=None, route_version=1, champion=self.release,
+            inputs=inputs if sampled else {}, sampled=sampled, **common,
         )  # fmt: skip
         self._add(asked, duplicate)
         read = FeatureRead("weather_at_origin__ab12", ["temp"], [event_us], [[float(self.rng.normal(60, 5))]])
@@ -74,7 +79,8 @@ class Log:
                 status="ok",
                 served=True,
                 score=[score],
-                features=[read],
+                features=[read] if sampled else [],
+                sampled=sampled,
                 **common,
             )
         )
@@ -211,6 +217,19 @@ def test_a_new_carrier_is_drift_and_a_season_is_only_shown(settings, log):
     assert found["carrier"].asks
     assert found["weather_at_origin.temp"].verdict == "fail"
     assert not found["weather_at_origin.temp"].asks
+
+
+def test_sampled_payloads_are_compared_among_themselves_and_the_rate_is_said(settings, log):
+    log.days(-45, -7, 0.2, payload_ppm=300_000)
+    log.days(-7, 0, 0.2, a_day=300, payload_ppm=300_000)
+    log.write()
+    found = verdicts_of(settings)
+    assert {name for name, verdict in found.items() if verdict.verdict != "pass"} == set()
+    for name in ("carrier", "distance", "weather_at_origin.temp"):
+        assert found[name].current_rows == pytest.approx(0.3 * 7 * 300, rel=0.15)
+        assert re.search(r"payloads of [23]\d\.\d% of the reference's rows and [23]\d\.\d% of", found[name].sentence)
+    assert found["score"].current_rows == 7 * 300
+    assert found["label"].current_rows > 1_800  # its window is an earlier one
 
 
 @pytest.mark.slow
