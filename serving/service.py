@@ -18,6 +18,7 @@ import bentoml
 
 from pipelines.contracts.errors import SlipwayError
 from pipelines.settings import Settings
+from serving.orphans import end_with_supervisor, note_supervisor
 
 _settings = Settings()
 _CHECK_WORKERS_S = 0.5
@@ -39,6 +40,7 @@ def _ahead_of_bentoml(inner: Any) -> Any:
     """The worker's application: the gateway first, BentoML behind it."""
     from bentoml._internal.context import server_context
 
+    end_with_supervisor()
     _share_metrics()
     from serving.app import GatewayApp, with_lifespan
     from serving.connections import install
@@ -122,4 +124,5 @@ def _replace_dead_workers_soon() -> None:
     arbiter.__init__ = init
 
 
+note_supervisor()
 _replace_dead_workers_soon()

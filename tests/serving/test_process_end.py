@@ -46,6 +46,21 @@ def test_sigterm_answers_what_is_in_flight_and_closes_the_log(home: Installation
     assert (epoch / "closed").exists()
 
 
+def test_a_worker_whose_supervisor_is_killed_answers_what_is_in_flight_and_ends(home: Installation) -> None:
+    slow = home.release(0.4, semver="3.0.0", sleep_s=0.5)
+    home.publish(champion=slow)
+    with bentoml_serve(home.home) as gateway, ThreadPoolExecutor(1) as clients:
+        (worker,) = gateway.workers()
+        asked = clients.submit(httpx.post, f"{gateway.url}/v2/models/m/infer", json=BODY, timeout=30.0)
+        until(lambda: len(home.events(Assignment)) == 1, "a request is being answered")
+        gateway.process.kill()
+        assert asked.result().status_code == 200
+        worker.wait(30)
+    assert [one.served for one in home.events(Response)] == [True]
+    (epoch,) = (home.home / "bus" / "gw0").iterdir()
+    assert (epoch / "closed").exists()
+
+
 class Clients:
     """Threads that open a new connection for every request, and count how each ended."""
 
