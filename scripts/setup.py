@@ -4,6 +4,7 @@
 `--peers` builds a third, `benchmarks/peers/.venv`: what the gateway is measured against and tested with.
 `--servers` installs the servers that tests start; where it may not, it names them, and their tests are skipped.
 `--spark` adds Spark to the orchestration environment (scripts/spark/install.py); every later set-up keeps it.
+`--s3` builds the real S3 server, which takes Go and minutes; without it the tests use the one of `--servers`.
 
 Standard library only, because it runs before anything is installed. Run it by `make setup`.
 What only apt can give (a C library, pip, ensurepip) is found out first, named in one line, and installed when this
@@ -82,6 +83,10 @@ PEERS = Environment(
     (ROOT / "benchmarks" / "peers" / "requirements.txt",),
     command=False,
 )
+# The S3 server of tests; alone, because it and the orchestration environment disagree about python-dateutil.
+MOTO = Environment("moto", TOOLS / "moto", (ROOT / "scripts" / "requirements-moto.txt",), command=False)
+S3_SERVER = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+GO_NEEDED = (1, 24)
 SPARK_LOCK = ROOT / "requirements-spark.txt"
 
 
@@ -166,6 +171,25 @@ def ensure_servers() -> None:
     install_apt(missing)
     if still := missing_servers():
         raise SetupError(f"apt-get gave no usable {' '.join(still)}. Run: sudo {apt_line(still)}")
+
+
+def ensure_s3_server() -> None:
+    """Build VersityGW into `.tools/bin`; Go checks what it fetches against its public log of checksums."""
+    if (TOOLS / "bin" / "versitygw").exists():
+        return
+    go = shutil.which("go") or "/usr/local/go/bin/go"
+    found = (
+        subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False)
+        if Path(go).exists()
+        else None
+    )
+    version = tuple(int(part) for part in found.stdout.strip().removeprefix("go").split(".")[:2]) if found else ()
+    if version < GO_NEEDED:
+        wanted = ".".join(map(str, GO_NEEDED))
+        raise SetupError(f"VersityGW needs Go {wanted} or newer; got {'.'.join(map(str, version)) or 'none'}")
+    say("building VersityGW (minutes)")
+    if not run_quietly(["env", f"GOBIN={TOOLS / 'bin'}", go, "install", S3_SERVER]):
+        raise SetupError("VersityGW could not be built (Go's message is above)")
 
 
 def apt_line(packages: Iterable[str]) -> str:
@@ -343,11 +367,15 @@ def main() -> int:
     if "--spark" in sys.argv[1:]:
         os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "spark" / "install.py")])
     wanted = [PEERS] if "--peers" in sys.argv[1:] else [ORCHESTRATION, SERVING]
+    if "--servers" in sys.argv[1:]:
+        wanted = [MOTO]
     try:
         check_python()
+        if "--s3" in sys.argv[1:]:
+            ensure_s3_server()
+            return 0
         if "--servers" in sys.argv[1:]:
             ensure_servers()
-            return 0
         if all(environment.is_current() for environment in wanted) and not missing_apt_packages():
             return 0
         TOOLS.mkdir(exist_ok=True)

@@ -15,11 +15,16 @@ def brute_force(
         for row in rows:
             if asked["k"] is None or row["k"] != asked["k"] or asked["t"] is None or row["t"] is None:
                 continue
-            if row["t"] > asked["t"] or (cutoff and row["created"] > asked["t"]):
+            if row["t"] > asked["t"] or (cutoff and (row["created"] is None or row["created"] > asked["t"])):
                 continue
             if ttl_minutes and row["t"] < asked["t"] - ttl_minutes:
                 continue
-            if best is None or (row["t"], row["created"]) > (best["t"], best["created"]):
+            if best is None or _order(row) > _order(best):
                 best = row
         answer.append(None if best is None else best["value"])
     return answer
+
+
+def _order(row: dict[str, Any]) -> tuple[int, int]:
+    """A row without a creation time is the oldest of its time."""
+    return row["t"], -1 if row["created"] is None else row["created"]

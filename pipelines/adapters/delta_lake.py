@@ -6,13 +6,14 @@ and a reader sees the version it opened. Schema changes are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
+from pipelines.adapters.s3_storage import is_remote
 from pipelines.contracts.errors import DataError, NotFoundError, TransientError
 
 if TYPE_CHECKING:
@@ -23,34 +24,49 @@ MICROS_UTC = pa.timestamp("us", tz="UTC")
 _HIVE_TYPES = {"date": "DATE", "string": "VARCHAR", "integer": "INTEGER", "long": "BIGINT", "boolean": "BOOLEAN"}
 
 
-def connect() -> duckdb.DuckDBPyConnection:
-    """A private in-memory DuckDB whose sessions think in UTC."""
-    connection = duckdb.connect(":memory:")
+def connect(
+    memory_limit: str | None = None, temp_directory: str | None = None, threads: int | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A private in-memory DuckDB whose sessions think in UTC.
+
+    memory_limit: as DuckDB writes it (`4GB`); past it, it spills to `temp_directory`. None: DuckDB's own.
+    """
+    given = {"memory_limit": memory_limit, "temp_directory": temp_directory, "threads": threads}
+    connection = duckdb.connect(":memory:", config={name: value for name, value in given.items() if value is not None})
     connection.execute("SET TimeZone='UTC'; SET preserve_insertion_order=false")
     return connection
 
 
 class DeltaLake:
-    """Tables by slash-separated name under `root` (`datasets/flights_landed`, `inference/label`)."""
+    """Tables by slash-separated name under `root` (`datasets/flights_landed`, `inference/label`).
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    root: a folder, or a URI of an object store (`s3://bucket/prefix`). options: delta-rs' storage options of it.
+    """
 
-    def path(self, table: str) -> Path:
-        """The folder of a table, whether or not it exists."""
-        return self.root / table
+    def __init__(self, root: Path | str, options: Mapping[str, str] | None = None) -> None:
+        self.root = str(root).rstrip("/")
+        self.remote = is_remote(self.root)
+        self._options = dict(options or {}) if self.remote else None
+
+    def uri(self, table: str) -> str:
+        """Where a table lies, whether or not it exists: a path, or a URI."""
+        return f"{self.root}/{table}"
 
     def exists(self, table: str) -> bool:
         """Whether the table has at least one commit."""
-        return (self.path(table) / "_delta_log").is_dir() and self._is_table(table)
+        if not self.remote and not Path(self.uri(table), "_delta_log").is_dir():
+            return False
+        from deltalake import DeltaTable
+
+        return bool(DeltaTable.is_deltatable(self.uri(table), self._options))
 
     def version(self, table: str) -> int | None:
         """The table's newest version; None when it does not exist."""
-        return self._open(table).version() if self.exists(table) else None
+        return self.open(table).version() if self.exists(table) else None
 
     def applied(self, table: str, app: str) -> int | None:
         """The newest transaction number the application has applied to the table; None for none."""
-        return self._open(table).transaction_version(app) if self.exists(table) else None
+        return self.open(table).transaction_version(app) if self.exists(table) else None
 
     def append(
         self,
@@ -81,7 +97,7 @@ class DeltaLake:
         Returns the number of rows appended; None when `number` is already reached. Raises as `append`.
         """
         for _ in range(ADVANCE_TRIES):
-            opened = self._open(table) if self.exists(table) else None
+            opened = self.open(table) if self.exists(table) else None
             last = opened.transaction_version(app) if opened is not None else None
             if last is not None and last >= number:
                 return None
@@ -111,11 +127,11 @@ class DeltaLake:
 
     def uris(self, table: str, version: int | None = None) -> list[str]:
         """The data files of the newest (or the given) version, in a fixed order."""
-        return sorted(self._open(table, version).file_uris())
+        return sorted(self.open(table, version).file_uris())
 
     def schema(self, table: str) -> pa.Schema:
         """The table's Arrow schema."""
-        return pa.schema(self._open(table).schema().to_arrow())
+        return pa.schema(self.open(table).schema().to_arrow())
 
     def read(
         self,
@@ -136,46 +152,34 @@ class DeltaLake:
 
     def bind(self, connection: duckdb.DuckDBPyConnection, name: str, table: str, version: int | None = None) -> None:
         """Make the table readable as the view `name` in a DuckDB connection, pinned to the version seen now."""
-        opened = self._open(table, version)
-        files = sorted(opened.file_uris())
-        schema = pa.schema(opened.schema().to_arrow())
-        if not files:
-            connection.register(name, schema.empty_table())
-            return
-        columns = ", ".join(f'"{field.name}"' for field in schema)
-        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-        partitions = opened.metadata().partition_columns
-        types = {
-            field.name: _HIVE_TYPES.get(str(field.type.type), "VARCHAR")
-            for field in opened.schema().fields
-            if field.name in partitions
-        }
-        hive = (
-            ", hive_partitioning=true, hive_types={"
-            + ", ".join(f"'{key}': {kind}" for key, kind in types.items())
-            + "}"
-            if partitions
-            else ", hive_partitioning=false"
-        )
-        connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS SELECT {columns} FROM read_parquet([{listed}]{hive})')
+        opened = self.open(table, version)
+        if self.remote:
+            # Through Arrow, which reads the columns and row groups asked for: DuckDB's own S3 reader is an extension.
+            connection.register(name, opened.to_pyarrow_dataset())
+        elif not opened.file_uris():
+            connection.register(name, pa.schema(opened.schema().to_arrow()).empty_table())
+        else:
+            connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {_scan(opened)}')
+
+    def select_sql(self, table: str, version: int | None = None) -> str:
+        """The table's rows as a statement that any DuckDB can run on this machine."""
+        return _scan(self.open(table, version))
 
     def compact(self, table: str) -> dict[str, Any]:
         """Merge small files of each partition; readers of older versions keep theirs (no vacuum)."""
-        return dict(self._open(table).optimize.compact())
+        return dict(self.open(table).optimize.compact())
 
-    def _is_table(self, table: str) -> bool:
-        from deltalake import DeltaTable
-
-        return bool(DeltaTable.is_deltatable(str(self.path(table))))
-
-    def _open(self, table: str, version: int | None = None) -> DeltaTable:
+    def open(self, table: str, version: int | None = None) -> DeltaTable:
+        """The table at its newest (or the given) version. Raises NotFoundError when it does not exist."""
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
         try:
-            return DeltaTable(self.path(table), version=version)
+            return DeltaTable(self.uri(table), version=version, storage_options=self._options)
         except TableNotFoundError:
-            near = sorted(p.parent.relative_to(self.root).as_posix() for p in self.root.glob("*/*/_delta_log"))
+            root = Path(self.root)
+            logs = () if self.remote else root.glob("*/*/_delta_log")
+            near = sorted(log.parent.relative_to(root).as_posix() for log in logs)
             raise NotFoundError(
                 "lake table", got=table, expected=f"one of {near}" if near else "a published table"
             ) from None
@@ -190,7 +194,7 @@ class DeltaLake:
         replace: bool,
         where: str | None,
     ) -> bool:
-        opened = self._open(table) if self.exists(table) else None
+        opened = self.open(table) if self.exists(table) else None
         if opened is not None and txn is not None:
             applied = opened.transaction_version(txn[0])
             if applied is not None and applied >= txn[1]:
@@ -221,9 +225,15 @@ class DeltaLake:
         partitions = list(partition_by) or None
         try:
             if opened is None:
-                self.path(table).mkdir(parents=True, exist_ok=True)
+                if not self.remote:
+                    Path(self.uri(table)).mkdir(parents=True, exist_ok=True)
                 write_deltalake(
-                    str(self.path(table)), target, mode="error", partition_by=partitions, commit_properties=properties
+                    self.uri(table),
+                    target,
+                    mode="error",
+                    partition_by=partitions,
+                    commit_properties=properties,
+                    storage_options=self._options,
                 )
                 return
             target = _conform(table, target, pa.schema(opened.schema().to_arrow()))
@@ -245,6 +255,26 @@ class DeltaLake:
             if opened is None and self.exists(table):
                 raise TransientError(f"lake table {table}", got="made by another writer just now") from error
             raise DataError(f"lake table {table}", got=str(error), expected=f"rows that satisfy {where}") from error
+
+
+def _scan(opened: DeltaTable) -> str:
+    """SQL that reads the files of a local table, with its partitions' columns in their types."""
+    schema = pa.schema(opened.schema().to_arrow())
+    columns = ", ".join(f'"{field.name}"' for field in schema)
+    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in sorted(opened.file_uris()))
+    if not listed:
+        raise DataError("lake table", got="no files", expected="rows")
+    partitions = opened.metadata().partition_columns
+    types = {
+        field.name: _HIVE_TYPES.get(str(field.type.type), "VARCHAR")
+        for field in opened.schema().fields
+        if field.name in partitions
+    }
+    hive = "hive_partitioning=false"
+    if types:
+        kinds = ", ".join(f"'{key}': {kind}" for key, kind in types.items())
+        hive = f"hive_partitioning=true, hive_types={{{kinds}}}"
+    return f"SELECT {columns} FROM read_parquet([{listed}], {hive})"
 
 
 def _canonical(data: pa.Table) -> pa.Table:

@@ -61,9 +61,7 @@ class InferenceTables:
             name = f"inference/{kind}"
             if not self._lake.exists(name):
                 return None
-            from deltalake import DeltaTable
-
-            self._open[kind] = DeltaTable(self._lake.path(name))
+            self._open[kind] = self._lake.open(name)
         return self._open[kind]
 
     def _merge(self, kind: str, table: DeltaTable) -> None:
