@@ -40,7 +40,11 @@ def join(
     answer = entity
     for one in joins:
         relations[one.relation].createOrReplaceTempView("__features")
-        found = session.sql(_query(one, timestamp, created_cutoff=created_cutoff)).toArrow().sort_by(asof.ROW)
+        found = (
+            session.sql(_query(one, timestamp, created_cutoff=created_cutoff and one.created is not None))
+            .toArrow()
+            .sort_by(asof.ROW)
+        )
         for name in found.column_names:
             if name != asof.ROW:
                 answer = answer.append_column(found.schema.field(name), found.column(name))
