@@ -84,5 +84,43 @@ def show(view: Annotated[str, typer.Argument(help="The view's name.")], json_: J
     console.print(table)
 
 
+@app.command()
+def parity(
+    name: Annotated[str, typer.Argument(help="A model, or a feature view (over every model that uses it).")],
+    rollout: Annotated[str, typer.Option(help="Compare the shadow stage of this rollout of the model.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    json_: Json = False,
+) -> None:
+    """Compare logged feature values with the lake's point-in-time rows. Exit 1: more differs than is allowed."""
+    from pipelines.features import parity_page
+    from pipelines.settings import Settings
+    from pipelines.spec.loading import names
+    from pipelines.wiring import parity as jobs
+
+    settings = Settings()
+    if name in names(settings.include_dir, "features"):
+        reports = jobs.of_view(settings, name)
+    elif rollout:
+        reports = [jobs.of_stage(settings, name, rollout, "shadow")]
+    else:
+        reports = [jobs.of_model(settings, name)]
+    if json_:
+        print(json.dumps([json.loads(report.to_json()) | {"verdict": report.verdict} for report in reports], indent=2))
+    elif markdown:
+        print("\n".join(parity_page.markdown(report) for report in reports))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        for report in reports:
+            Console().print(parity_page.summary(report), highlight=False)
+            table = Table(*parity_page.HEAD)
+            for row in parity_page.table(report):
+                table.add_row(*row)
+            Console().print(table)
+    if any(report.verdict == "fail" for report in reports):
+        raise typer.Exit(1)
+
+
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"

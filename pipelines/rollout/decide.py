@@ -1,13 +1,15 @@
 """What to do about a rollout now: one pure function over its state, the judge's word, the clocks and what people said.
 
 The rules, first match wins: a person's command; an override of the gateway; a stage that only a person may leave;
-a verdict against the challenger; the stage's end; the stage's time limit; else wait.
+a verdict against the challenger; the stage's end, unless a condition stands against it; the stage's time limit; else
+wait.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.rollout import conditions
 from pipelines.rollout.commands import Command, obey
 from pipelines.rollout.stages import Stage
 from pipelines.rollout.standing import GATE, Now, Standing, decision_at
@@ -49,7 +51,7 @@ def decide(
         )
     return (
         _against(rollout, standing, now)
-        or _stage_end(rollout, stage, standing, now)
+        or _conditioned(rollout, standing, now, _stage_end(rollout, stage, standing, now))
         or _time_limit(rollout, stage, standing, now)
         or decision_at(rollout, standing, now, "continue", "verdict", _progress(stage, standing))
     )
@@ -116,6 +118,20 @@ def _stage_end(rollout: Rollout, stage: Stage, standing: Standing, now: Now) -> 
     )
 
 
+def _conditioned(rollout: Rollout, standing: Standing, now: Now, end: Decision | None) -> Decision | None:
+    """The stage's end, if nothing measured stands against it; else a pause that ends by itself, or a hold."""
+    against = standing.conditions or ()
+    if end is None or not conditions.unmet(against):
+        return end
+    names = tuple(each.name for each in conditions.unmet(against))
+    said = f"{rollout.stage} is done, but {conditions.text(against)}"
+    if conditions.hold(against):
+        return decision_at(rollout, standing, now, "hold", "condition", said, metrics=names)
+    if rollout.paused:
+        return None
+    return decision_at(rollout, standing, now, "pause", "condition", said, metrics=names)
+
+
 def _time_limit(rollout: Rollout, stage: Stage, standing: Standing, now: Now) -> Decision | None:
     """A stage that ran out of time: `inconclusive` when it had its requests, else `hold`."""
     if stage.max_wait is None or _elapsed(rollout, stage.max_wait.clock, now) < stage.max_wait.us:
@@ -125,6 +141,8 @@ def _time_limit(rollout: Rollout, stage: Stage, standing: Standing, now: Now) ->
     if standing.requests >= stage.requests:
         missing = ", ".join(standing.missing) or "nothing"
         reason = f"{stage.name} is over after {stage.max_wait}; not proven yet: {missing}"
+        if against := conditions.text(standing.conditions or ()):
+            reason = f"{stage.name} is over after {stage.max_wait}; {against}"
         return decision_at(rollout, standing, now, "inconclusive", "max_wait", reason, metrics=standing.missing)
     reason = f"{stage.name} got {standing.requests} of {stage.requests} requests within {stage.max_wait}"
     return decision_at(rollout, standing, now, "hold", "max_wait", reason)

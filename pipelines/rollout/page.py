@@ -39,10 +39,16 @@ def environment(*folders: Path) -> jinja2.Environment:
 
 
 def render(
-    shown: dict[str, Any], history: Sequence[Point], needs: Sequence[Need], no_plan: str, decided: Sequence[str]
+    shown: dict[str, Any],
+    history: Sequence[Point],
+    needs: Sequence[Need],
+    no_plan: str,
+    decided: Sequence[str],
+    parity: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
 ) -> str:
     """The page. `shown` is a rollout as `slipway rollout show --json` has it, `needs` what the planner promised before
-    it began (empty: `no_plan` says why), `decided` the last decision in words with what it did.
+    it began (empty: `no_plan` says why), `decided` the last decision in words with what it did, `parity` the newest
+    report in words, with its table's head and rows.
     """
     verdicts = [
         verdict | {"interval": _interval(verdict), "bar": _bar(verdict["threshold"])} for verdict in shown["verdicts"]
@@ -60,6 +66,7 @@ def render(
             needs=[(need, _came(need, history)) for need in needs],
             no_plan=no_plan,
             decided=decided,
+            parity=parity,
         )
     )
 

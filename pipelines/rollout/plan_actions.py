@@ -33,8 +33,9 @@ def plan_actions(rollout: Rollout, decision: Decision, decision_id: str) -> tupl
     if decision.kind == "rollback":
         return (*_withdraw(rollout, decision, decision_id), *_report(rollout))
     if decision.kind in ("hold", "inconclusive", "pause"):
+        quiet = decision.kind == "pause" and decision.cause != "condition"
         frozen = () if rollout.champion is None else (_freeze(rollout),)
-        return (*frozen, *_notify(rollout, decision, "info" if decision.kind == "pause" else "page"))
+        return (*frozen, *_notify(rollout, decision, "info" if quiet else "page"))
     actions: list[Action] = []
     stage = rollout.stage_named(decision.next_stage) if decision.next_stage else None
     if decision.kind == "promote":

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from pipelines.rollout.conditions import Condition
 from pipelines.rollout.state import Cause, Decision, DecisionKind, Rollout
 
 GATE = "gate"
@@ -16,7 +17,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     `word`: `continue` (nothing stands against it), `pause`, `hold`, `rollback`. `metrics` are those that say so and
     `sentence` says it with numbers. `requests` counts the stage's assignments; `proven` whether every proof that
-    promotion needs is in, `missing` those that are not. `ready`: the backtest has been run.
+    promotion needs is in, `missing` those that are not. `ready`: the backtest has been run. `conditions` are measured
+    where the stage would end (None: not yet).
     """
 
     ready: bool = True
@@ -29,6 +31,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[str, ...] = ()
     verdicts: list[dict[str, Any]] = []
     evidence_digest: str = ""
+    conditions: tuple[Condition, ...] | None = None
 
 
 class Now(msgspec.Struct, frozen=True):
@@ -76,4 +79,5 @@ def decision_at(
         policy_digest=rollout.policy_digest,
         evidence_digest=standing.evidence_digest,
         verdicts=standing.verdicts,
+        conditions=standing.conditions if standing.conditions is not None else msgspec.UNSET,
     )

@@ -23,6 +23,7 @@ from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import NotFoundError
 from pipelines.contracts.routes import Breaker
 from pipelines.rollout.actions import Level
+from pipelines.rollout.conditions import Condition
 from pipelines.rollout.stages import APPROVAL, Stage
 
 Status = Literal["waiting", "running", "held", "promoted", "rolled_back", "rejected", "replaced"]
@@ -33,6 +34,7 @@ Cause = Literal[
     "stage_done",  # the stage's requests are in and nothing stands against the next
     "verdict",  # a metric decided
     "max_wait",  # the stage's time limit is over
+    "condition",  # features are stale, or not what the lake has
     "override",  # the gateway has reduced exposure
     "command",  # a person
     "evidence",  # what a person was asked about reads otherwise now
@@ -194,6 +196,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     policy_digest: str = ""
     evidence_digest: str = ""
     verdicts: list[dict[str, Any]] = []
+    conditions: tuple[Condition, ...] | msgspec.UnsetType = msgspec.UNSET
+    """What was measured beside the evidence, where a stage would end; unset in decisions that did not need it."""
 
     @property
     def is_wait(self) -> bool:

@@ -135,6 +135,17 @@ class Notification(Strict):
     level: Literal["info", "page"] = "info"
 
 
+class ParityGate(Strict):
+    """Whether a release leaves shadow only when what it read online is what the lake says (the views' `parity`).
+
+    `sample`: most requests compared. `inputs`: also those inputs of the request that the `requests` transform gives.
+    """
+
+    gate: Literal["block", "report"] = "block"
+    sample: Annotated[int, Field(ge=1)] = 2000
+    inputs: bool = True
+
+
 class Rollout(Strict):
     """A challenger's way. `policy` holds the keys of slipway-gate/1; `slipway check` validates it.
 
@@ -149,6 +160,7 @@ class Rollout(Strict):
     stages: Annotated[list[Stage], Field(min_length=1)]
     policy: dict[str, Any]
     breaker: Breaker = Breaker()
+    parity: ParityGate = ParityGate()
 
 
 class Serving(Strict):

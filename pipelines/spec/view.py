@@ -25,7 +25,10 @@ class Entity(Strict):
 
 
 class Feature(Strict):
-    """One feature. `min` and `max` are closed bounds that a published value may not leave."""
+    """One feature. `min` and `max` are closed bounds that a published value may not leave.
+
+    `tolerance`: how far a value read online may be from the recomputed one, in the feature's unit.
+    """
 
     type: FeatureType
     unit: str | None = None
@@ -33,6 +36,20 @@ class Feature(Strict):
     nullable: bool = True
     min: float | int | None = None
     max: float | int | None = None
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Parity(Strict):
+    """How far what was read online may be from the lake, before a rollout is held. Shares are of the rows compared.
+
+    `tolerance_rel`: of a number, beside the feature's own `tolerance`. `lag`: how long a row may be due and not
+    readable yet; `publish_every` when not given.
+    """
+
+    tolerance_rel: Annotated[float, Field(ge=0)] = 1e-6
+    wrong_share: Annotated[float, Field(ge=0, le=1)] = 0.001
+    late_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    lag: EventDuration | None = None
 
 
 class ViewSpec(Strict):
@@ -51,6 +68,10 @@ class ViewSpec(Strict):
     publish_every: EventDuration
     ttl: EventDuration | None = None
     freshness: EventDuration
+    """How old what can be read online may be; past it, rollouts of releases that read the view do not go on."""
+    alert: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] = "SlipwayViewStale"
+    """Name of the alert that is raised then."""
+    parity: Parity = Parity()
     checks: list[Check] = Field(default_factory=list)
     schedule: Schedule | None = None
     engine: Literal["duckdb", "spark"] | None = None

@@ -219,6 +219,7 @@ class Publisher:
         self._specs = {name: load_view(settings.include_dir, name) for name in chosen}
         self._versions = {name: spec.feast_name(settings.include_dir) for name, spec in self._specs.items()}
         self._pending: dict[str, tuple[Pending, int]] = {}
+        self._shown: dict[str, int] = {}
         self._ahead_us = ahead_us
         self._online = open_online(settings)
         for version in self._versions.values():
@@ -247,8 +248,10 @@ class Publisher:
         pending, complete_us = held
         through_us = min(as_of_us, complete_us)
         rows = pending.take(through_us)
-        if rows:
+        # Without a new row the view is as fresh all the same: nothing has happened that it would show.
+        if rows or through_us > self._shown.get(view, -1):
             self._online.write(version, pending.features, rows, through_us)
+            self._shown[view] = through_us
         values = len(rows) * len(pending.features)
         return Materialised(view=view, version=version, through_us=through_us, values=values)
 
@@ -266,6 +269,7 @@ class Publisher:
         online_us = self._online.through_us(version)
         newer = None
         if online_us is not None:
+            self._shown[spec.name] = online_us
             newer = f"day >= DATE '{from_us(online_us).date()}' AND event_timestamp > make_timestamptz({online_us})"
         rows = DeltaLake(self.settings.lake).read(table_of(version), where=newer)
         return Pending(spec, rows.sort_by("event_timestamp")), through_us

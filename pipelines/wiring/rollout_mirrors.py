@@ -62,11 +62,15 @@ def _attach(settings: Settings, action: AttachReport) -> str:
     if not (run := runs.get(action.release)):
         return "not in the registry"
     from pipelines.adapters import mlflow_registry
+    from pipelines.wiring.parity import kept
     from pipelines.wiring.rollout_page import page
 
     name = f"rollouts/{action.rollout_id}.html"
     try:
         mlflow_registry.attach(settings, run, name, page(settings, action.rollout_id).encode())
+        for report in kept(settings, action.model, action.rollout_id)[-1:]:
+            beside = f"rollouts/{action.rollout_id}.parity.json"
+            mlflow_registry.attach(settings, run, beside, report.to_json().encode())
     except Exception as error:  # a page that cannot be drawn must keep nothing else from being done
         raise TransientError(
             f"page of {action.rollout_id}", got=f"{type(error).__name__}: {error}", hint="The next advance tries again."

@@ -9,6 +9,7 @@ from pipelines.adapters.inference_log import answers
 from pipelines.adapters.record_tables import actions_of, decision_of
 from pipelines.adapters.rollout_store import RolloutView
 from pipelines.contracts.errors import ContractError, DataError
+from pipelines.features import parity_page
 from pipelines.rollout.base_rates import measured
 from pipelines.rollout.explainer import explain
 from pipelines.rollout.judge import judge
@@ -17,6 +18,7 @@ from pipelines.rollout.planner import Need, plan
 from pipelines.rollout.policy import Policy
 from pipelines.settings import Settings
 from pipelines.stats.evidence import Evidence
+from pipelines.wiring.parity import kept
 from pipelines.wiring.rollout_gate import rollout_store, verdict_rows
 from pipelines.wiring.rollout_replay import states
 from pipelines.wiring.rollout_report import show
@@ -36,7 +38,11 @@ def page(settings: Settings, rollout_id: str) -> str:
         decision = decision_of(line)
         if decision is not None:
             decided = explain(decision, actions_of(line))
-    return render(show(settings, rollout_id), _history(settings, view, backtest), needs, no_plan, decided)
+    compared = [
+        (parity_page.summary(report), parity_page.HEAD, parity_page.table(report))
+        for report in kept(settings, view.rollout.model, rollout_id)[-1:]
+    ]
+    return render(show(settings, rollout_id), _history(settings, view, backtest), needs, no_plan, decided, compared)
 
 
 def _history(settings: Settings, view: RolloutView, backtest: Evidence | None) -> list[Point]:

@@ -20,10 +20,12 @@ from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
 from pipelines.contracts.canonical import canonical_json
 from pipelines.contracts.errors import ContractError, SlipwayError
+from pipelines.rollout import conditions
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.state import Decision, Rollout
 from pipelines.settings import Settings
 from pipelines.stats.evidence import Evidence, digest_of
+from pipelines.wiring import parity
 from pipelines.wiring.backtest import backtest
 from pipelines.wiring.collect import read_log
 from pipelines.wiring.rollout_gate import code_version, fold_backtest, rollout_store, standing_of
@@ -88,7 +90,8 @@ def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
     if not counted:
         differences.append("the stored counts are not those of the inference log")
     for line, found in decisions:
-        differences += [f"{line.id}: {what}" for what in _judge_again(view, found, known.get(found.evidence_digest))]
+        again = [*_judge_again(view, found, known.get(found.evidence_digest)), *_conditions_again(settings, found)]
+        differences += [f"{line.id}: {what}" for what in again]
     code = code_version()
     return Replayed(
         model=rollout.model,
@@ -182,6 +185,29 @@ def _judge_again(view: RolloutView, decision: Decision, rows: list[EvidenceRow] 
     if canonical_json(standing.verdicts) == canonical_json(decision.verdicts):
         return wrong
     return wrong + (_differing(decision.verdicts, standing.verdicts) or ["its verdicts are recorded in another order"])
+
+
+def _conditions_again(settings: Settings, decision: Decision) -> list[str]:
+    """What differs between a decision and the conditions it was recorded with; their reports are read again."""
+    if decision.conditions is msgspec.UNSET:
+        return []
+    unmet = tuple(each.name for each in conditions.unmet(decision.conditions))
+    wrong = []
+    if decision.cause == "stage_done" and unmet:
+        wrong.append(f"the stage ended although {conditions.text(decision.conditions)}")
+    if decision.cause == "condition" and unmet != decision.metrics:
+        wrong.append(f"stopped by {', '.join(decision.metrics)}; the conditions say {', '.join(unmet) or 'nothing'}")
+    for each in decision.conditions:
+        if not isinstance(each, conditions.Parity):
+            continue
+        try:
+            report = parity.load(settings, decision.model, each.report)
+        except SlipwayError as error:
+            wrong.append(f"its parity report cannot be read: {error}")
+            continue
+        if (report.verdict, report.sentence) != (each.verdict, each.sentence):
+            wrong.append(f"recorded parity {each.verdict}, the report says {report.verdict}: {report.sentence}")
+    return wrong
 
 
 def _differing(recorded: list[dict[str, Any]], again: list[dict[str, Any]]) -> list[str]:

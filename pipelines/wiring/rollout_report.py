@@ -98,6 +98,7 @@ def _told(line: record.Entry, effects: Mapping[tuple[int, int], Effect]) -> dict
         "overrides": [*decision.overrides],
         "evidence_digest": decision.evidence_digest,
         "verdicts": decision.verdicts,
+        "conditions": [] if decision.conditions is msgspec.UNSET else msgspec.to_builtins(decision.conditions),
         "actions": actions,
         "hash": line.hash,
     }

@@ -23,6 +23,7 @@ from pipelines.rollout.standing import Standing
 from pipelines.rollout.state import Decision, Plan, Rollout
 from pipelines.settings import Settings
 from pipelines.wiring import record_copy
+from pipelines.wiring.gate_conditions import measured
 from pipelines.wiring.rollout_gate import fold_backtest, now, plan_of, rollout_store, standing_of
 from pipelines.wiring.rollout_mirrors import mirrors
 from pipelines.wiring.rollout_report import audit, explain, show
@@ -178,8 +179,11 @@ def look(settings: Settings, rollout_id: str, stage: str = "", *, as_of_us: int 
         rollout = view.rollout
     if rollout.slot != "running" or (stage and stage != rollout.stage):
         return Look(rollout_id=rollout_id, stage=stage, current=False, status=rollout.status, verdicts=[])
-    standing = standing_of(view)
-    decision = decide(rollout, standing, now(settings, as_of_us), overrides=view.overrides)
+    standing, moment = standing_of(view), now(settings, as_of_us)
+    decision = decide(rollout, standing, moment, overrides=view.overrides)
+    if decision.cause == "stage_done":  # measured only where they count: that takes time
+        standing = msgspec.structs.replace(standing, conditions=measured(settings, rollout, moment.event_us))
+        decision = decide(rollout, standing, moment, overrides=view.overrides)
     if decision.is_wait:
         return _looked(rollout, standing)
     try:
