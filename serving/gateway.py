@@ -26,6 +26,7 @@ from serving.route_source import RouteSource, reader_of
 from serving.route_table import Plan, RouteTable
 from serving.routing import ArmMemory, HeldOverride
 from serving.shadow import ShadowQueue
+from serving.view_freshness import ViewFreshness
 
 _log = logging.getLogger("slipway.gateway")
 
@@ -76,12 +77,14 @@ class Gateway:
         self._persisting: dict[asyncio.Task[None], str] = {}
         self._unlogged = 0
         self.metrics.watch(self._set_gauges)
+        self.freshness = ViewFreshness(self.store, self.clock, self.metrics, self._views)
 
     async def start(self) -> None:
         """Take up overrides that were cut short, load the routes' releases (bounded by `load_timeout_s`), be ready."""
         await asyncio.to_thread(self._recover_overrides)
         await asyncio.to_thread(self.table.start, self.limits.load_timeout_s)
         await self.store.start()
+        self.freshness.start()
         self.shadow.start()
         self._tell_metrics()
         self.started = True
@@ -100,6 +103,9 @@ class Gateway:
         metrics.log_events.set(self.log.n)
         metrics.core_price.set(self.settings.core_price_per_hour)
 
+    def _views(self) -> list[str]:
+        return [pinned.pin.view for plan in self.table.plans.values() for pinned in plan.reads.pinned]
+
     def _tell_metrics(self) -> None:
         """Let the other workers see this one's counts, now and every second."""
         self.metrics.tell()
@@ -115,6 +121,7 @@ class Gateway:
         if self._persisting:
             await asyncio.wait(self._persisting, timeout=5.0)
         self.table.stop()
+        await self.freshness.stop()
         await self.store.stop()
         self.arms.close()
         await asyncio.to_thread(self.log.close)

@@ -151,6 +151,10 @@ class Metrics:
         self.connections = self._gauge("connections", "Open connections", (), "livesum")
         self.log_slow = self._gauge("log_slow", "1 while the disk of the inference log does not keep up", ())
         self.core_price = self._gauge("core_price_per_hour", "SLIPWAY_CORE_PRICE_PER_HOUR", ())
+        self.view_readable_through = self._gauge(
+            "view_readable_through_timestamp_seconds", "Event time up to which a view can be read online", ("view",)
+        )
+        self.view_age = self._gauge("view_age_seconds", "Event now minus that", ("view",))
         self.log_events = self._gauge("log_events", "Events written in this worker epoch", ())
         self._watched: list[Callable[[], None]] = []
         for status in ("400", "404", "413", "429", "500", "503"):

@@ -122,5 +122,19 @@ def parity(
         raise typer.Exit(1)
 
 
+@app.command()
+def alerts() -> None:
+    """Print Prometheus rules: for each view an alert by its spec's name when it is older than its `freshness`."""
+    import yaml
+
+    from pipelines.features.alerts import rules
+    from pipelines.settings import Settings
+    from pipelines.spec.loading import load_view, names
+
+    include = Settings().include_dir
+    specs = [load_view(include, name) for name in names(include, "features")]
+    print(yaml.safe_dump(rules((spec.feast_name(include), spec) for spec in specs), sort_keys=False, width=120), end="")
+
+
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"

@@ -291,7 +291,7 @@ def _inputs(settings: Settings, model: str, asked: Mapping[str, Logged]) -> list
     ids = pa.array(list(asked), pa.string())
     known = table.filter(pc.is_in(table.column("request_id"), value_set=ids)).select(["request_id", *names])
     by_id = {row["request_id"]: [row[name] for name in names] for row in known.to_pylist()}
-    sent = {key: [_at(one.inputs.get(name), 0) for name in names] for key, one in asked.items()}
+    sent = {key: [_at(one.inputs.get(name), 0) for name in names] for key, one in asked.items() if one.inputs}
     return [parity.compare_inputs(names, Bars(tolerance_rel=1e-6, wrong_share=0.001), sent, by_id)] if by_id else []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,7 +14,7 @@ from pipelines.contracts.release import Columns
 from serving.online_features import feast_values
 from serving.online_features.plan import EntityFetch, Found, Keys, ReadPlan, Reads, Row, time_budget_s
 from serving.online_features.redis_layout import feature_field, stamp_field, stamp_us
-from serving.online_features.redis_link import RedisDown, RedisLink
+from serving.online_features.redis_link import RedisDown, RedisLink, pack
 
 
 class RedisStore:
@@ -48,6 +49,17 @@ class RedisStore:
         except RedisDown as error:
             return plan.without_store(keys, str(error), (perf_counter_ns() - started) // 1000)
         return plan.reads(keys, found, event_us, (perf_counter_ns() - started) // 1000)
+
+    async def readable_through(self, views: Sequence[str]) -> dict[str, int]:
+        """Event time in microseconds up to which each view is materialised. Empty when the server does not answer."""
+        command = pack("HMGET", f"slipway:materialised:{self._project.decode()}", *views)
+        try:
+            (reply,) = await self._link.call(command, 1, self._budget_s)
+        except RedisDown:
+            return {}
+        if not isinstance(reply, list):
+            return {}
+        return {view: int(through) for view, through in zip(views, reply, strict=True) if through is not None}
 
     async def _ask(self, plan: ReadPlan, keys: list[Keys], budget_s: float) -> list[Any]:
         """One reply an entity and unique key. Raises RedisDown."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -63,6 +64,15 @@ class SqliteStore:
                 for entity, of_entity in zip(plan.entities, keys, strict=True)
             ]
         return plan.reads(keys, found, event_us, (perf_counter_ns() - started) // 1000)
+
+    async def readable_through(self, views: Sequence[str]) -> dict[str, int]:
+        """Event time in microseconds up to which each view is materialised. Empty when the file cannot be read."""
+        self._local.deadline = monotonic() + self._budget_s
+        try:
+            known = dict(self._connection().execute("SELECT feature_view, through_us FROM slipway_materialised"))
+        except _UNREADABLE:
+            return {}
+        return {view: known[view] for view in views if view in known}
 
     def _at_once(self, plan: ReadPlan, keys: list[Keys]) -> list[list[Found]] | None:
         """All views of a request of one row by one statement; None when any cannot be read, to find out which."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from pipelines.contracts.release import Columns
@@ -26,6 +26,12 @@ class OnlineStore(Protocol):
 
     def read(self, plan: ReadPlan, columns: Columns, rows: int, event_us: int) -> Reads | Awaitable[Reads]:
         """Every view of the plan for every row of a request at `event_us`, by the request's input columns."""
+
+    async def readable_through(self, views: Sequence[str]) -> dict[str, int]:
+        """Event time in microseconds up to which each view is materialised; without those that never were.
+
+        Empty when the store does not answer.
+        """
 
 
 def open_store(settings: Settings, budget_ms: float) -> OnlineStore:

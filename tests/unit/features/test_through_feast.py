@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.settings import Settings
 from pipelines.wiring import features
+from serving.online_features.store import open_store
 from tests.contract.feast_repositories import STORES, installation, read_online
 
 AS_OF = parse_event_time("2013-01-18T18:00:00Z")
@@ -27,7 +29,7 @@ def test_history_and_online_reads_through_feast_equal_ours(
 
 
 def _history_and_online_reads_equal_ours(settings: Settings) -> None:
-    from pipelines.adapters.feast_registry import open_store
+    from pipelines.adapters import feast_registry
 
     pins = features.pins(settings, "air_time")
     flights = [
@@ -41,7 +43,7 @@ def _history_and_online_reads_equal_ours(settings: Settings) -> None:
     )
     ours = features.historical(settings, entity, pins)
     names = [name for pin in pins for name in pin.features]
-    store = open_store(settings)
+    store = feast_registry.open_store(settings)
     references = [f"{pin.view}:{name}" for pin in pins for name in pin.features]
     theirs = store.get_historical_features(entity.to_pandas(), references).to_arrow()
     assert theirs.select(names).to_pylist() == ours.select(names).to_pylist()
@@ -49,6 +51,8 @@ def _history_and_online_reads_equal_ours(settings: Settings) -> None:
 
     with features.Publisher(settings, [pin.view.rpartition("__")[0] for pin in pins]) as publisher:
         publisher.tick(AS_OF)
+    readable = asyncio.run(_readable_through(settings, [*(pin.view for pin in pins), "nobody__0000"]))
+    assert readable == {pin.view: AS_OF for pin in pins}
     asked = [flight for flight in flights if flight["tailnum"]]
     online = store.get_online_features(references, asked).to_dict()
     kept = [row for row in ours.select(names).to_pylist() if row["seats"] is not None]
@@ -64,3 +68,13 @@ def _history_and_online_reads_equal_ours(settings: Settings) -> None:
     }
     assert served == {name: ours.column(name).to_pylist() for name in names}
     assert [view.degraded for view in reads.views] == [""] * len(pins)
+
+
+async def _readable_through(settings: Settings, views: list[str]) -> dict[str, int]:
+    """As the gateway measures freshness."""
+    store = open_store(settings, budget_ms=5000)
+    await store.start()
+    try:
+        return await store.readable_through(views)
+    finally:
+        await store.stop()
