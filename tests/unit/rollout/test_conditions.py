@@ -42,7 +42,7 @@ def test_a_stale_view_pauses_the_rollout_once_says_which_and_how_old_and_pages_w
     decision = _decided(FRESH, STALE)
     assert (decision.kind, decision.cause, decision.metrics) == ("pause", "condition", ("freshness of v__1",))
     assert "A: v__1 is 7.0 h old (readable through 1970-01-10 17:00), 6.0 h allowed" in decision.reason
-    (notify,) = plan_actions(rollout("shadow"), decision, "m:1")
+    *_, notify = plan_actions(rollout("shadow"), decision, "m:1")
     assert notify.level == "page"  # type: ignore[union-attr]
     assert "A: v__1 is 7.0 h old" in explain(decision, (notify,))[1]
     paused = apply(rollout("shadow"), decision, 2)
