@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from time import monotonic, perf_counter_ns
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from pipelines.settings import Settings
 from serving import feedback, rollback
+from serving.admission import Admission
 from serving.connections import ARRIVED
 from serving.gateway import Gateway
 from serving.infer import Answer, infer, infer_at_once, infer_pinned
@@ -48,7 +49,7 @@ class GatewayApp:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.pinned = PinnedModels(gateway.settings.releases, gateway.limits.pinned_releases, gateway.keyed)
-        self._inflight = 0
+        self.admission = Admission(gateway.limits)
         self._buffered = 0
 
     @staticmethod
@@ -58,7 +59,7 @@ class GatewayApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request."""
-        self._inflight += 1
+        self.admission.inflight += 1
         try:
             self._admit(scope)
             await self._serve(scope, receive, send)
@@ -67,23 +68,19 @@ class GatewayApp:
         except Exception:  # noqa: BLE001 - a fault of ours is answered and logged, never a dropped connection
             await _reply(send, *self._fault(scope["path"]))
         finally:
-            self._inflight -= 1
+            self.admission.inflight -= 1
 
     def _admit(self, scope: Scope) -> None:
         """Raises Overloaded past the limit of requests in flight, or for one that waited too long for its turn."""
-        if _sheddable(scope) and self._inflight > self.gateway.limits.max_inflight:
-            raise Overloaded("gateway", got="too many requests in flight", hint="Send it again later.")
+        if _sheddable(scope):
+            self.admission.check_number()
         self._check_wait(scope)
 
     def _check_wait(self, scope: Scope) -> None:
-        """Raises Overloaded for a request that waited too long for its turn, since its head or its body was here.
-
-        The wait bounds latency whatever a request costs: under overload the rest are refused cheaply, at once.
-        """
+        """Raises Overloaded for a request that waited too long for its turn, since its head or its body was here."""
         arrived = scope.get(ARRIVED)
-        waited_too_long = arrived is not None and (monotonic() - arrived) * 1000 > self.gateway.limits.max_queue_ms
-        if waited_too_long and _sheddable(scope):
-            raise _overloaded()
+        if arrived is not None and _sheddable(scope):
+            self.admission.check_wait(arrived)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts = scope["path"].strip("/").split("/")
@@ -139,7 +136,8 @@ class GatewayApp:
             return None
         started = perf_counter_ns()
         try:
-            if (monotonic() - turn_began) * 1000 > limits.max_queue_ms or self._inflight >= limits.max_inflight:
+            self.admission.check_wait(turn_began)
+            if self.admission.inflight >= limits.max_inflight:
                 raise _overloaded()
             request = oip_http.infer_request(headers, body, limits)
             answer = infer_at_once(gateway, plan, request, _traceparent(headers))
@@ -392,7 +390,7 @@ async def _open_grpc(app: GatewayApp) -> GrpcDoor | None:
         return None
     from serving.grpc_door import GrpcDoor
 
-    door = GrpcDoor(app.gateway, app.pinned)
+    door = GrpcDoor(app.gateway, app.pinned, app.admission)
     host = f"[{settings.listen}]" if ":" in settings.listen else settings.listen
     await door.start(f"{host}:{settings.gateway_grpc_port}")
     return door

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from time import perf_counter_ns
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from serving.admission import Admission
+from serving.call_queue import CallQueue
 from serving.gateway import Gateway
 from serving.infer import infer, infer_pinned
 from serving.oip import grpc_codec
@@ -41,9 +44,11 @@ _DETAIL_CHARS = 4000  # a status travels in HTTP/2 trailers, whose size clients 
 class GrpcDoor:
     """Serves GRPCInferenceService for one worker's gateway."""
 
-    def __init__(self, gateway: Gateway, pinned: PinnedModels) -> None:
+    def __init__(self, gateway: Gateway, pinned: PinnedModels, admission: Admission) -> None:
         self._gateway = gateway
         self._pinned = pinned
+        self._admission = admission
+        self._calls = CallQueue()
         self._server: grpc.aio.Server | None = None
 
     async def start(self, address: str) -> None:
@@ -52,12 +57,16 @@ class GrpcDoor:
         server = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 1),
+                ("grpc.max_allowed_incoming_connections", limits.max_connections),
+                # Calls that gRPC has read and this process has not taken up yet.
+                ("grpc.server.max_pending_requests", limits.max_inflight),
+                ("grpc.server.max_pending_requests_hard_limit", limits.max_inflight),
+                ("grpc.server_max_unrequested_time_in_server", max(1, math.ceil(limits.max_queue_ms / 1000))),
                 ("grpc.max_receive_message_length", limits.max_body_bytes),
                 ("grpc.max_metadata_size", limits.max_head_bytes),
                 ("grpc.server_handshake_timeout_ms", int(limits.head_timeout_s * 1000)),
                 ("grpc.max_send_message_length", -1),
             ),
-            maximum_concurrent_rpcs=limits.max_inflight,
         )
         handlers = {name: self._handler(name) for name in METHODS}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -81,7 +90,7 @@ class GrpcDoor:
                 except DecodeError as error:
                     raise Malformed(name, got=str(error), expected=f"a {name}Request") from None
                 if name == "ModelInfer":
-                    return await self._infer(request, _traceparent(context))
+                    return await self._admitted(request, _traceparent(context))
                 return response_class(**await self._describe(name, request))
             except Refusal as refusal:
                 self._gateway.metrics.refused.labels(str(refusal.status)).inc()
@@ -123,6 +132,16 @@ class GrpcDoor:
         plan = self._gateway.table.plan(request.name)
         versions = await asyncio.to_thread(self._pinned.versions, request.name)
         return model_metadata(plan.champion.manifest, list(versions))
+
+    async def _admitted(self, message: Any, traceparent: str | None) -> Any:
+        """`_infer` under the limits that HTTP has. The other methods are never shed. Raises Overloaded."""
+        self._admission.inflight += 1
+        try:
+            self._admission.check_number()
+            self._admission.check_wait(await self._calls.turn())
+            return await self._infer(message, traceparent)
+        finally:
+            self._admission.inflight -= 1
 
     async def _infer(self, message: Any, traceparent: str | None) -> Any:
         raw = bool(message.raw_input_contents)

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts.events import Assignment, Response
+from serving.admission import Admission
 from serving.grpc_door import STATUS, GrpcDoor
 from serving.oip import errors
 from serving.oip.grpc_codec import infer_request
@@ -59,7 +60,7 @@ class Client:
 @asynccontextmanager
 async def opened(running: Running) -> AsyncIterator[Client]:
     gateway, address = running.gateway, f"127.0.0.1:{free_port()}"
-    door = GrpcDoor(gateway, PinnedModels(gateway.settings.releases, 4))
+    door = GrpcDoor(gateway, PinnedModels(gateway.settings.releases, 4), Admission(gateway.limits))
     await door.start(address)
     async with grpc.aio.insecure_channel(address) as channel:
         try:

@@ -6,25 +6,31 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 
+import grpc
 import httpx
 import pytest
 
+from serving.oip.grpc_messages import SERVICE, message_class
+from tests.free_ports import free_port
 from tests.serving.conftest import Installation
 from tests.serving.processes import GatewayProcess, bentoml_serve
 from tests.serving.test_protection import BODY, HEAD, REQUEST, Client
+from tests.waiting import wait_until
 
 TOGETHER = 60
 WORK_S = 0.05
 QUEUE_S = 0.2
+GRPC_PORT = free_port()
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """Serves two slow models, `m` and `n`; a request of either may wait `QUEUE_S` for its turn."""
+    """Serves two slow models, `m` and `n`, on both doors; a request of either may wait `QUEUE_S` for its turn."""
     home = Installation(tmp_path_factory.mktemp("overload"))
     home.publish(champion=home.release(0.4, semver="3.0.0", sleep_s=WORK_S), fallback=home.champion)
     home.publish(model="n", champion=home.release(0.4, model="n", sleep_s=WORK_S))
-    with bentoml_serve(home.home, SLIPWAY_GATEWAY_MAX_QUEUE_MS=str(QUEUE_S * 1000)) as process:
+    ports = {"SLIPWAY_GATEWAY_GRPC_PORT": str(GRPC_PORT)}
+    with bentoml_serve(home.home, SLIPWAY_GATEWAY_MAX_QUEUE_MS=str(QUEUE_S * 1000), **ports) as process:
         yield process
 
 
@@ -87,6 +93,29 @@ def test_who_connects_while_the_worker_is_busy_is_taken_soon(gateway: GatewayPro
     assert accepted
     assert refused
     assert max(accepted) < 2 * QUEUE_S + 4 * WORK_S < TOGETHER * WORK_S
+
+
+def test_calls_that_would_wait_too_long_are_exhausted_and_told_when_to_come_again(gateway: GatewayProcess) -> None:
+    before = shed(gateway)
+    request, answer = message_class("ModelInferRequest"), message_class("ModelInferResponse")
+    tensor = {"name": "x", "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [1.0]}}
+    ended: list[tuple[float, grpc.Future]] = []
+    with grpc.insecure_channel(f"127.0.0.1:{GRPC_PORT}") as channel:
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer", request.SerializeToString, answer.FromString)
+        asked = request(model_name="n", inputs=[tensor])
+        infer(asked)
+        began = time.monotonic()
+        for _ in range(TOGETHER):
+            infer.future(asked).add_done_callback(lambda call: ended.append((time.monotonic() - began, call)))
+        wait_until(lambda: len(ended) == TOGETHER, "every call has ended", 30)
+    accepted = [seconds for seconds, call in ended if call.code() == grpc.StatusCode.OK]
+    refused = [call for _, call in ended if call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED]
+    print(f"{len(accepted)} accepted, {len(refused)} refused in {max(seconds for seconds, _ in ended):.2f} s")
+    assert len(accepted) + len(refused) == TOGETHER
+    assert all(("grpc-retry-pushback-ms", "1000") in call.trailing_metadata() for call in refused)
+    assert accepted
+    assert shed(gateway) - before == len(refused) > 0
+    assert max(seconds for seconds, _ in ended) < TOGETHER * WORK_S / 2
 
 
 def test_what_would_wait_too_long_is_429_at_once_while_health_and_rollback_are_answered(
