@@ -46,7 +46,7 @@ _ANSWERS = """
         FROM kpi WHERE model = $model AND event_time <= $before GROUP BY 1
     )
     SELECT epoch_us(assignment.event_time), answered.status <> 'ok', answered.score, answered.latency_us / 1000.0,
-           truth.value, cost.value
+           truth.value, cost.value, assignment.unit, assignment.slices
     FROM assignment JOIN answered USING (request_id)
     LEFT JOIN truth USING (request_id) LEFT JOIN cost USING (request_id)
     WHERE assignment.model = $model AND NOT assignment.duplicate AND assignment.event_time < $before
@@ -105,7 +105,8 @@ def answers(lake: DeltaLake, model: str, release: str, before_us: int, most: int
     """The newest `most` requests that `release` was to answer before an event time, and what was known then."""
     kinds = ("assignment", "response", "label", "kpi")
     if not (lake.exists("inference/assignment") and lake.exists("inference/response")):
-        return Answers(np.empty(0, np.int64), np.empty(0, bool), *(np.empty(0) for _ in range(4)))
+        nothing = np.empty(0)
+        return Answers(np.empty(0, np.int64), np.empty(0, bool), nothing, nothing, nothing, nothing)
     with connect() as connection:
         for kind in kinds:
             if lake.exists(f"inference/{kind}"):
@@ -119,8 +120,18 @@ def answers(lake: DeltaLake, model: str, release: str, before_us: int, most: int
         np.array([row[0] for row in found], dtype=np.int64),
         np.array([row[1] for row in found], dtype=np.bool_),
         _numbers(score[0] if score else None for score in scores),
-        *(_numbers(row[column] for row in found) for column in (3, 4, 5)),
+        latency_ms=_numbers(row[3] for row in found),
+        label=_numbers(row[4] for row in found),
+        kpi=_numbers(row[5] for row in found),
+        unit=[row[6] for row in found],
+        slices=[_slices(row[7]) for row in found],
     )
+
+
+def _slices(text: str | None) -> dict[str, str]:
+    """The slices of a request, by name; those it lies in."""
+    told: dict[str, str | None] = msgspec.json.decode(text) if text else {}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def columns(reference: Served, current: Served) -> list[Column]:

@@ -106,21 +106,53 @@ def simulate(
 
 @app.command()
 def plan(
-    policy: Annotated[Path, typer.Option(help="Policy in the format of slipway-gate/1 (YAML).")],
+    model: Annotated[str | None, typer.Option(help="Plan this model's rollout at its own traffic.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Or: a policy in the format of slipway-gate/1 (YAML), with --rates.")
+    ] = None,
     rates: Annotated[
-        Path, typer.Option(help="Base rates: requests_per_hour, labelled, metrics.<name>.rate|mean|sd|paired_sd|sigma.")
-    ],
+        Path | None,
+        typer.Option(help="Base rates: requests_per_hour, labelled, metrics.<name>.rate|mean|sd|paired_sd|sigma."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where the plan goes (JSON); default: standard output.")] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print JSON (with --model; a policy's plan always is).")
+    ] = False,
 ) -> None:
     """Say what every question of a policy needs; exit 1 when a required proof does not fit into the stages."""
+    if (model is None) == (policy is None and rates is None) or (policy is None) != (rates is None):
+        raise typer.BadParameter("give --model, or --policy and --rates")
+    if model is not None:
+        _plan_model(model, out, json_)
+        return
     from pipelines.rollout.planner import plan as planned
     from pipelines.rollout.policy import Policy
     from pipelines.rollout.rates import Rates
+    from pipelines.rollout.stage_lengths import settle
 
-    result = planned(Policy.parse(_mapping(policy, "policy")), Rates.parse(_mapping(rates, "base rates")))
-    _write(out, json.dumps(result.to_mapping(), indent=2, allow_nan=False) + "\n")
+    assert policy is not None
+    assert rates is not None  # both, as checked above
+    known = Rates.parse(_mapping(rates, "base rates"))
+    body, settled = settle(_mapping(policy, "policy"), known)
+    result = planned(Policy.parse(body), known)
+    told = result.to_mapping() | ({"stages": settled} if settled else {})
+    _write(out, json.dumps(told, indent=2, allow_nan=False) + "\n")
     for need in result.needs:
         if not need.feasible:
             print(need.sentence, file=sys.stderr)
     if not result.feasible:
+        raise typer.Exit(1)
+
+
+def _plan_model(model: str, out: Path | None, json_: bool) -> None:
+    from pipelines.cli.gate_plan import show
+    from pipelines.settings import Settings
+    from pipelines.wiring.gate_plan import plan_model
+
+    found = plan_model(Settings(), model)
+    if json_ or out is not None:
+        _write(out, json.dumps(found.to_mapping(), indent=2, allow_nan=False) + "\n")
+    else:
+        show(found)
+    if not found.feasible:
         raise typer.Exit(1)

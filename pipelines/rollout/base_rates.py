@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from pipelines.contracts.errors import DataError
@@ -20,7 +23,8 @@ LEAST = 100
 
 class Answers(NamedTuple):
     """n answers of one release in order of event time: time in microseconds, whether it was an error, score, latency in
-    milliseconds, label and KPI; NaN where there is none.
+    milliseconds, label and KPI; NaN where there is none. `unit` and `slices` (the values of one request by name) are
+    empty where nobody has asked for them.
     """
 
     event_us: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -29,6 +33,8 @@ class Answers(NamedTuple):
     latency_ms: Floats
     label: Floats
     kpi: Floats
+    unit: Sequence[str] = ()
+    slices: Sequence[Mapping[str, str]] = ()
 
 
 def measured(policy: Policy, answers: Answers, backtest: Evidence | None = None) -> Rates:
@@ -45,7 +51,49 @@ def measured(policy: Policy, answers: Answers, backtest: Evidence | None = None)
     mature = answers.event_us <= answers.event_us[-1] - round(policy.label_maturity_s * 1e6)
     known = ~np.isnan(answers.label[mature]) if np.isfinite(answers.label).any() else ~np.isnan(answers.kpi[mature])
     found = {metric.name: base for metric in policy.metrics if (base := _base(policy, metric, answers, backtest))}
-    return Rates(requests_per_hour=size / hours, labelled=float(known.mean()) if known.any() else 1.0, metrics=found)
+    return Rates(
+        requests_per_hour=size / hours,
+        labelled=float(known.mean()) if known.any() else 1.0,
+        units=len(set(answers.unit)) if policy.unit == "unit" and len(answers.unit) else None,
+        slices=slice_shares(answers.slices),
+        metrics=found,
+    )
+
+
+def evaluated(policy: Policy, answers: Answers, other: Floats, labelled: float, seconds: float) -> Rates:
+    """The rates that an evaluation over test rows gives: losses of `answers`, paired with the scores of an `other`
+    release on the same rows (NaN where it has none). Events, latencies and KPIs show in live traffic alone. `labelled`
+    is the share of requests with a label; the rows lie in `seconds` of event time.
+    """
+    found: dict[str, BaseRates] = {}
+    for metric in policy.metrics:
+        if metric.kind == "paired_loss" and (base := _base(policy, metric, answers, None)) is not None:
+            found[metric.name] = msgspec.structs.replace(base, paired_sd=_spread(metric, answers, other))
+    hours = max(seconds, 1.0) / 3600.0
+    return Rates(
+        requests_per_hour=len(answers.label) / labelled / hours,
+        labelled=labelled,
+        slices=slice_shares(answers.slices),
+        metrics=found,
+    )
+
+
+def _spread(metric: Metric, answers: Answers, other: Floats) -> float | None:
+    """Standard deviation of two releases' losses on the same rows."""
+    both = np.isfinite(answers.score) & np.isfinite(other) & np.isfinite(answers.label)
+    if metric.loss == RANK or int(both.sum()) < LEAST:
+        return None
+    one, zero = (
+        loss_values(metric.loss, score[both], answers.label[both], clip=metric.clip, cap=metric.cap, q=metric.q)
+        for score in (answers.score, other)
+    )
+    return float((one - zero).std()) or None
+
+
+def slice_shares(slices: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """The share of requests in each slice, those of every slicing together."""
+    counted = Counter(value for row in slices for value in row.values())
+    return {name: count / len(slices) for name, count in sorted(counted.items())}
 
 
 def _base(policy: Policy, metric: Metric, answers: Answers, backtest: Evidence | None) -> BaseRates | None:

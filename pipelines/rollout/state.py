@@ -53,6 +53,14 @@ class Recipient(msgspec.Struct, frozen=True, kw_only=True):
         return self.level in ("info", level)
 
 
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """What `requests: auto` came to: the stages' lengths, the rates behind them, and where those are from."""
+
+    requests: dict[str, int] = {}
+    rates: dict[str, Any] = {}
+    source: str = ""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is frozen into a rollout when it starts; a later edit of the spec does not touch it.
 
@@ -68,6 +76,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     approvals: int = 1
     notify: tuple[Recipient, ...] = ()
     payload_ppm: int = PPM
+    settled: Settled = Settled()
 
     def digest(self) -> str:
         """SHA-256 of everything the gate depends on."""

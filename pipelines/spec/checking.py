@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipelines.spec.model import ModelSpec
 from pipelines.spec.problems import Location, Problem
 from pipelines.spec.view import ViewSpec
 
-PolicyCheck = Callable[[ModelSpec], object]
+PolicyCheck = Callable[[ModelSpec], Iterable[Problem]]
 _CHECKS: dict[str, Callable[[Any], Iterator[Problem]]] = {
     "datasets": dataset.problems,
     "features": view.problems,
@@ -27,7 +27,7 @@ _CHECKS: dict[str, Callable[[Any], Iterator[Problem]]] = {
 def check_project(include: Path, policy: PolicyCheck | None = None) -> tuple[Specs, list[str]]:
     """Every spec that can be read, and every mistake as `file:line: message`.
 
-    `policy(spec)` raises any SlipwayError or ValueError for a model whose rollout cannot be planned.
+    `policy(spec)` tells the problems of a model's rollout.
     """
     loaded: dict[str, dict[str, Any]] = {folder: {} for folder in FOLDERS}
     mistakes: list[str] = []
@@ -55,7 +55,7 @@ def check_project(include: Path, policy: PolicyCheck | None = None) -> tuple[Spe
                 found_here = list(model.within(place[1], found_here))
             wrong_already = any(line.startswith(f"{shown_path(include, path)}:") for line in mistakes)
             if policy is not None and isinstance(spec, ModelSpec) and not wrong_already:
-                found_here += policy_problems(spec, policy)
+                found_here += policy(spec)
             mistakes += render(path.read_text(), shown_path(include, path), found_here)
     return specs, sorted(mistakes, key=_place)
 
@@ -118,16 +118,9 @@ def model_references(spec: ModelSpec, specs: Specs, known: Mapping[str, list[str
     yield from personal.model_problems(spec, specs.views, specs.datasets)
 
 
-def policy_problems(spec: ModelSpec, policy: PolicyCheck) -> list[Problem]:
-    """The rollout policy's own mistakes."""
-    from pipelines.contracts.errors import SlipwayError
-
-    try:
-        policy(spec)
-    except (SlipwayError, ValueError) as error:
-        named = _path_to(spec.rollout.policy, getattr(error, "got", None))
-        return [Problem(("rollout", "policy", *named), f"rollout.policy: {error}")]
-    return []
+def policy_location(spec: ModelSpec, word: object) -> Location:
+    """Where a key or value of the rollout's policy stands; the policy's own place when it is not in it."""
+    return ("rollout", "policy", *_path_to(spec.rollout.policy, word))
 
 
 def _path_to(node: Any, word: object) -> Location:

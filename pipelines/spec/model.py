@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipelines.spec import dataset, view
+from pipelines.spec import dataset, rollout, view
 from pipelines.spec.dataset import DatasetSpec
 from pipelines.spec.durations import EventDuration
 from pipelines.spec.fields import Name, Schedule, Strict, TransformFile, TransformRef
 from pipelines.spec.problems import Location, Problem
+from pipelines.spec.rollout import Rollout, Traffic
 from pipelines.spec.view import ViewSpec
 
 Datatype = Literal["BYTES", "FP64", "FP32", "INT64", "INT32", "BOOL"]
@@ -109,60 +110,6 @@ class OfflineGate(Strict):
     max_worse_abs: float | None = None
 
 
-class Stage(Strict):
-    """One step of a rollout: `backtest`, `shadow`, `canary_*`, `ab_*` or `bake`. `share` is the challenger's."""
-
-    name: Annotated[str, Field(pattern=r"^(backtest|shadow|bake|canary_\w+|ab_\w+)$")]
-    share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    requests: Annotated[int, Field(ge=1)] | None = None
-    min_event_time: EventDuration | None = None
-    max_wait: EventDuration | None = None
-
-
-class Breaker(Strict):
-    """The gateway's own circuit breaker for the challenger."""
-
-    window: Annotated[int, Field(ge=1)] = 100
-    failures: Annotated[int, Field(ge=1)] = 20
-    timeout_ms: Annotated[int, Field(ge=1)] = 1000
-
-
-class Notification(Strict):
-    """Who else hears of a rollout's decisions: a `webhook` (URL) or an `email` (address). `page`: of pages alone."""
-
-    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
-    email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
-    level: Literal["info", "page"] = "info"
-
-
-class ParityGate(Strict):
-    """Whether a release leaves shadow only when what it read online is what the lake says (the views' `parity`).
-
-    `sample`: most requests compared. `inputs`: also those inputs of the request that the `requests` transform gives.
-    """
-
-    gate: Literal["block", "report"] = "block"
-    sample: Annotated[int, Field(ge=1)] = 2000
-    inputs: bool = True
-
-
-class Rollout(Strict):
-    """A challenger's way. `policy` holds the keys of slipway-gate/1; `slipway check` validates it.
-
-    `approvers` are asked when it is held; so many different ones of them as `approvals` says have to agree.
-    """
-
-    start: Literal["manual", "auto"] = "manual"
-    approvers: list[str] = Field(default_factory=list)
-    approvals: Annotated[int, Field(ge=1)] = 1
-    notify: list[Notification] = Field(default_factory=list)
-    max_wait: EventDuration
-    stages: Annotated[list[Stage], Field(min_length=1)]
-    policy: dict[str, Any]
-    breaker: Breaker = Breaker()
-    parity: ParityGate = ParityGate()
-
-
 class Serving(Strict):
     """How the gateway serves the model. `payload_sampling`: the share of requests whose inputs and features are logged;
     assignments, answers and labels always are. Frozen into a rollout when it starts."""
@@ -245,6 +192,7 @@ class ModelSpec(Strict):
     slices: list[Name] = Field(default_factory=list)
     training: Training
     offline_gates: list[OfflineGate] = Field(default_factory=list)
+    traffic: Traffic | None = None
     rollout: Rollout
     serving: Serving = Serving()
     monitor: Monitor | None = None
@@ -269,7 +217,9 @@ def problems(spec: ModelSpec) -> Iterator[Problem]:
         if name in spec.inputs:
             yield Problem(("dropped_inputs", index), f"'{name}' is an input; it cannot be dropped")
     yield from _feature_problems(spec)
-    yield from _rollout_problems(spec)
+    yield from within(("rollout",), rollout.problems(spec.rollout))
+    if spec.traffic is not None:
+        yield from within(("traffic",), rollout.traffic_problems(spec.traffic, spec.rollout))
     yield from _define_problems(spec)
     if spec.output.score not in spec.output.fields:
         yield Problem.unknown(("output", "score"), "output field", spec.output.score, spec.output.fields)
@@ -328,40 +278,3 @@ def _feature_problems(spec: ModelSpec) -> Iterator[Problem]:
         yield Problem((), "the model has no features: name input_features, request_features or views")
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Problem((), f"model feature '{name}' is made twice")
-
-
-def _rollout_problems(spec: ModelSpec) -> Iterator[Problem]:
-    rollout = spec.rollout
-    names = [stage.name for stage in rollout.stages]
-    for index, stage in enumerate(rollout.stages):
-        at = ("rollout", "stages", index)
-        split = stage.name.startswith(("canary_", "ab_"))
-        if split and stage.share is None:
-            yield Problem(at, f"stage '{stage.name}' serves answers: it needs a share")
-        if not split and stage.share is not None:
-            yield Problem(
-                (*at, "share"), f"stage '{stage.name}' has no share: only canary and ab stages split the traffic"
-            )
-        if stage.name != "backtest" and stage.requests is None:
-            yield Problem(at, f"stage '{stage.name}' needs a number of requests")
-        if names.index(stage.name) != index:
-            yield Problem((*at, "name"), f"stage '{stage.name}' is listed twice")
-    shares = [stage.share for stage in rollout.stages if stage.share is not None and stage.name.startswith("canary_")]
-    if shares != sorted(shares):
-        yield Problem(("rollout", "stages"), f"canary shares {shares} do not grow")
-    order = {"backtest": 0, "shadow": 1, "canary": 2, "ab": 2, "bake": 3}
-    ranks = [order[name.partition("_")[0]] for name in names]
-    if ranks != sorted(ranks):
-        yield Problem(
-            ("rollout", "stages"), f"stages {names} are out of order; expected backtest, shadow, canary or ab, bake"
-        )
-    for index, told in enumerate(rollout.notify):
-        if (told.webhook is None) == (told.email is None):
-            yield Problem(("rollout", "notify", index), "give either a webhook or an email")
-    people = set(rollout.approvers)
-    if not people:
-        yield Problem(("rollout",), "nobody is an approver: name who is asked when a rollout is held")
-    elif rollout.approvals > len(people):
-        yield Problem(
-            ("rollout", "approvals"), f"{rollout.approvals} different people have to approve; {len(people)} may"
-        )

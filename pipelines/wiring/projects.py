@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from pipelines.settings import Settings
 from pipelines.spec.checking import check_project
 from pipelines.spec.loading import Specs
+from pipelines.wiring import rollout_check
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -25,10 +28,8 @@ class Applied(msgspec.Struct, frozen=True):
 
 
 def check(settings: Settings) -> Checked:
-    """Check every spec of the project, rollout policies too."""
-    from pipelines.wiring.rollouts import plan_of
-
-    return Checked(*check_project(settings.include_dir, plan_of))
+    """Check every spec of the project: rollout policies too, and whether they can be reached at the model's traffic."""
+    return Checked(*check_project(settings.include_dir, partial(rollout_check.problems, settings)))
 
 
 def apply(settings: Settings) -> Applied:

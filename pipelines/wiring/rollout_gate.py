@@ -14,17 +14,20 @@ from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore, RolloutView
 from pipelines.contracts.assignment import PPM
 from pipelines.contracts.clocks import wall_us
+from pipelines.contracts.errors import ContractError
 from pipelines.contracts.routes import Breaker
 from pipelines.rollout.judge import judge
 from pipelines.rollout.judgement import Judgement
 from pipelines.rollout.policy import Policy
+from pipelines.rollout.stage_lengths import automatic, settle
 from pipelines.rollout.stages import from_spec
 from pipelines.rollout.standing import Now, Standing
-from pipelines.rollout.state import Plan, Recipient, Rollout
+from pipelines.rollout.state import Plan, Recipient, Rollout, Settled
 from pipelines.settings import PROJECT, Settings
 from pipelines.stats.evidence import Evidence
 
 if TYPE_CHECKING:
+    from pipelines.rollout.known_traffic import Known
     from pipelines.spec.model import ModelSpec
 
 _CODE = ("rollout", "stats", "collect")
@@ -44,9 +47,8 @@ def code_version() -> str:
     return total.hexdigest()[:16]
 
 
-def plan_of(spec: ModelSpec) -> Plan:
-    """What a model's spec freezes into a rollout. Raises SpecError or ContractError for a policy that cannot be."""
-    listed = [stage.model_dump(exclude_none=True) for stage in spec.rollout.stages]
+def policy_mapping(spec: ModelSpec) -> dict[str, Any]:
+    """The `slipway-gate/1` document of a model's spec; stages of `requests: auto` still say so."""
     policy: dict[str, Any] = dict(spec.rollout.policy)
     minimum = policy.pop("min_event_time", None)
     if minimum is not None:
@@ -57,8 +59,43 @@ def plan_of(spec: ModelSpec) -> Plan:
     policy.setdefault("slices", [*spec.slices])
     if spec.output.low is not None and spec.output.high is not None:
         policy.setdefault("score_range", [spec.output.low, spec.output.high])
-    known = ("name", "share", "requests")
-    policy["stages"] = [{key: stage[key] for key in known if key in stage} for stage in listed]
+    policy["stages"] = []
+    for stage in spec.rollout.stages:
+        listed = stage.model_dump(exclude_none=True, include={"name", "share", "requests"})
+        if stage.min_event_time is not None:
+            listed["min_event_time_s"] = stage.min_event_time.us / 1e6
+        listed["max_wait_s"] = (stage.max_wait or spec.rollout.max_wait).us / 1e6
+        policy["stages"].append(listed)
+    return policy
+
+
+def unplanned(spec: ModelSpec) -> Policy:
+    """The spec's policy; stages of `requests: auto` have no end yet."""
+    mapping = policy_mapping(spec)
+    for stage in mapping["stages"]:
+        if stage["name"] in automatic(mapping):
+            stage["requests"] = None
+    return Policy.parse(mapping)
+
+
+def plan_of(spec: ModelSpec, known: Known | None = None) -> Plan:
+    """What a model's spec freezes into a rollout; stages of `requests: auto` are settled on what is `known` of the
+    traffic. Raises SpecError or ContractError for a policy that cannot be.
+    """
+    policy, settled = policy_mapping(spec), Settled()
+    names = automatic(policy)
+    if names and known is None:
+        raise ContractError(
+            f"requests of stage {names[0]}", got="auto", expected="traffic to plan with",
+            hint="Declare `traffic` in the model's spec, or train a release: its evaluation says how much there is.",
+        )  # fmt: skip
+    if names and known is not None:
+        policy, lengths = settle(policy, known.rates)
+        settled = Settled(requests=lengths, rates=msgspec.to_builtins(known.rates), source=known.source)
+    listed = [
+        stage.model_dump(exclude_none=True) | {"requests": length.get("requests")}
+        for stage, length in zip(spec.rollout.stages, policy["stages"], strict=True)
+    ]
     breaker = spec.rollout.breaker
     return Plan(
         stages=from_spec(listed, spec.rollout.max_wait),
@@ -72,6 +109,7 @@ def plan_of(spec: ModelSpec) -> Plan:
             for one in spec.rollout.notify
         ),
         payload_ppm=round(spec.serving.payload_sampling * PPM),
+        settled=settled,
     )
 
 

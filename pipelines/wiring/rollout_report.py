@@ -108,7 +108,11 @@ def explain(settings: Settings, rollout_id: str, verb: Verb | None = None, actor
     """The rollout's decisions in words, then what would be decided now (by the gate, or by `verb`), done by nobody."""
     store = rollout_store(settings)
     view = store.view(rollout_id)
-    lines: list[str] = []
+    settled = view.rollout.plan.settled
+    lines = [
+        f"{stage} lasts {requests:,} requests (auto, planned on traffic of {settled.source})"
+        for stage, requests in settled.requests.items()
+    ]
     for line in store.entries(view.rollout.model, rollout_id):
         decision = decision_of(line)
         if decision is not None:

@@ -45,6 +45,7 @@ __all__ = [
     "observe_overrides",
     "pause",
     "plan_of",
+    "planned",
     "question",
     "reject",
     "resume",
@@ -92,9 +93,7 @@ def start(
     unknown release, SpecError or ContractError for a plan that cannot be.
     """
     if plan is None:
-        from pipelines.spec.loading import load_model
-
-        plan = plan_of(load_model(settings.include_dir, model))
+        plan = planned(settings, model)
     release = find_release(settings, model, challenger)
     store, moment = rollout_store(settings), now(settings, as_of_us)
     for rollout in store.rollouts(model):
@@ -128,6 +127,17 @@ def start(
     queued = store.insert(model, make)
     begin_waiting(settings, model, as_of_us=as_of_us)
     return store.load(queued.id)
+
+
+def planned(settings: Settings, model: str) -> Plan:
+    """What the model's spec freezes into a rollout that starts now: stages of `requests: auto` get their length."""
+    from pipelines.rollout.stage_lengths import automatic
+    from pipelines.spec.loading import load_model
+    from pipelines.wiring.rollout_gate import policy_mapping
+    from pipelines.wiring.rollout_traffic import known
+
+    spec = load_model(settings.include_dir, model)
+    return plan_of(spec, known(settings, spec) if automatic(policy_mapping(spec)) else None)
 
 
 def begin_waiting(settings: Settings, model: str, *, as_of_us: int | None = None) -> Rollout | None:

@@ -18,6 +18,7 @@ from pipelines.training import training_set
 from pipelines.training.columns import inputs_of, microseconds, slices_of
 from pipelines.training.metrics import OBJECTIVE, Vector, measure, measure_slices
 from pipelines.wiring import datasets
+from pipelines.wiring.planning_rates import planning_rates
 from pipelines.wiring.scoring import load_release, score_of, score_table
 from pipelines.wiring.training_candidates import (
     candidates,
@@ -34,7 +35,7 @@ def evaluate(settings: Settings, candidate: str) -> dict[str, Any]:
     store = candidates(settings)
     made = store.load(candidate)
     spec = spec_of(made)
-    table, _ = training_set.read(settings.training_sets, made.training_set)
+    table, manifest = training_set.read(settings.training_sets, made.training_set)
     evaluation = store.arrays(candidate, "evaluation")
     rows = labelled(table).take(pa.array(evaluation["position"]))
     label = rows.column("label").to_numpy()
@@ -49,7 +50,8 @@ def evaluate(settings: Settings, candidate: str) -> dict[str, Any]:
         "test_from_us": made.split["test"].from_us,
         "test_to_us": made.split["test"].to_us,
         "slices": measure_slices(spec.task, label, scored, slices_of(inputs, spec.slices)),
-        **compared,
+        **{name: value for name, value in compared.items() if name != "champion_score"},
+        "planning": planning_rates(spec, _label_share(table, manifest), rows, scored, compared.get("champion_score")),
     }
     store.put_metrics(candidate, metrics)
     return metrics
@@ -78,10 +80,24 @@ def _compare(settings: Settings, spec: ModelSpec, rows: pa.Table, label: Vector,
     except DataError as error:
         return {**nothing, "champion_note": f"the {name} cannot run on these rows: {error}"}
     return {
+        "champion_score": _at(fresh, score_of(release, theirs)),
         "champion": measure(spec.task, label[fresh], score_of(release, theirs)),
         "same_rows": measure(spec.task, label[fresh], scored[fresh]),
         "champion_note": f"{name} over {int(fresh.sum())} rows that neither was fitted on",
     }
+
+
+def _label_share(table: pa.Table, manifest: training_set.Manifest) -> float:
+    """Labelled requests among those whose label should be known by now."""
+    known: int = labelled(table).num_rows
+    return known / max(int(table.num_rows) + manifest.dropped.get("unlabelled", 0), 1)
+
+
+def _at(places: np.ndarray[Any, np.dtype[np.bool_]], values: Vector) -> Vector:
+    """The values at their places among all rows, NaN elsewhere."""
+    spread = np.full(len(places), np.nan)
+    spread[places] = values
+    return spread
 
 
 def _with_inputs(settings: Settings, spec: ModelSpec, release: Release, rows: pa.Table) -> pa.Table:

@@ -20,9 +20,11 @@ from pipelines.rollout.base_rates import Answers, measured
 from pipelines.rollout.policy import Policy
 from pipelines.wiring import rollouts
 from pipelines.wiring.collect import collect_once
+from pipelines.wiring.gate_plan import plan_model
 from pipelines.wiring.rollout_page import page
 from tests.unit.collect.installation import POLICY, Installation
 from tests.unit.collect.traffic import START_US, Worker
+from tests.unit.rollout.test_stage_lengths import SPEC, installed
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +133,16 @@ def test_the_base_rate_of_a_ranking_is_one_minus_the_area_under_the_roc_curve() 
     found = measured(policy, answers).metrics["auc"]
     assert found.rate == label.mean()
     assert found.mean == pytest.approx(1 - roc_auc_score(label, score))
+
+
+def test_a_model_is_planned_at_the_traffic_its_champion_has_logged(withdrawn: Installation) -> None:
+    include = withdrawn.settings.root / "include"
+    metrics = [row for row in POLICY["metrics"] if isinstance(row, dict)]
+    installed(include.parent, slices=[], rollout=SPEC["rollout"] | {"policy": {"metrics": metrics}})
+    settings = withdrawn.settings.model_copy(update={"include_dir": include})
+    found = plan_model(settings, "m")
+    assert found.traffic.source == "the inference log"
+    assert found.traffic.by_metric["error_rate"] == "the inference log"
+    assert found.traffic.rates.requests_per_hour == pytest.approx(360_000, rel=0.05)
+    assert found.traffic.rates.of("logloss").paired_sd is not None, "the rollout before has compared pairs"
+    assert {need.metric for need in found.needs} == {"error_rate", "invalid_score", "logloss"}

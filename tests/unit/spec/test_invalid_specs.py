@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipelines.contracts.errors import NotFoundError, SpecError
-from pipelines.settings import PROJECT
+from pipelines.settings import PROJECT, Settings
 from pipelines.spec.checking import check_project
 from pipelines.spec.loading import load_model
-from pipelines.wiring.rollouts import plan_of
+from pipelines.wiring import projects, rollout_check
 
+SETTINGS = Settings(home=PROJECT / "nothing_is_installed_here")
 INCLUDE = PROJECT / "include"
 INVALID = INCLUDE / "models_invalid"
 FILES = sorted(INVALID.rglob("*.yaml"))
@@ -37,7 +39,7 @@ def project(tmp_path: Path) -> Callable[[Path], Path]:
 @pytest.mark.parametrize("file", FILES, ids=[file.relative_to(INVALID).with_suffix("").as_posix() for file in FILES])
 def test_a_wrong_spec_is_told_with_file_and_line(file: Path, project: Callable[[Path], Path]) -> None:
     expected = file.read_text().splitlines()[0].removeprefix("# ")
-    _, mistakes = check_project(project(file), plan_of)
+    _, mistakes = check_project(project(file), partial(rollout_check.problems, SETTINGS))
     assert mistakes == [expected]
 
 
@@ -56,7 +58,8 @@ def test_an_unknown_model_is_told_with_the_nearest_name() -> None:
 
 
 def test_the_project_itself_has_no_mistakes() -> None:
-    specs, mistakes = check_project(INCLUDE, plan_of)
-    assert mistakes == []
+    checked = projects.check(SETTINGS)
+    specs = checked.specs
+    assert checked.mistakes == []
     assert {"late_arrival", "air_time"} <= set(specs.models)
     assert len(specs.views) >= 4

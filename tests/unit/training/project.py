@@ -123,7 +123,9 @@ rollout:
   start: auto
   max_wait: 3d event_time
   stages: [{{name: backtest, requests: 50}}, {{name: shadow, requests: 100}}]
-  policy: {{schema: slipway-gate/1}}
+  policy:
+    schema: slipway-gate/1
+    metrics: [{{name: logloss, kind: paired_loss, promote_margin_rel: 0.05}}]
 """
 
 

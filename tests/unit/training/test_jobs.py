@@ -25,7 +25,7 @@ from pipelines.rollout.stages import Stage, from_spec
 from pipelines.rollout.state import Plan, Rollout
 from pipelines.settings import Settings
 from pipelines.training import training_set
-from pipelines.wiring import rollouts, training
+from pipelines.wiring import rollout_traffic, rollouts, training
 from pipelines.wiring.backtest import backtest, no_data_reason
 from pipelines.wiring.releases import answer_sample
 from pipelines.wiring.rollout_replay import replay
@@ -162,6 +162,15 @@ def test_the_champion_is_compared_on_rows_it_was_not_fitted_on(copied: tuple[Set
     assert later.gates[1].verdict in ("pass", "fail")
     assert later.gates[1].champion is not None
     assert later.semver == "1.2.0"
+    rates = rollout_traffic.evaluation(settings, "buys")
+    assert rates is not None
+    assert rates.requests_per_hour == pytest.approx(project.A_DAY / 24, rel=0.15)
+    assert 0.9 < rates.labelled < 1.0
+    assert set(rates.slices) == {"north", "south", "west"}
+    paired, mean = rates.of("logloss").paired_sd, rates.of("logloss").mean
+    assert mean == pytest.approx(later.metrics["log_loss"], rel=0.05)
+    assert paired is not None, "the champion has scored the same rows"
+    assert 0.0 < paired < (rates.of("logloss").sd or 0.0)
 
 
 def test_onnx_that_answers_otherwise_is_never_installed(copied: tuple[Settings, training.Trained]) -> None:

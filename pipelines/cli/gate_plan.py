@@ -1,0 +1,45 @@
+"""What `slipway gate plan --model` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.wiring.gate_plan import ModelPlan
+
+
+def show(planned: ModelPlan) -> None:
+    """The traffic, the stages, a row a question, and what does not fit."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console, rates = Console(), planned.traffic.rates
+    console.print(
+        f"[bold]{planned.model}[/]: {rates.requests_per_hour * 24:,.0f} requests/day, {rates.labelled:.0%} labelled "
+        f"(from {planned.traffic.source})",
+        highlight=False,
+    )
+    stages = Table("stage", "requests", "days", box=None, pad_edge=False)
+    for stage in planned.policy.stages:
+        auto = " (auto)" if stage.name in planned.settled else ""
+        size = "as logged" if stage.requests is None else f"{stage.requests:,}{auto}"
+        live = stage.kind != "backtest" and stage.requests is not None
+        stages.add_row(stage.name, size, f"{(stage.requests or 0) / rates.requests_per_hour / 24:.1f}" if live else "")
+    console.print(stages)
+    needs = Table(box=None, pad_edge=False)
+    for column in ("metric", "question", "requests", "exposed", "hours", "fits", "answered in", "rates from"):
+        needs.add_column(column, no_wrap=column != "rates from")
+    for need in planned.needs:
+        question = {"proof": "promotion", "pause": "pause"}.get(need.question, f"harm of {need.effect:.3g}")
+        numbers = [
+            "never" if value is None else f"{value:,.{digits}f}"
+            for value, digits in ((need.requests, 0), (need.challenger_requests, 0), (need.hours, 1))
+        ]
+        fits = "yes" if need.feasible else f"from {need.found_from:.3g} on" if need.found_from else "no"
+        source = planned.traffic.by_metric.get(need.metric, "")
+        needs.add_row(need.metric, question, *numbers, fits, need.stage or "", source)
+    console.print(needs)
+    for metric, missing in planned.unknown.items():
+        console.print(f"{metric}: not planned, nothing is known of {missing}", highlight=False)
+    for sentence in planned.short:
+        console.print(f"[red]does not fit[/] {sentence}.", highlight=False)

@@ -1,0 +1,46 @@
+"""Whether a model's rollout can be planned, and reached at its traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.contracts.errors import ContractError, SlipwayError
+from pipelines.rollout.policy import Policy
+from pipelines.rollout.reach import shortfalls
+from pipelines.rollout.stage_lengths import automatic, settle
+from pipelines.settings import Settings
+from pipelines.spec.checking import policy_location
+from pipelines.spec.model import ModelSpec
+from pipelines.spec.problems import Location, Problem
+from pipelines.wiring.rollout_gate import plan_of, policy_mapping, unplanned
+from pipelines.wiring.rollout_traffic import known_to_check
+
+
+def problems(settings: Settings, spec: ModelSpec) -> Iterator[Problem]:
+    """What is wrong with the policy, else what of it cannot be reached at the declared or logged traffic."""
+    mapping = policy_mapping(spec)
+    try:
+        unplanned(spec)
+        if not automatic(mapping):
+            plan_of(spec)
+    except (SlipwayError, ValueError) as error:
+        yield Problem(policy_location(spec, getattr(error, "got", None)), f"rollout.policy: {error}")
+        return
+    known = known_to_check(settings, spec)
+    if known is None:
+        return
+    try:
+        settled, _ = settle(mapping, known.rates)
+    except ContractError as error:
+        yield Problem(("rollout", "stages"), f"rollout.stages: {error}")
+        return
+    places: dict[Any, Location] = {
+        ("metric", row["name"]): ("rollout", "policy", "metrics", index)
+        for index, row in enumerate(spec.rollout.policy["metrics"])
+    }
+    places |= {("stage", stage.name): ("rollout", "stages", index) for index, stage in enumerate(spec.rollout.stages)}
+    for short in shortfalls(Policy.parse(settled), known.rates):
+        at = places["metric", short.metric] if short.metric is not None else places["stage", short.stage]
+        source = "" if spec.traffic is not None else f" (traffic of {known.source})"
+        yield Problem(at, short.sentence + source)
