@@ -18,7 +18,7 @@ from pipelines.features.lake_rows import around
 from pipelines.features.parity import Bars, ParityReport, Read, Value, ViewParity
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_model, load_view
-from pipelines.spec.model import ParityGate
+from pipelines.spec.rollout import ParityGate
 from pipelines.wiring import datasets, features
 from pipelines.wiring.scoring import load_release
 
