@@ -116,7 +116,7 @@ def sdk_reader(settings: Settings) -> Callable[[dict[str, Any]], dict[str, float
 
 async def our_reader(settings: Settings) -> Read:
     """The gateway's own read, as it makes it for a request."""
-    from serving.online_features.plan import ReadPlan, Reads
+    from serving.online_features.plan import ReadPlan, Wanted
     from serving.online_features.store import open_store
 
     store, plan = open_store(settings, budget_ms=1000), ReadPlan({"release": PINS})
@@ -124,8 +124,8 @@ async def our_reader(settings: Settings) -> Read:
 
     async def read(keys: dict[str, Any]) -> dict[str, float]:
         columns = {name: np.array([value], dtype=object) for name, value in keys.items()}
-        reads = store.read(plan, columns, 1, wall_us())
-        reads = reads if isinstance(reads, Reads) else await reads
+        reading = store.read(plan, [Wanted(columns, 1, wall_us())])
+        (reads,) = reading if isinstance(reading, list) else await reading
         return {name: column[0] for one in reads.views for name, column in one.columns.items()}
 
     return read

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from uvicorn import config as uvicorn_config
@@ -121,10 +122,20 @@ class Connection(DirectProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio's own signature; uvicorn's gives None
         """A client that has sent its whole request and will send no more still gets its answer."""
-        if self._ended or self._awaits_head() or self.cycle.more_body:
+        if self._ended:
             return False
-        self.cycle.keep_alive = False
-        return True
+        if not (self._awaits_head() or self.cycle.more_body):
+            self.cycle.keep_alive = False
+            return True
+        if self._asked:
+            self.after_replies(self.transport.close)
+            return True
+        return False
+
+    def send_400_response(self, msg: str) -> None:
+        """Bytes that are no HTTP: what was asked before them is answered first."""
+        self._ended = True
+        self.after_replies(partial(super().send_400_response, msg))
 
     def shutdown(self) -> None:
         """The worker is to end: one more request may be on its way, and is answered before the connection closes."""
@@ -137,7 +148,7 @@ class Connection(DirectProtocol):
 
     def _close_if_idle(self) -> None:
         if self._awaits_head():
-            self.transport.close()
+            self.after_replies(self.transport.close)
 
     def on_headers_complete(self) -> None:
         received, self._unparsed = self._unparsed, 0
@@ -204,9 +215,16 @@ class Connection(DirectProtocol):
         self.guard.ended[reason] += 1
         self._ended = True
         self._unset_keepalive_if_required()
+        if reason == "slow_reader":
+            self._tell_handler()
+            self.transport.abort()
+        else:
+            self.after_replies(partial(self._refuse, reason))
+
+    def _refuse(self, reason: Reason) -> None:
         cycle = self.cycle
         sending = not self._awaits_head() and cycle.more_body and not cycle.response_started and not self.pipeline
-        if reason == "slow_reader" or not (sending or self._awaits_head()):
+        if not (sending or self._awaits_head()):
             # An earlier request of this connection is being answered: a refusal here would pass for its answer.
             self._tell_handler()
             self.transport.abort()
@@ -239,7 +257,11 @@ def install(limits: Limits, app: GatewayApp | None = None) -> Guard:
 
 def bounded(guard: Guard, app: GatewayApp | None) -> type[Connection]:
     """The protocol of one worker."""
-    fixed = {"guard": guard, "max_head": guard.limits.max_head_bytes, "gateway_app": app}
+    fixed = {
+        "guard": guard,
+        "max_head": guard.limits.max_head_bytes,
+        "short_way": app.short_way if app is not None else None,
+    }
     return type("BoundedConnection", (Connection,), fixed)
 
 

@@ -1,14 +1,16 @@
-"""The short way of an infer request: from uvicorn's parser to the transport, with no scope, task or queue between.
+"""The short way of an infer request: from uvicorn's parser to the transport, with no scope and no task between.
 
 An ASGI server starts a task for every request, which costs more than the model. Here a request whose body has arrived
-whole is answered where the parser reports its end, when nothing has to be waited for (`GatewayApp.infer_at_once`).
-Everything else goes uvicorn's general way to the same application: other paths, bodies that come in parts, requests
-behind one that is still being answered, clients that do not read.
+whole is handed over where the parser reports its end, when nothing has to be waited for (`serving/short_way.py`).
+Everything else goes uvicorn's general way to the application: other paths, bodies that come in parts, requests behind
+one that is still being answered there, clients that do not read. Answers leave in the order of the requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,9 +18,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
-    from serving.app import GatewayApp, Reply
+    from serving.replies import Reply
+    from serving.short_way import Asked, ShortWay
 
 _BEFORE, _BEHIND = b"/v2/models/", b"/infer"
+_AHEAD = 16
+"""Requests of one connection that may wait for their answers on the short way; those behind them take the other."""
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
@@ -48,7 +53,7 @@ class DirectProtocol(HttpToolsProtocol):
     `_model` is set while a request is arriving that may take the short way.
     """
 
-    gateway_app: ClassVar[GatewayApp | None] = None
+    short_way: ClassVar[ShortWay | None] = None
     """Without one, every request takes the general way."""
     turn: ClassVar[Turn] = Turn()
     timeout_keep_alive_task: asyncio.TimerHandle | None
@@ -59,11 +64,13 @@ class DirectProtocol(HttpToolsProtocol):
         self.only_general = False
         self._model: str | None = None
         self._body = b""
-        self._at_rest = False  # the last request was answered at once, and no other has begun
+        self._asked: deque[Asked] = deque()  # whose replies have not been sent
+        self._then: Callable[[], None] | None = None  # what is done once they have been
+        self._at_rest = False  # the last request took the short way, and no other has begun
         self._idle_since = 0.0
 
     def data_received(self, data: bytes) -> None:
-        # The keep-alive timer stays armed over requests that are answered at once; it looks at `_idle_since`.
+        # The keep-alive timer stays armed over requests that take the short way; it looks at `_idle_since`.
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         super().data_received(data)
         if self._model is not None:
@@ -79,7 +86,8 @@ class DirectProtocol(HttpToolsProtocol):
         return self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        idle_since = self.loop.time() if self._asked else self._idle_since
+        left = idle_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self.timeout_keep_alive_task = self._arm(left)
         else:
@@ -94,11 +102,12 @@ class DirectProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         url, cycle, parser = self.url, self.cycle, self.parser
         if (
-            self.gateway_app is not None
+            self.short_way is not None
             and not self.only_general
             and url.startswith(_BEFORE)
             and url.endswith(_BEHIND)
             and (cycle is None or cycle.response_complete)
+            and len(self._asked) < _AHEAD
             and not self.expect_100_continue
             and not self.flow.write_paused
             and self.limit_concurrency is None
@@ -121,15 +130,47 @@ class DirectProtocol(HttpToolsProtocol):
         if self._model is None:
             super().on_message_complete()
             return
-        assert self.gateway_app is not None
-        reply = self.gateway_app.infer_at_once(self._model, self.headers, self._body, self.turn.began(self.loop))
-        if reply is None:
+        assert self.short_way is not None
+        asked = self.short_way.take(self, self._model, self.headers, self._body, self.turn.began(self.loop))
+        if asked is None:
             self._take_general_way()
             super().on_message_complete()
             return
         self._model, self._body, self._at_rest = None, b"", True
-        self.server_state.total_requests += 1
-        self._write(reply)
+        self._asked.append(asked)
+        if asked.reply is not None:
+            self.send_replies()
+
+    def send_replies(self) -> None:
+        """Send what is ready, as far as it is next."""
+        asked = self._asked
+        while asked and (reply := asked[0].reply) is not None:
+            asked.popleft()
+            if not self.transport.is_closing():
+                self.server_state.total_requests += 1
+                self._write(reply)
+        if asked or self.transport.is_closing():
+            return
+        self._idle_since = self.loop.time()
+        if self._then is not None:
+            self._then()
+        elif self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    def after_replies(self, then: Callable[[], None]) -> None:
+        """Do something now, or once the replies that are owed have been sent; the last such word holds."""
+        if self._asked:
+            self._then = then
+        else:
+            then()
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if self._asked:
+            # Its answer comes behind theirs.
+            self.flow.pause_reading()
+            self.pipeline.append((cycle, app))
+        else:
+            super()._start_asgi_task(cycle, app)
 
     def _take_general_way(self) -> None:
         body, self._model, self._body = self._body, None, b""

@@ -127,12 +127,14 @@ class Gateway:
         await asyncio.to_thread(self.log.close)
 
     def answers_at_once(self, plan: Plan) -> bool:
-        """Whether nothing on the way of a request waits: no arm's thread, no remote store, no disk."""
+        """Whether nothing on the way of a request waits but for its features: no arm's thread, no disk."""
         if plan.challenger is not None and not (plan.effective.mode == "shadow" and plan.pace.at_once):
             return False
-        if self.settings.durability != "process":
-            return False
-        return self.store.is_local or not plan.reads.pinned
+        return self.settings.durability == "process"
+
+    def reads_elsewhere(self, plan: Plan) -> bool:
+        """Whether a request has to wait for its features."""
+        return not self.store.is_local and bool(plan.reads.pinned)
 
     def new_request_id(self) -> str:
         """128 random bits in hex; the kernel is asked for many at a time."""

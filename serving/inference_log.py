@@ -1,6 +1,6 @@
 """The inference log of one worker: append-only segment files, framed and checksummed, fsynced in groups.
 
-An append hands one whole frame to the kernel by one write before it returns, so the event survives the death of the
+An append hands whole frames to the kernel by one write before it returns, so their events survive the death of the
 process; `durable` waits until it survives the death of the machine. A worker's start makes a new epoch and never
 touches an old one. A segment is closed when a later one lies beside it, or when its folder holds `closed` (written when
 the worker ended in order, with the number of its events) or a later epoch of the worker exists; a growing one may be
@@ -17,7 +17,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, count
 from pathlib import Path
 
 from pipelines.contracts import segments
@@ -34,7 +36,10 @@ _log = logging.getLogger("slipway.log")
 
 
 class LogWriteError(TransientError):
-    """The event was not written: disk full, slow, read-only, or failing. Nothing of it is in the log."""
+    """An event was not written: disk full, slow, read-only, or failing. Nothing of it is in the log."""
+
+    written = 0
+    """Of several events: how many, from the first on, are in the log all the same."""
 
 
 class InferenceLog:
@@ -65,6 +70,7 @@ class InferenceLog:
         self._sync_began = 0.0  # when the fsync that runs now began; 0: none runs
         self._descriptor = -1
         self._size = 0
+        self._writes = 0
         self._opened = 0.0
         self._condition = threading.Condition()
         self._retired: list[int] = []
@@ -95,27 +101,51 @@ class InferenceLog:
         """The id of the next event that `write` takes."""
         return EventId(self.gateway, self.worker, self.epoch, self.n)
 
+    def ids(self) -> Iterator[EventId]:
+        """The ids of the next events that `write` and `write_all` take, in order."""
+        return (EventId(self.gateway, self.worker, self.epoch, n) for n in count(self.n))
+
     def write(self, event: Event) -> None:
         """Hand an event that has `next_id` to the kernel.
 
         Raises LogWriteError; then the counter has not moved and the log holds nothing of the event.
         """
+        self.write_all((event,))
+
+    def write_all(self, events: Sequence[Event]) -> None:
+        """Hand events that have the first of `ids`, in order, to the kernel, by one write.
+
+        Raises LogWriteError; then the log holds the first `written` of them, to which the counter has moved, and
+        nothing of the others.
+        """
         if self._sync_began and self.is_slow:
             raise LogWriteError("inference log", got="a slow disk", expected=f"an fsync within {self._slow_s} s")
-        data = segments.frame(self.n, encode(event))
+        frame = segments.frame
+        frames = [frame(n, encode(event)) for n, event in enumerate(events, self.n)]
+        data = b"".join(frames)
         if self._descriptor < 0 or self._size >= self._segment_bytes or self._too_old():
             self._rotate()
+        self._writes += 1
         try:
-            written = os.write(self._descriptor, data) if self.n & _UNMEASURED else self._measured_write(data)
+            written = os.write(self._descriptor, data) if self._writes & _UNMEASURED else self._measured_write(data)
         except OSError as error:
             raise LogWriteError("inference log", got=str(error), expected="room to write") from error
         if written != len(data):
-            self._take_back()
-            raise LogWriteError(
-                "inference log", got=f"{written} of {len(data)} bytes written", expected="room to write"
-            )
+            raise self._written_in_part(frames, written)
         self._size += written
-        self.n += 1
+        self.n += len(frames)
+
+    def _written_in_part(self, frames: list[bytes], written: int) -> LogWriteError:
+        """Keep the whole frames, which a reader may have seen already, and take the rest back."""
+        ends = list(accumulate(map(len, frames)))
+        whole = bisect_right(ends, written)
+        if whole:
+            self._size += ends[whole - 1]
+            self.n += whole
+        self._take_back()
+        refusal = LogWriteError("inference log", got=f"{written} of {ends[-1]} bytes written", expected="room to write")
+        refusal.written = whole
+        return refusal
 
     def _measured_write(self, data: bytes) -> int:
         began = time.perf_counter_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from serving.inputs import Bound
 from serving.oip import request as oip_request
 from serving.online_features.plan import ReadPlan
 from serving.privacy import binder_of, privacy_of
+from serving.row_by_row import scores_row_by_row
+
+Features = dict[tuple[str, str], np.ndarray]
+"""Columns read online, by view and feature."""
 
 _ONNX_FLOAT = "tensor(float)"
 # Clients send their inputs in one order, or a few.
@@ -50,10 +55,12 @@ class LoadedModel:
                 got=sorted(self.manifest.output.fields),
                 expected=f"a field {self.manifest.output.score}",
             )
-        self._warm_up()
+        sample = self._warm_up()
+        self.row_by_row = scores_row_by_row(self.predict, sample)
+        """Whether the model gives a row the same bits whatever other rows are scored with it."""
         self.load_seconds = time.monotonic() - started
 
-    def matrix(self, bound: Bound, features: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
+    def matrix(self, bound: Bound, features: Features) -> np.ndarray:
         """`Release.matrix` of a request: the same numbers, taken at once where the model's columns are plain inputs."""
         if self._columns is None:
             return self.release.matrix(bound.columns, features, bound.rows)
@@ -65,6 +72,19 @@ class LoadedModel:
             block = block[order]
         made: np.ndarray = block.T.astype(np.float32, order="C")
         return made
+
+    def matrix_of(self, requests: Sequence[tuple[Bound, Features]]) -> np.ndarray:
+        """The matrices of several requests, one below the other."""
+        names = requests[0][0].names
+        if self._columns is not None and all(bound.names == names for bound, _ in requests):
+            order = self._order_of(names)
+            if order:
+                block = np.concatenate([bound.block for bound, _ in requests], axis=1)
+                if names != self._columns:
+                    block = block[order]
+                made: np.ndarray = block.T.astype(np.float32, order="C")
+                return made
+        return np.concatenate([self.matrix(bound, features) for bound, features in requests])
 
     def _order_of(self, names: tuple[str, ...]) -> list[int]:
         """Where in a block of these columns the model's lie; empty when some are not in it."""
@@ -86,20 +106,23 @@ class LoadedModel:
             raise ContractError("model output", got=np.shape(raw), expected=f"one score for each of {len(matrix)} rows")
         return flat
 
-    def _warm_up(self) -> None:
+    def _warm_up(self) -> np.ndarray:
+        """Answer the sample request; its matrix, or a row of zeros when there is none."""
         path = self.release.folder / "sample_request.json"
         if not path.exists():
-            return
+            return np.zeros((1, len(self.manifest.features)), dtype=np.float32)
         request = oip_request.decode(path.read_bytes())
         bound = self.binder.bind(request, max_rows=10_000)
         # Nothing is read online: a release must be able to answer by its defaults.
         reads = self.reads.without_store(self.reads.keys(bound.columns, bound.rows), "warm-up")
         features = {(read.logged.view, name): column for read in reads.views for name, column in read.columns.items()}
+        matrix = self.matrix(bound, features)
         for _ in range(3):
-            raw = self.predict(self.matrix(bound, features))
+            raw = self.predict(matrix)
             made = self.release.outputs(raw, bound.columns)
         if missing := sorted(set(self.manifest.output.fields) - set(made)):
             raise ContractError("post-processing of the sample request", got=sorted(made), expected=f"also {missing}")
+        return matrix
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:

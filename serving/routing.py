@@ -89,6 +89,10 @@ class ArmMemory:
         if len(self._arms) > self._capacity:
             self._arms.popitem(last=False)
 
+    def forget(self, model: str, request_id: str) -> None:
+        """Take back what was remembered of a request that is not in the log after all."""
+        self._arms.pop((model, request_id), None)
+
 
 def arm_of(plan: Effective, salt: str, unit: str, first: tuple[str | None, Arm] | None) -> Arm:
     """The arm that answers: the first arm of a repeated id within the same rollout, else the draw.

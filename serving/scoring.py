@@ -51,29 +51,27 @@ class Scorer:
         started = perf_counter_ns()
         reads: list[ViewRead] = []
         try:
-            if missing := complete(model.manifest.inputs, self.bound):
-                raise ContractError(f"input {missing}", got="null", expected="a value: this release requires it")
-            if model.manifest.views:
-                reads = self.reads.of(model.digest)
-            outcome = _refused(model, reads) or self._evaluate(model, reads)
+            reads = self.ready(model)
+            outcome = refused(model, reads)
+            if outcome is None:
+                matrix = model.matrix(self.bound, features_of(reads))
+                before = perf_counter_ns()
+                raw = model.predict(matrix)
+                outcome = self.outcome(model, raw, (perf_counter_ns() - before) // 1000)
         except Exception as error:  # noqa: BLE001 - whatever a release's own code raises is that release's failure
             outcome = Outcome("error", 0, error=_text_of(error))
-        # The reading was done once for both arms and counts for each: their latencies stay comparable.
-        outcome.features_us = self.reads.took_us
-        outcome.latency_us = (perf_counter_ns() - started) // 1000 + self.reads.took_us
-        outcome.features = [read.logged for read in reads]
-        outcome.degraded = [read.degraded for read in reads if read.degraded]
-        return outcome
+        return self.finished(outcome, reads, started)
 
-    def _evaluate(self, model: LoadedModel, reads: list[ViewRead]) -> Outcome:
-        release, bound = model.release, self.bound
-        features = {(read.logged.view, name): column for read in reads for name, column in read.columns.items()}
-        matrix = model.matrix(bound, features)
-        before = perf_counter_ns()
-        raw = model.predict(matrix)
-        model_us = (perf_counter_ns() - before) // 1000
+    def ready(self, model: LoadedModel) -> list[ViewRead]:
+        """What was read for the model. Raises ContractError when an input that it requires has no value."""
+        if missing := complete(model.manifest.inputs, self.bound):
+            raise ContractError(f"input {missing}", got="null", expected="a value: this release requires it")
+        return self.reads.of(model.digest) if model.manifest.views else []
+
+    def outcome(self, model: LoadedModel, raw: np.ndarray, model_us: int) -> Outcome:
+        """What post-processing makes of the request's raw scores [rows]."""
+        release, bound, contract = model.release, self.bound, model.manifest.output
         made = release.outputs(raw, bound.columns)
-        contract = model.manifest.output
         outputs = {name: _plain(name, made, bound.rows) for name in contract.fields}
         values = np.asarray(made[contract.score])
         if values.dtype == np.float64:
@@ -83,8 +81,22 @@ class Scorer:
         status: Literal["ok", "invalid"] = "ok" if release.valid(score) else "invalid"
         return Outcome(status, 0, raw=raw.tolist(), score=score, outputs=outputs, model_us=model_us)
 
+    def finished(self, outcome: Outcome, reads: list[ViewRead], started_ns: int) -> Outcome:
+        """The outcome with its times and what was read for it."""
+        # The reading was done once for both arms and counts for each: their latencies stay comparable.
+        outcome.features_us = self.reads.took_us
+        outcome.latency_us = (perf_counter_ns() - started_ns) // 1000 + self.reads.took_us
+        outcome.features = [read.logged for read in reads]
+        outcome.degraded = [read.degraded for read in reads if read.degraded]
+        return outcome
 
-def _refused(model: LoadedModel, reads: list[ViewRead]) -> Outcome | None:
+
+def features_of(reads: list[ViewRead]) -> dict[tuple[str, str], np.ndarray]:
+    """The columns read, by view and feature."""
+    return {(read.logged.view, name): column for read in reads for name, column in read.columns.items()}
+
+
+def refused(model: LoadedModel, reads: list[ViewRead]) -> Outcome | None:
     """The outcome of a release that does not answer by defaults, when a view of its could not be read."""
     if model.manifest.on_features_unavailable == "defaults":
         return None

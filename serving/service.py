@@ -42,9 +42,10 @@ def _ahead_of_bentoml(inner: Any) -> Any:
 
     end_with_supervisor()
     _share_metrics()
-    from serving.app import GatewayApp, with_lifespan
+    from serving.app import GatewayApp
     from serving.connections import install
     from serving.gateway import Gateway as WorkerGateway
+    from serving.lifespan import with_lifespan
     from serving.limits import Limits
 
     logging.getLogger("slipway").setLevel(logging.INFO)

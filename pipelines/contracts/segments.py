@@ -5,7 +5,7 @@ A segment file is `<bus>/<gateway>/<worker>-<epoch>/<first_n:012d>.seg`: an 8-by
 `n` is the event id's counter, so a hole in `n` is a lost event. A file ends in a torn frame only where its writer was
 killed: the reader stops there, and the next start of the worker opens a new epoch and never appends to an old file.
 
-A segment grows by whole frames, each written at once, and may be read while it grows. Nothing more will come when a
+A segment grows by whole frames, one or several a write, and may be read while it grows. Nothing more will come when a
 later segment lies beside it, when a later epoch of the worker exists, or when its folder holds a file `closed`, which
 the worker writes after its last event when it ends in order; it holds the number of the epoch's events.
 """

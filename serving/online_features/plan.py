@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -80,6 +81,14 @@ class ViewRead(msgspec.Struct):
     unavailable: bool = False
 
 
+class Wanted(NamedTuple):
+    """One request that features are read for: its input columns, its number of rows, its event time."""
+
+    columns: Columns
+    rows: int
+    event_us: int
+
+
 class Reads(msgspec.Struct):
     """All that was read for one request, at one moment, for every release of the plan; `took_us` is wall time."""
 
@@ -105,6 +114,14 @@ class ReadPlan:
     def keys(self, columns: Columns, rows: int) -> list[Keys]:
         """The keys of a request's rows, an entity each. A null join key (no tail number) is a fact of the request."""
         return [_keys(entity, columns, rows) for entity in self.entities]
+
+    def distinct(self, requests: list[list[Keys]]) -> list[list[bytes]]:
+        """The keys of several requests together, an entity each."""
+        if len(requests) == 1:
+            return [of_entity.unique for of_entity in requests[0]]
+        return [
+            list(dict.fromkeys(key for keys in requests for key in keys[at].unique)) for at in range(len(self.entities))
+        ]
 
     def reads(self, keys: list[Keys], found: list[list[Found]], event_us: int, took_us: int) -> Reads:
         """What `found` (by entity and view, as in `entities`) means for a request at `event_us`: TTLs are held here.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from time import perf_counter_ns
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,9 +11,8 @@ from weakref import WeakKeyDictionary
 import hiredis
 
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.release import Columns
 from serving.online_features import feast_values
-from serving.online_features.plan import EntityFetch, Found, Keys, ReadPlan, Reads, Row, time_budget_s
+from serving.online_features.plan import EntityFetch, Found, ReadPlan, Reads, Row, Wanted, time_budget_s
 from serving.online_features.redis_layout import feature_field, stamp_field, stamp_us
 from serving.online_features.redis_link import RedisDown, RedisLink, pack
 
@@ -36,19 +36,35 @@ class RedisStore:
         """Close the connection."""
         await self._link.stop()
 
-    async def read(self, plan: ReadPlan, columns: Columns, rows: int, event_us: int) -> Reads:
-        """Every view of the plan for every row of a request at `event_us`. Never raises for the store's condition."""
+    def read(self, plan: ReadPlan, requests: Sequence[Wanted]) -> Awaitable[list[Reads]]:
+        """Every view of the plan for every row of each request. Never raises for the store's condition.
+
+        It is asked for now, whenever the result is awaited.
+        """
         started = perf_counter_ns()
-        keys = plan.keys(columns, rows)
+        keys = [plan.keys(columns, rows) for columns, rows, _ in requests]
+        distinct = plan.distinct(keys)
+        budget_s = time_budget_s(self._budget_s, sum(rows for _, rows, _ in requests))
         try:
-            replies = await self._ask(plan, keys, time_budget_s(self._budget_s, rows))
-            found, at = [], 0
-            for entity, of_entity in zip(plan.entities, keys, strict=True):
-                found.append(_found(entity, of_entity.unique, replies[at : at + len(of_entity.unique)]))
-                at += len(of_entity.unique)
+            asked: asyncio.Future[list[Any]] | RedisDown = self._ask(plan, distinct, budget_s)
         except RedisDown as error:
-            return plan.without_store(keys, str(error), (perf_counter_ns() - started) // 1000)
-        return plan.reads(keys, found, event_us, (perf_counter_ns() - started) // 1000)
+            asked = error
+
+        async def reads() -> list[Reads]:
+            try:
+                if isinstance(asked, RedisDown):
+                    raise asked
+                found = _rows(plan, distinct, await asked)
+            except RedisDown as error:
+                took_us = (perf_counter_ns() - started) // 1000
+                return [plan.without_store(of_request, str(error), took_us) for of_request in keys]
+            took_us = (perf_counter_ns() - started) // 1000
+            return [
+                plan.reads(of_request, found, event_us, took_us)
+                for of_request, (_, _, event_us) in zip(keys, requests, strict=True)
+            ]
+
+        return reads()
 
     async def readable_through(self, views: Sequence[str]) -> dict[str, int]:
         """Event time in microseconds up to which each view is materialised. Empty when the server does not answer."""
@@ -61,8 +77,8 @@ class RedisStore:
             return {}
         return {view: int(through) for view, through in zip(views, reply, strict=True) if through is not None}
 
-    async def _ask(self, plan: ReadPlan, keys: list[Keys], budget_s: float) -> list[Any]:
-        """One reply an entity and unique key. Raises RedisDown."""
+    def _ask(self, plan: ReadPlan, keys: list[list[bytes]], budget_s: float) -> asyncio.Future[list[Any]]:
+        """One reply an entity and key. Raises RedisDown, at once or from the future."""
         commands = self._commands.get(plan)
         if commands is None:
             commands = self._commands[plan] = [_command(entity) for entity in plan.entities]
@@ -70,11 +86,22 @@ class RedisStore:
         parts = [
             b"%b$%d\r\n%b%b\r\n%b" % (head, len(key) + len(project), key, project, tail)
             for (head, tail), of_entity in zip(commands, keys, strict=True)
-            for key in of_entity.unique
+            for key in of_entity
         ]
         if not parts:
-            return []
-        return await self._link.call(b"".join(parts), len(parts), budget_s)
+            nothing: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+            nothing.set_result([])
+            return nothing
+        return self._link.call(b"".join(parts), len(parts), budget_s)
+
+
+def _rows(plan: ReadPlan, keys: list[list[bytes]], replies: list[Any]) -> list[list[Found]]:
+    """The rows of the keys of each entity, a view each."""
+    found, at = [], 0
+    for entity, of_entity in zip(plan.entities, keys, strict=True):
+        found.append(_found(entity, of_entity, replies[at : at + len(of_entity)]))
+        at += len(of_entity)
+    return found
 
 
 def _command(entity: EntityFetch) -> tuple[bytes, bytes]:

@@ -12,15 +12,14 @@ import threading
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from time import monotonic, perf_counter_ns
 
 from pipelines.contracts.clocks import to_us
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.release import Columns
 from serving.online_features import feast_values
-from serving.online_features.feast_values import Value
-from serving.online_features.plan import Found, Keys, ReadPlan, Reads, Row, ViewFetch, time_budget_s
+from serving.online_features.plan import Found, ReadPlan, Reads, Row, ViewFetch, Wanted, time_budget_s
 
 # SQLite's oldest limit on bound parameters is 999.
 _KEYS_PER_QUERY = 900
@@ -52,18 +51,23 @@ class SqliteStore:
             connection.close()
             self._local.connection = None
 
-    def read(self, plan: ReadPlan, columns: Columns, rows: int, event_us: int) -> Reads:
-        """Every view of the plan for every row of a request at `event_us`. Never raises for the store's condition."""
+    def read(self, plan: ReadPlan, requests: Sequence[Wanted]) -> list[Reads]:
+        """Every view of the plan for every row of each request. Never raises for the store's condition."""
         started = perf_counter_ns()
-        keys = plan.keys(columns, rows)
-        self._local.deadline = monotonic() + time_budget_s(self._budget_s, rows)
-        found = self._at_once(plan, keys) if rows == 1 else None
+        keys = [plan.keys(columns, rows) for columns, rows, _ in requests]
+        self._local.deadline = monotonic() + time_budget_s(self._budget_s, sum(rows for _, rows, _ in requests))
+        distinct = plan.distinct(keys)
+        found = self._at_once(plan, distinct)
         if found is None:
             found = [
-                [self._find(view, of_entity.unique) for view in entity.views]
-                for entity, of_entity in zip(plan.entities, keys, strict=True)
+                [self._find(view, of_entity) for view in entity.views]
+                for entity, of_entity in zip(plan.entities, distinct, strict=True)
             ]
-        return plan.reads(keys, found, event_us, (perf_counter_ns() - started) // 1000)
+        took_us = (perf_counter_ns() - started) // 1000
+        return [
+            plan.reads(of_request, found, event_us, took_us)
+            for of_request, (_, _, event_us) in zip(keys, requests, strict=True)
+        ]
 
     async def readable_through(self, views: Sequence[str]) -> dict[str, int]:
         """Event time in microseconds up to which each view is materialised. Empty when the file cannot be read."""
@@ -74,27 +78,32 @@ class SqliteStore:
             return {}
         return {view: known[view] for view in views if view in known}
 
-    def _at_once(self, plan: ReadPlan, keys: list[Keys]) -> list[list[Found]] | None:
-        """All views of a request of one row by one statement; None when any cannot be read, to find out which."""
-        text, views = _statement(self._project, plan)
+    def _at_once(self, plan: ReadPlan, keys: list[list[bytes]]) -> list[list[Found]] | None:
+        """All views by one statement; None when any cannot be read, to find out which, or for more keys than it takes.
+
+        One statement is one read transaction, with its locks taken once, and one moment for all views.
+        """
         asked = [
-            of_entity.per_row[0] for entity, of_entity in zip(plan.entities, keys, strict=True) for _ in entity.views
+            _padded(of_entity) for entity, of_entity in zip(plan.entities, keys, strict=True) for _ in entity.views
         ]
-        values: list[list[Value]] = [[None] * len(features) for features in views]
-        stamps: list[int | float | str | None] = [None] * len(views)
+        if sum(map(len, asked)) > _KEYS_PER_QUERY:
+            return None
+        text, views = _statement(self._project, plan, tuple(map(len, asked)))
+        found = [Found({}) for _ in views]
         try:
-            for number, name, message, stamp in self._connection().execute(text, asked).fetchall():
-                position = views[number].get(name)
-                if position is not None:
-                    stamps[number] = stamp
-                    values[number][position] = feast_values.decode(message)
-            found = iter(
-                Found({} if key is None or stamp is None else {key: (_stamp_us(stamp), row)})
-                for key, stamp, row in zip(asked, stamps, values, strict=True)
-            )
-            return [[next(found) for _ in entity.views] for entity in plan.entities]
+            for number, key, name, message, stamp in self._connection().execute(text, list(chain(*asked))):
+                places, rows = views[number], found[number].rows
+                position = places.get(name)
+                if position is None:
+                    continue
+                row = rows.get(key)
+                if row is None:
+                    row = rows[key] = (_stamp_us(stamp), [None] * len(places))
+                row[1][position] = feast_values.decode(message)
         except _UNREADABLE:
             return None
+        of_views = iter(found)
+        return [[next(of_views) for _ in entity.views] for entity in plan.entities]
 
     def _find(self, view: ViewFetch, keys: list[bytes]) -> Found:
         found = Found({})
@@ -141,18 +150,23 @@ def _query(project: str, view: str, keys: int) -> str:
     return f"SELECT entity_key, feature_name, value, event_ts FROM {_table(project, view)} WHERE entity_key {chosen}"
 
 
-@lru_cache(maxsize=256)
-def _statement(project: str, plan: ReadPlan) -> tuple[str, list[dict[str, int]]]:
-    """One statement for one key of every view of a plan, the features' places of each; keys are bound in that order.
-
-    One statement is one read transaction, with its locks taken once, and one moment for all views.
-    """
+@lru_cache(maxsize=1024)
+def _statement(project: str, plan: ReadPlan, keys: tuple[int, ...]) -> tuple[str, list[dict[str, int]]]:
+    """One statement for so many keys of each view of a plan, and the features' places of each view."""
     views = [view for entity in plan.entities for view in entity.views]
     texts = [
-        f"SELECT {number}, feature_name, value, event_ts FROM {_table(project, view.view)} WHERE entity_key = ?"
-        for number, view in enumerate(views)
+        f"SELECT {number}, entity_key, feature_name, value, event_ts FROM {_table(project, view.view)}"
+        f" WHERE entity_key IN ({','.join('?' * count)})"
+        for number, (view, count) in enumerate(zip(views, keys, strict=True))
     ]
     return " UNION ALL ".join(texts), [view.features for view in views]
+
+
+def _padded(keys: list[bytes]) -> list[bytes]:
+    """The keys, the last one repeated up to a power of two: few texts of statements, each kept prepared."""
+    if not keys:
+        return keys
+    return keys + keys[-1:] * ((1 << (len(keys) - 1).bit_length()) - len(keys))
 
 
 def _table(project: str, view: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
-from pipelines.contracts.release import Columns
 from pipelines.settings import Settings
-from serving.online_features.plan import ReadPlan, Reads
+from serving.online_features.plan import ReadPlan, Reads, Wanted
 from serving.online_features.redis_store import RedisStore
 from serving.online_features.sqlite_store import SqliteStore
 
@@ -24,8 +23,11 @@ class OnlineStore(Protocol):
     async def stop(self) -> None:
         """Nothing is read after it."""
 
-    def read(self, plan: ReadPlan, columns: Columns, rows: int, event_us: int) -> Reads | Awaitable[Reads]:
-        """Every view of the plan for every row of a request at `event_us`, by the request's input columns."""
+    def read(self, plan: ReadPlan, requests: Sequence[Wanted]) -> list[Reads] | Awaitable[list[Reads]]:
+        """Every view of the plan for every row of each request, by its input columns, at its event time.
+
+        What several requests want is read together, and each has waited for the whole (`Reads.took_us`).
+        """
 
     async def readable_through(self, views: Sequence[str]) -> dict[str, int]:
         """Event time in microseconds up to which each view is materialised; without those that never were.

@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.adapters import feast_registry
 from pipelines.contracts.release import ViewPin
 from pipelines.settings import Settings
-from serving.online_features.plan import ReadPlan, Reads, ViewRead
+from serving.online_features.plan import ReadPlan, Reads, ViewRead, Wanted
 from serving.online_features.store import open_store
 from tests.redis_server import RedisServer, running_redis
 
@@ -102,8 +102,9 @@ def read_online(
         store = open_store(settings, budget_ms=5000)
         await store.start()
         try:
-            reads = store.read(ReadPlan({"release": pins}), columns, rows, event_us)
-            return reads if isinstance(reads, Reads) else await reads
+            reading = store.read(ReadPlan({"release": pins}), [Wanted(columns, rows, event_us)])
+            (reads,) = reading if isinstance(reading, list) else await reading
+            return reads
         finally:
             await store.stop()
 

@@ -12,8 +12,8 @@ import pytest
 import uvicorn
 
 from pipelines.contracts.events import Assignment, Response
-from serving.app import with_lifespan
 from serving.connections import Guard, bounded
+from serving.lifespan import with_lifespan
 from tests.serving.conftest import Installation, Running, Start
 
 pytestmark = pytest.mark.anyio

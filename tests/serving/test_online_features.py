@@ -15,7 +15,7 @@ from pipelines.contracts.clocks import to_us
 from pipelines.contracts.events import Response
 from pipelines.contracts.release import InputField, ModelFeature, ViewPin
 from serving.online_features.entity_keys import EntityKey
-from serving.online_features.plan import ReadPlan, ViewRead
+from serving.online_features.plan import ReadPlan, ViewRead, Wanted
 from serving.online_features.sqlite_store import SqliteStore
 from serving.shadow import Job
 from tests.serving.conftest import Installation, Start
@@ -59,7 +59,7 @@ def put(path: Path, pin: ViewPin, key: dict[str, object], stamp: str | int, feat
 
 def read_by(store: SqliteStore, pin: ViewPin, inputs: dict[str, np.ndarray], rows: int, event_us: int) -> ViewRead:
     """One view, read by one release."""
-    (read,) = store.read(ReadPlan({"release": [pin]}), inputs, rows, event_us).of("release")
+    (read,) = store.read(ReadPlan({"release": [pin]}), [Wanted(inputs, rows, event_us)])[0].of("release")
     return read
 
 
@@ -165,7 +165,7 @@ def test_a_view_that_cannot_be_read_takes_no_other_with_it(tmp_path: Path) -> No
     path = tmp_path / "online_store.db"
     put(path, view(), {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5})
     plan = ReadPlan({"release": [view(view="never_made"), view()]})
-    lost, weather = SqliteStore(path).read(plan, origins("EWR"), 1, NOON).of("release")
+    lost, weather = SqliteStore(path).read(plan, [Wanted(origins("EWR"), 1, NOON)])[0].of("release")
     assert lost.unavailable
     assert "no such table" in lost.degraded
     assert (weather.unavailable, weather.logged.values[0]) == (False, [39.5])
@@ -235,7 +235,7 @@ def test_a_view_of_two_releases_is_read_once_whatever_features_each_takes(tmp_pa
     one, two = view(features=["wind"]), view(features=["temp", "wind"], ttl_us=HOUR // 2)
     plan = ReadPlan({"a": [one], "b": [two], "c": [one]})
     assert [list(entity.views[0].features) for entity in plan.entities] == [["wind", "temp"]]
-    reads = SqliteStore(path).read(plan, origins("EWR"), 1, NOON)
+    (reads,) = SqliteStore(path).read(plan, [Wanted(origins("EWR"), 1, NOON)])
     assert [read.logged.values for read in reads.of("a")] == [[[12.0]]]
     assert [(read.logged.names, read.degraded) for read in reads.of("b")] == [
         (["temp", "wind"], "weather__3f2a: expired")

@@ -15,7 +15,7 @@ from pipelines.contracts.clocks import to_us
 from pipelines.contracts.events import Override, Response
 from pipelines.contracts.release import InputField, ModelFeature, ViewPin
 from serving.online_features.entity_keys import EntityKey
-from serving.online_features.plan import ReadPlan, ViewRead
+from serving.online_features.plan import ReadPlan, ViewRead, Wanted
 from serving.online_features.redis_layout import feature_field, stamp_field
 from serving.online_features.redis_store import RedisStore
 from tests.redis_server import RedisServer, running_redis
@@ -79,7 +79,7 @@ def _varint(number: int) -> bytes:
 
 async def read_all(store: RedisStore, pins: list[ViewPin], *origins: object, at_us: int = NOON) -> list[ViewRead]:
     inputs = {"origin": np.array(origins, dtype=object)}
-    return (await store.read(ReadPlan({"release": pins}), inputs, len(origins), at_us)).of("release")
+    return (await store.read(ReadPlan({"release": pins}), [Wanted(inputs, len(origins), at_us)]))[0].of("release")
 
 
 @pytest.fixture

@@ -1,0 +1,173 @@
+"""Requests that come in one turn of the loop: answered together, each as if it were alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.contracts import events, segments
+from pipelines.contracts.events import Assignment, Response
+from serving import short_way
+from serving.models import LoadedModel
+from serving.row_by_row import MOST_ROWS, scores_row_by_row
+from tests.serving.conftest import Installation, Running, Start
+from tests.serving.test_arms import HARMFUL, HARMLESS
+from tests.serving.test_direct import Client, connected, post, served
+
+pytestmark = pytest.mark.anyio
+
+_ALL = 1 << 30
+
+
+class Turn:
+    """Clients that send at the same moment, and what the gateway did for it: events a write, rows a call of a model."""
+
+    def __init__(self, running: Running, clients: list[Client], patch: pytest.MonkeyPatch) -> None:
+        self.clients = clients
+        self.writes: list[int] = []
+        self.calls: list[int] = []
+        self.most = _ALL  # bytes that the next write takes
+        write, models = os.write, {plan.champion for plan in running.gateway.table.plans.values()}
+
+        def counted_write(descriptor: int, data: bytes) -> int:
+            if b"kind" not in data:
+                return write(descriptor, data)
+            taken, self.most = bytes(data[: self.most]), _ALL
+            self.writes.append(sum(1 for _ in segments.parse(taken)))
+            return write(descriptor, taken)
+
+        patch.setattr(os, "write", counted_write)
+        for model in models:
+            patch.setattr(model, "predict", self._counted(model))
+
+    def _counted(self, model: LoadedModel) -> Any:
+        predict = model.predict
+
+        def counted(matrix: np.ndarray) -> np.ndarray:
+            self.calls.append(len(matrix))
+            return predict(matrix)
+
+        return counted
+
+    async def ask(self, *requests: bytes) -> list[tuple[int, dict[str, Any]]]:
+        """Each client sends one request, all before the loop reads again; status and body of each answer."""
+        self.writes.clear()
+        self.calls.clear()
+        for client, request in zip(self.clients, requests, strict=True):
+            client.send(request)
+        answers = [await client.answer() for client in self.clients]
+        return [(status, json.loads(body)) for status, _, body in answers]
+
+
+@asynccontextmanager
+async def together(running: Running, clients: int) -> AsyncIterator[Turn]:
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(served(running))
+        connections = [await stack.enter_async_context(connected(port)) for _ in range(clients)]
+        for client in connections:  # the server has accepted them all, and knows what a request costs
+            client.send(post("warm"))
+            await client.answer()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(short_way, "_TOGETHER_S", 600.0)  # a busy machine is no reason to part them
+            yield Turn(running, connections, patch)
+
+
+async def test_requests_of_one_turn_share_two_writes_and_one_call_and_get_the_scores_they_get_alone(
+    home: Installation, start: Start
+) -> None:
+    home.publish(champion=home.release(0.1, slope=0.01))
+    values = [0.5 + k / 7 for k in range(8)]
+    async with start() as running:
+        alone = [(await running.infer(f"alone{k}", x)).json() for k, x in enumerate(values)]
+        async with together(running, 8) as turn:
+            answers = await turn.ask(*(post(f"q{k}", x=x) for k, x in enumerate(values)))
+            assert turn.writes == [8, 8]
+            assert turn.calls == [8]
+    for k, ((status, answer), single) in enumerate(zip(answers, alone, strict=True)):
+        assert (status, answer["id"]) == (200, f"q{k}")
+        assert answer["outputs"] == single["outputs"]
+        assert answer["parameters"] == single["parameters"]
+    logged = home.events()[-16:]
+    assert [type(event) for event in logged] == [Assignment] * 8 + [Response] * 8
+    assert [event.id.n for event in logged] == list(range(logged[0].id.n, logged[0].id.n + 16))
+    responses = {event.request_id: event for event in home.events(Response)}
+    for k, x in enumerate(values):
+        assert responses[f"q{k}"].raw == responses[f"alone{k}"].raw
+        assert next(event.inputs["x"] for event in logged if event.request_id == f"q{k}") == [x]
+
+
+async def test_what_is_wrong_with_one_request_stays_with_it(home: Installation, start: Start) -> None:
+    home.publish(champion=home.release(0.2, error_share=0.5))
+    async with start() as running, together(running, 5) as turn:
+        asked = [
+            post("good", x=HARMLESS),
+            post("fails", x=HARMFUL),
+            post("text", x="a"),
+            post("n", path="/v2/models/n/infer"),
+            post("last", x=HARMLESS),
+        ]
+        answers = await turn.ask(*asked)
+    assert [status for status, _ in answers] == [200, 500, 400, 404, 200]
+    assert [answers[k][1]["id"] for k in (0, 4)] == ["good", "last"]
+    outcomes = {event.request_id: event.status for event in home.events(Response)}
+    assert [outcomes.get(name) for name in ("good", "fails", "text", "last")] == ["ok", "error", None, "ok"]
+
+
+async def test_an_id_that_comes_twice_in_one_turn_is_a_retry(home: Installation, start: Start) -> None:
+    home.publish()
+    async with start() as running, together(running, 2) as turn:
+        await turn.ask(post("same"), post("same"))
+    assert [event.retry for event in home.events(Assignment) if event.request_id == "same"] == [False, True]
+
+
+async def test_what_a_full_disk_took_of_a_turn_is_logged_and_the_rest_is_answered_unlogged(
+    home: Installation, start: Start
+) -> None:
+    home.publish()
+    async with start() as running, together(running, 4) as turn:
+        await turn.ask(*(post(f"a{k}") for k in range(4)))
+        before = len(home.events())
+        frame = len(segments.frame(0, events.encode(home.events(Assignment)[-1])))
+        turn.most = 2 * frame + 10
+        answers = await turn.ask(*(post(f"b{k}") for k in range(4)))
+        assert turn.writes[0] == 2
+        assert [answer["parameters"]["logged"] for _, answer in answers] == [True, True, False, False]
+        answers = await turn.ask(*(post(f"c{k}") for k in range(4)))
+        assert all(answer["parameters"]["logged"] for _, answer in answers)
+    found = home.events()
+    assert [event.id.n for event in found] == list(range(len(found)))
+    assert [event.request_id for event in found[before:]] == ["b0", "b1"] * 2 + [f"c{k}" for k in range(4)] * 2
+
+
+async def test_a_model_whose_bits_depend_on_its_company_is_asked_for_each_request_alone(
+    home: Installation, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.publish()
+    async with start() as running:
+        monkeypatch.setattr(running.gateway.table.plans["m"].champion, "row_by_row", False)
+        async with together(running, 3) as turn:
+            assert [status for status, _ in await turn.ask(*(post(f"q{k}") for k in range(3)))] == [200] * 3
+            assert turn.calls == [1, 1, 1]
+            assert turn.writes == [3, 3]
+
+
+@pytest.mark.parametrize("size", [2, 7, MOST_ROWS])
+def test_a_model_that_rounds_otherwise_at_any_size_of_batch_is_found_out(size: int) -> None:
+    def model(matrix: np.ndarray) -> np.ndarray:
+        scores = matrix.sum(axis=1, dtype=np.float64)
+        if len(matrix) == size:
+            scores[-1] = np.nextafter(scores[-1], np.inf)
+        return scores
+
+    def plain(matrix: np.ndarray) -> np.ndarray:
+        return matrix.sum(axis=1, dtype=np.float64)
+
+    sample = np.array([[0.25, np.nan, 1e6]], dtype=np.float32)
+    assert scores_row_by_row(plain, sample[:, [0, 2]])
+    assert not scores_row_by_row(model, sample[:, [0, 2]])
