@@ -15,7 +15,7 @@ from pipelines.contracts.release import InputField, ViewPin
 from pipelines.settings import Settings
 from pipelines.wiring import datasets, features
 from pipelines.wiring.collect import collect_once
-from serving.online_features.plan import ReadPlan, Reads
+from serving.online_features.plan import ReadPlan, Reads, Wanted
 from serving.online_features.store import open_store
 from tests.builders import constant_release
 from tests.unit.collect.traffic import Worker
@@ -84,8 +84,9 @@ class LoggedRequests:
                     names = ("carrier", "origin", "dest", "tailnum", "distance", "local_hour")
                     inputs = sent({name: row[name] for name in names})
                     columns = {name: np.array([value], dtype=object) for name, value in inputs.items()}
-                    reads = store.read(plan, columns, 1, _us(row))
-                    self._log(rollout_id, stage, row, inputs, reads if isinstance(reads, Reads) else await reads)
+                    reading = store.read(plan, [Wanted(columns, 1, _us(row))])
+                    (reads,) = reading if isinstance(reading, list) else await reading
+                    self._log(rollout_id, stage, row, inputs, reads)
                     count += 1
         finally:
             await store.stop()
