@@ -23,7 +23,10 @@ class Settings(BaseSettings):
     `token` and `pii_key`, when not given, are those that `slipway up` made for this home.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SLIPWAY_", env_file=".env", extra="ignore", frozen=True)
+    # A mistyped URL may hold a password: what is wrong with a setting is told without its value.
+    model_config = SettingsConfigDict(
+        env_prefix="SLIPWAY_", env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     home: Path = Path("var")
     """Everything the installation writes lies under it."""

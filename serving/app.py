@@ -146,7 +146,7 @@ class GatewayApp:
         table = self.gateway.table
         return {
             "gateway": self.gateway.settings.gateway_name,
-            "database": table.source.error or "ok",
+            "database": table.source.state,
             "shadow_waiting": self.gateway.shadow.taken,
             "routes": [
                 {

@@ -16,6 +16,7 @@ from serving.oip.errors import Malformed, TooLarge
 from serving.oip.request import InferRequest, Tensor
 
 _FLOAT = frozenset({float})
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Bound(msgspec.Struct):
@@ -47,12 +48,15 @@ class Binder:
     """Turns requests into columns, for one set of inputs.
 
     `fields` are the inputs of every release that may score a request; only those in `required` (the champion's) must be
-    there.
+    there. Those in `features` go into a model as they are: models compute in float32, and take no number past it.
     """
 
-    def __init__(self, fields: Mapping[str, InputField], required: frozenset[str]) -> None:
+    def __init__(
+        self, fields: Mapping[str, InputField], required: frozenset[str], features: frozenset[str] = frozenset()
+    ) -> None:
         self._fields = fields
         self._required = required
+        self._features = features
         self._inputs = {name: _input(field, nullable=name not in required) for name, field in fields.items()}
 
     def bind(self, request: InferRequest, max_rows: int) -> Bound:
@@ -68,6 +72,7 @@ class Binder:
         plain: list[list[float] | np.ndarray] = []
         uncertain: list[str] = []
         inputs, one_row = self._inputs, rows == 1
+        is_checked = one_row
         for tensor in tensors:
             name, datatype, data = tensor.name, tensor.datatype, tensor.data
             known = inputs.get(name)
@@ -79,8 +84,8 @@ class Binder:
                 raise Malformed(f"input {name}: rows", got=len(data), expected=f"{rows}, as input {tensors[0].name}")
             if datatype in known.floats:
                 value = data[0]
-                # A float less itself is 0 when it is finite. One row is the common case, and a call costs.
-                if (type(value) is float and value - value == 0.0) if one_row else _finite_floats(data):
+                # One row is the common case, and a call costs. NaN lies in no range.
+                if (type(value) is float and -_LARGEST <= value <= _LARGEST) if one_row else _finite_floats(data):
                     names.append(name)
                     plain.append(data)
                     logged[name] = data  # type: ignore[assignment]  # just looked at
@@ -89,6 +94,7 @@ class Binder:
                     names.append(name)
                     plain.append(data)
                     logged[name] = values
+                    is_checked = False
                     continue
             others[name], logged[name] = column(name, datatype, known.field.datatype, data, nullable=known.nullable)
             if known.nullable:
@@ -101,7 +107,22 @@ class Binder:
         columns: Columns = dict(zip(names, block, strict=True))
         if others:
             columns |= others
+        if others or not is_checked:
+            self._refuse_past_float32(block, names, others)
         return Bound(rows, columns, logged, tuple(names), block, uncertain)
+
+    def _refuse_past_float32(self, block: np.ndarray, names: list[str], others: Columns) -> None:
+        """Raises Malformed for a feature that would be infinite in the model's matrix."""
+        sent: Columns = {}
+        if block.size and not (block.min() >= -_LARGEST and block.max() <= _LARGEST):
+            sent = dict(zip(names, block, strict=True))
+        for name, values in (sent | others).items():
+            if name in self._features and values.dtype == np.float64:
+                too_large = np.abs(values) > _LARGEST
+                if too_large.any():
+                    row = int(too_large.argmax())
+                    expected = f"at most {_LARGEST:.6g} in size: the model computes in float32"
+                    raise Malformed(f"input {name}, row {row}", got=values[row], expected=expected)
 
     def _rows(self, tensors: list[Tensor], max_rows: int) -> int:
         if not tensors:

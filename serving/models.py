@@ -41,9 +41,10 @@ class LoadedModel:
         self.fields: dict[str, InputField] = {field.name: field for field in self.manifest.inputs}
         self.privacy = privacy_of(self.manifest, keyed)
         self.required = frozenset(field.name for field in self.manifest.inputs if field.required)
-        self.binder = binder_of(self.fields, self.required, self.privacy, keyed)
-        self.reads = ReadPlan({digest: self.manifest.views})
         features = self.manifest.features
+        self.plain_features = frozenset(one.name for one in features if one.source == "input")
+        self.binder = binder_of(self.fields, self.required, self.plain_features, self.privacy, keyed)
+        self.reads = ReadPlan({digest: self.manifest.views})
         plain = all(one.source == "input" and one.default is None for one in features)
         self._columns = tuple(one.name for one in features) if plain and not self.release.makes_features else None
         self._orders: dict[tuple[str, ...], list[int]] = {}

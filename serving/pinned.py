@@ -119,7 +119,15 @@ class PinnedModels:
                 known = newest.setdefault(name.model, {})
                 known[name.semver] = max(known.get(name.semver, (-1, "")), (name.created_us, digest))
         versions = {
-            model: {semver: digest for semver, (_, digest) in sorted(known.items())} for model, known in newest.items()
+            model: {semver: known[semver][1] for semver in sorted(known, key=_precedence)}
+            for model, known in newest.items()
         }
         self._listing = _Listing(changed_ns if settled else -1, models, versions)
         return self._listing
+
+
+def _precedence(semver: str) -> tuple[bool, list[int], str]:
+    """1.9.0 comes before 1.10.0; what is no semantic version comes last."""
+    parts = semver.split(".")
+    known = all(part.isdecimal() for part in parts)
+    return not known, [int(part) for part in parts] if known else [], semver

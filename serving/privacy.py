@@ -65,21 +65,30 @@ def together(privacies: Iterable[Privacy], taken: Collection[str]) -> Privacy:
 
 
 def binder_of(
-    fields: Mapping[str, InputField], required: frozenset[str], privacy: Privacy, keyed: KeyedHash | None
+    fields: Mapping[str, InputField],
+    required: frozenset[str],
+    features: frozenset[str],
+    privacy: Privacy,
+    keyed: KeyedHash | None,
 ) -> Binder:
     """The binder of these inputs; one that hides, only where there is something to hide."""
     if not (privacy.personal or privacy.dropped):
-        return Binder(fields, required)
-    return PrivateBinder(fields, required, privacy, keyed)
+        return Binder(fields, required, features)
+    return PrivateBinder(fields, required, features, privacy, keyed)
 
 
 class PrivateBinder(Binder):
     """Binds a request without what is dropped, and with hashes in the place of personal values."""
 
     def __init__(
-        self, fields: Mapping[str, InputField], required: frozenset[str], privacy: Privacy, keyed: KeyedHash | None
+        self,
+        fields: Mapping[str, InputField],
+        required: frozenset[str],
+        features: frozenset[str],
+        privacy: Privacy,
+        keyed: KeyedHash | None,
     ) -> None:
-        super().__init__(fields, required)
+        super().__init__(fields, required, features)
         self._privacy = privacy
         self._keyed = keyed
 

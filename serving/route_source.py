@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -20,6 +20,8 @@ from serving.sqlite_routes import SqliteRoutes
 _log = logging.getLogger("slipway.routes")
 
 _FIRST_LOOK_S = 3.0
+
+State = Literal["ok", "unreadable", "a route is refused"]
 
 
 class RouteReader(Protocol):
@@ -50,13 +52,15 @@ def reader_of(control_url: str, poll_s: float) -> RouteReader:
 
 class RouteSource:
     """Follows the latest route of every model. The database may be absent, locked, hung or without the table at any
-    moment: then `error` says so, and the routes that are known stand.
+    moment: then `error` says so, and the routes that are known stand. `state` says it to everyone: no words of the
+    database's own, which may name hosts and users.
     """
 
     def __init__(self, reader: RouteReader, last_good: Path) -> None:
         self._reader = reader
         self._last_good = last_good
         self.error = ""
+        self.state: State = "ok"
         self.read_at = time.monotonic()
         """When the database was last read, or this was made."""
 
@@ -101,17 +105,17 @@ class RouteSource:
         except TransientError as error:
             if self.error != str(error):
                 _log.warning("control database unreadable, last good routes stand: %s", error)
-            self.error = str(error)
+            self.error, self.state = str(error), "unreadable"
             return None
         self.read_at = time.monotonic()
         if rows is None:
             return None
-        self.error = ""
+        self.error, self.state = "", "ok"
         found: dict[str, Route] = {}
         for model, document in rows:
             try:
                 found[model] = routes.decode(document)
             except ContractError as error:
                 _log.error("route of %s refused: %s", model, error)
-                self.error = f"{model}: {error}"
+                self.error, self.state = f"{model}: {error}", "a route is refused"
         return found

@@ -174,7 +174,8 @@ class RouteTable:
         # So do personal inputs that no release in force declares any more: they stay personal.
         privacies = [arm.privacy for arm in arms] + ([before.privacy] if before is not None else [])
         privacy = together(privacies, {name for arm in arms for name in arm.fields})
-        binder = binder_of(fields, champion.required, privacy, self._keyed)
+        features = frozenset[str]().union(*(arm.plain_features for arm in arms))
+        binder = binder_of(fields, champion.required, features, privacy, self._keyed)
         reads = ReadPlan({arm.digest: arm.manifest.views for arm in arms})
         again = before is not None and before.route.version == route.version
         since_us = before.since_us if before is not None and again else wall_us()

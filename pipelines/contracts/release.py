@@ -198,7 +198,7 @@ class Release:
         """The model's input, float32 [rows, features].
 
         `inputs` by request input name; `features` by (view, feature name); both arrays of length `rows`, NaN or None
-        where missing. Raises ContractError naming a column that cannot be made.
+        where missing. Raises ContractError naming a column that cannot be made, or holds a number past float32's range.
         """
         made: Columns = {}
         if self._build is not None:
@@ -220,7 +220,14 @@ class Release:
                     raise ContractError(f"feature {feature.name}", got=str(error), expected="numbers") from error
             if feature.default is not None:
                 values = np.where(np.isnan(values), feature.default, values)
-            matrix[:, index] = values
+            try:
+                with np.errstate(over="raise"):
+                    matrix[:, index] = values
+            except FloatingPointError:
+                largest = np.nanmax(np.abs(values))
+                raise ContractError(
+                    f"feature {feature.name}", got=f"{largest:.6g}", expected="a number in the range of float32"
+                ) from None
         return matrix
 
     def outputs(self, raw: np.ndarray, inputs: Columns) -> Columns:

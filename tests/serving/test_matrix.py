@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import InputField, ModelFeature
 from serving.models import LoadedModel
+from serving.oip.errors import Malformed
 from serving.oip.request import InferRequest, Tensor
 from tests.builders import constant_release
 
 NAMES = ["x", "y", "z"]
-numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70)
+LARGEST = float(np.finfo(np.float32).max)
+numbers = st.floats(-LARGEST, LARGEST) | st.integers(-(2**70), 2**70)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +48,38 @@ def test_the_matrix_of_a_request_is_the_releases_own(
         values = numbers if name == "y" else numbers | st.none()
         sent = data.draw(st.lists(values, min_size=rows, max_size=rows))
         tensors.append(Tensor(name=name, datatype="FP64", shape=[rows], data=sent))
-    with np.errstate(over="ignore"):
-        bound = model.binder.bind(InferRequest(inputs=tensors), 10)
-        assert model.matrix(bound, {}).tobytes() == model.release.matrix(bound.columns, {}, rows).tobytes()
+    bound = model.binder.bind(InferRequest(inputs=tensors), 10)
+    assert model.matrix(bound, {}).tobytes() == model.release.matrix(bound.columns, {}, rows).tobytes()
     assert set(bound.columns) == set(NAMES)
     for tensor in tensors:
         assert [None if v is None else float(v) for v in tensor.data] == [
             None if math.isnan(v) else v for v in bound.columns[tensor.name].tolist()
         ]
+
+
+@pytest.mark.parametrize("value", [1e39, -1e308, 10**40])
+@pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize("form", ["list", "with a null", "bytes"])
+def test_a_number_that_would_be_infinite_in_the_matrix_is_refused_by_its_input(
+    model: LoadedModel, value: float, row: int, form: str
+) -> None:
+    x: Any = [0.5] * row + [value]
+    if form == "with a null":
+        x.append(None)
+    if form == "bytes":
+        x = np.array(x, dtype=np.float64)
+    tensors = [
+        Tensor(name="x", datatype="FP64", shape=[len(x)], data=x),
+        Tensor(name="y", datatype="FP64", shape=[len(x)], data=[1.0] * len(x)),
+    ]
+    with pytest.raises(Malformed, match=rf"^input x, row {row}; got .*; expected at most 3.40282e\+38"):
+        model.binder.bind(InferRequest(inputs=tensors), 10)
+
+
+def test_a_feature_past_float32_is_an_error_with_its_name(model: LoadedModel) -> None:
+    columns = {name: np.array([1.0, 1e39 if name == "z" else np.nan]) for name in NAMES}
+    with pytest.raises(ContractError, match=r"feature z; got 1e\+39; expected a number in the range of float32"):
+        model.release.matrix(columns, {}, 2)
 
 
 @given(scores=st.lists(st.floats(width=64) | st.sampled_from([0.0, 1.0, -0.0]), min_size=1, max_size=40))

@@ -83,6 +83,8 @@ async def test_a_version_answers_from_the_moment_its_release_is_there_until_it_i
         answer = await running.client.post("/v2/models/m/versions/2.0.0/infer", json=PLAIN)
         assert answer.json()["parameters"]["release"] == newer
         assert list((await running.client.get("/v2/models/m")).json()["versions"]) == ["1.0.0", "1.1.0", "2.0.0"]
+        home.release(0.6, semver="1.10.0")
+        assert (await running.client.get("/v2/models/m")).json()["versions"] == ["1.0.0", "1.1.0", "1.10.0", "2.0.0"]
         shutil.rmtree(releases / newer)
         answer = await running.client.post("/v2/models/m/versions/2.0.0/infer", json=PLAIN)
         assert answer.json()["parameters"]["release"] == added

@@ -64,6 +64,7 @@ async def test_a_locked_or_broken_database_stops_nobody(home: Installation, star
         (home.home / "other.db").write_bytes(b"not a database" * 1000)
         (home.home / "other.db").replace(home.home / "control.db")
         await running.until(lambda: "not a database" in running.gateway.table.source.error)
+        assert (await running.client.get("/v1/routes")).json()["database"] == "unreadable"
         assert (await running.infer()).status_code == 200
 
 
@@ -80,7 +81,7 @@ async def test_a_database_locked_for_seconds_keeps_neither_a_start_nor_an_overri
     locker.execute("UPDATE route SET version = version")
     async with start() as running:
         assert (await running.infer()).json()["parameters"]["arm"] == "challenger"
-        assert "locked" in (await running.client.get("/v1/routes")).json()["database"]
+        assert "locked" in running.gateway.table.source.error
         until = time.monotonic() + 2.0
         while time.monotonic() < until:
             assert (await running.infer()).status_code == 200
@@ -130,6 +131,7 @@ async def test_a_document_of_another_schema_is_skipped_and_the_route_before_it_s
         connection.commit()
         connection.close()
         await running.until(lambda: "m: route" in running.gateway.table.source.error)
+        assert (await running.client.get("/v1/routes")).json()["database"] == "a route is refused"
         assert (await running.infer()).json()["parameters"]["route_version"] == 1
 
 

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack import airflow_password, part_environment
@@ -44,6 +45,15 @@ def test_secrets_are_made_once_for_a_home_and_are_their_owners_alone(tmp_path):
     assert len(first["AIRFLOW__API_AUTH__JWT_SECRET"]) >= 64
     for file in settings.secrets_dir.iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+@pytest.mark.parametrize("name", ["control_url", "airflow_db", "mlflow_db"])
+def test_what_is_wrong_with_a_database_url_is_told_without_its_password(tmp_path, name):
+    with pytest.raises(ValidationError) as told:
+        Settings(home=tmp_path, **{name: "postgressql://slipway:hunter2@db/slipway"})
+    assert name in str(told.value)
+    assert "postgres" in str(told.value)
+    assert "hunter2" not in str(told.value)
 
 
 def test_two_homes_have_different_secrets(tmp_path):
