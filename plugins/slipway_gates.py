@@ -103,7 +103,10 @@ class GateTrigger(BaseTrigger):
 
 
 def look(rollout_id: str, stage: str) -> tuple[Outcome | None, str]:
-    """Have the rollout's evidence judged if `stage` is current, then tell how the gate ends and what was seen."""
+    """Have the rollout's evidence judged if `stage` is current, then tell how the gate ends and what was seen.
+
+    A route that was decided here is set here: the task behind the gate may be seconds away, or its scheduler gone.
+    """
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
@@ -112,7 +115,10 @@ def look(rollout_id: str, stage: str) -> tuple[Outcome | None, str]:
     if ended is not None:
         return ended, ended.reason
     seen = rollouts.look(settings, rollout_id, stage)
-    return _ended(rollouts.load(settings, rollout_id), stage), describe(seen.verdicts)
+    rollout = rollouts.load(settings, rollout_id)
+    if seen.decision is not None:
+        rollouts.set_routes(settings, rollout.model)
+    return _ended(rollout, stage), describe(seen.verdicts)
 
 
 def describe(verdicts: Sequence[Mapping[str, Any]]) -> str:

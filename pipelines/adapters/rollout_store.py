@@ -112,6 +112,11 @@ class RolloutStore(RecordTables, EffectTables):
         with self.db.read() as connection:
             return [_decode_rollout(document) for document in connection.execute(query).scalars()]
 
+    def in_its_way(self, rollout: Rollout) -> str | None:
+        """The running rollout, of its model or of one that feeds or is fed by it, that it has to wait for."""
+        with self.db.read() as connection:
+            return _in_its_way(connection, rollout)
+
     def newest_decision(self, rollout_id: str) -> Decision | None:
         """The last decision about the rollout; None before the first. Raises NotFoundError."""
         decided = (decision_of(line) for line in reversed(self.entries(self.load(rollout_id).model, rollout_id)))
@@ -199,12 +204,12 @@ class RolloutStore(RecordTables, EffectTables):
             connection.execute(sa.update(seen).where(seen.c.event_id == event_id).values(observed=line.n))
             return line
 
-    def overrides(self, *, unobserved: bool = False, model: str | None = None) -> list[OverrideRow]:
-        """Overrides seen, in order of their event ids."""
+    def overrides(self, *, unsettled: bool = False, model: str | None = None) -> list[OverrideRow]:
+        """Overrides seen, in order of their event ids; `unsettled`: those that no decision has dealt with."""
         seen = schema.override_seen
         query = sa.select(seen).order_by(seen.c.event_id)
-        if unobserved:
-            query = query.where(seen.c.observed.is_(None))
+        if unsettled:
+            query = query.where(seen.c.settled.is_(None))
         if model is not None:
             query = query.where(seen.c.model == model)
         with self.db.read() as connection:
@@ -217,12 +222,20 @@ class RolloutStore(RecordTables, EffectTables):
             upsert_evidence(connection, row)
 
 
+def _in_its_way(connection: sa.Connection, rollout: Rollout) -> str | None:
+    """What has been promoted goes back whatever runs on models beside it: only its own model's is in its way then."""
+    table = schema.rollout
+    running = connection.execute(sa.select(table.c.document).where(table.c.slot == "running")).scalars()
+    for other in map(_decode_rollout, running):
+        same_model = other.model == rollout.model
+        if other.id != rollout.id and (same_model or (rollout.status == "waiting" and rollout.touches(other))):
+            return other.id
+    return None
+
+
 def _check_turn(connection: sa.Connection, rollout: Rollout) -> None:
     """A rollout may act when no other one of its model runs, and it knows the champion as it is."""
-    table = schema.rollout
-    other = connection.execute(
-        sa.select(table.c.id).where(table.c.model == rollout.model, table.c.slot == "running")
-    ).scalar()
+    other = _in_its_way(connection, rollout)
     if other is not None:
         hint = f"Decide about {other} first."
         raise StaleDecisionError(rollout.id, got=f"{other} is running", expected="a free place", hint=hint)

@@ -216,6 +216,7 @@ def _show(shown: dict[str, Any]) -> None:
     console = _console()
     where = f" in {shown['stage']}" if shown["stage"] else ""
     paused = f", paused by {shown['paused']}" if shown["paused"] else ""
+    paused += f" for {shown['waits_for']}" if shown["waits_for"] else ""
     champion = (shown["champion"] or "no champion")[:12]
     console.print(f"[bold]{shown['id']}[/] is {_coloured(shown['status'])}{where}{paused}", highlight=False)
     console.print(

@@ -65,7 +65,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is frozen into a rollout when it starts; a later edit of the spec does not touch it.
 
     `policy` is a document of `slipway-gate/1`; an empty `approvers` lets anyone approve. `approvals`: how many
-    different people have to.
+    different people have to. `fed_by`: the models whose scores reach this one, however many models lie between.
     """
 
     stages: tuple[Stage, ...]
@@ -77,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     notify: tuple[Recipient, ...] = ()
     payload_ppm: int = PPM
     settled: Settled = Settled()
+    fed_by: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of everything the gate depends on."""
@@ -85,7 +86,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return digest({name: value for name, value in built.items() if _LATER.get(name, ...) != value})
 
 
-_LATER: dict[str, Any] = {"approvals": 1, "notify": (), "payload_ppm": PPM}
+_LATER: dict[str, Any] = {
+    "approvals": 1,
+    "notify": (),
+    "payload_ppm": PPM,
+    "settled": msgspec.to_builtins(Settled()),
+    "fed_by": (),
+}
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +153,11 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
         if self.status in ("running", "held"):
             return "running"
         return "waiting" if self.status == "waiting" else "ended"
+
+    def touches(self, other: Rollout) -> bool:
+        """Whether both may not run at once: they are of one model, or one's model feeds the other's."""
+        feeds = other.model in self.plan.fed_by or self.model in other.plan.fed_by
+        return feeds or self.model == other.model
 
     @property
     def can_go_back(self) -> bool:

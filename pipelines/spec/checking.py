@@ -116,6 +116,21 @@ def model_references(spec: ModelSpec, specs: Specs, known: Mapping[str, list[str
             if set(use.entity) != set(used.entity.keys):
                 yield Problem((*at, "entity"), f"join keys {sorted(use.entity)}; expected {sorted(used.entity.keys)}")
     yield from personal.model_problems(spec, specs.views, specs.datasets)
+    for index, name in enumerate(spec.fed_by):
+        if name not in known["models"]:
+            yield Problem.unknown(("fed_by", index), "model", name, known["models"])
+        elif spec.name in _feeding(name, specs.models):
+            yield Problem(("fed_by", index), f"'{name}' is fed by '{spec.name}' itself: they would wait for each other")
+
+
+def _feeding(model: str, models: Mapping[str, ModelSpec]) -> set[str]:
+    """The model, and every one whose scores reach it."""
+    found, ahead = set[str](), [model]
+    while ahead:
+        if (name := ahead.pop()) not in found:
+            found.add(name)
+            ahead += models[name].fed_by if name in models else []
+    return found
 
 
 def policy_location(spec: ModelSpec, word: object) -> Location:

@@ -190,6 +190,8 @@ class ModelSpec(Strict):
     postprocess: Postprocess | None = None
     output: Output = Output()
     slices: list[Name] = Field(default_factory=list)
+    fed_by: list[Name] = Field(default_factory=list)
+    """Models whose scores this one is given: while one of them is rolled out, this one's rollout waits, and back."""
     training: Training
     offline_gates: list[OfflineGate] = Field(default_factory=list)
     traffic: Traffic | None = None

@@ -44,6 +44,7 @@ def show(settings: Settings, rollout_id: str) -> dict[str, Any]:
         "model": rollout.model,
         "status": rollout.status,
         "stage": rollout.stage,
+        "waits_for": store.in_its_way(rollout) if rollout.slot == "waiting" else None,
         "stages": [msgspec.to_builtins(stage) for stage in rollout.stages],
         "champion": rollout.champion,
         "challenger": rollout.challenger,

@@ -24,7 +24,7 @@ from pipelines.rollout.state import Decision, Plan, Rollout
 from pipelines.settings import Settings
 from pipelines.wiring import record_copy
 from pipelines.wiring.gate_conditions import measured
-from pipelines.wiring.rollout_gate import fold_backtest, now, plan_of, rollout_store, standing_of
+from pipelines.wiring.rollout_gate import fed_by, fold_backtest, now, plan_of, rollout_store, standing_of
 from pipelines.wiring.rollout_mirrors import mirrors
 from pipelines.wiring.rollout_report import audit, explain, show
 
@@ -51,6 +51,7 @@ __all__ = [
     "resume",
     "rollback",
     "rollout_store",
+    "set_routes",
     "show",
     "skip",
     "start",
@@ -137,14 +138,15 @@ def planned(settings: Settings, model: str) -> Plan:
     from pipelines.wiring.rollout_traffic import known
 
     spec = load_model(settings.include_dir, model)
-    return plan_of(spec, known(settings, spec) if automatic(policy_mapping(spec)) else None)
+    plan = plan_of(spec, known(settings, spec) if automatic(policy_mapping(spec)) else None)
+    return msgspec.structs.replace(plan, fed_by=fed_by(settings, spec))
 
 
 def begin_waiting(settings: Settings, model: str, *, as_of_us: int | None = None) -> Rollout | None:
-    """Let the model's waiting rollout begin when none runs; returns it, or None when nothing could begin."""
+    """Let the model's waiting rollout begin when none is in its way; returns it, or None when nothing could begin."""
     store = rollout_store(settings)
     waiting = store.rollouts(model, slot="waiting")
-    if not waiting or store.rollouts(model, slot="running"):
+    if not waiting or store.in_its_way(waiting[0]):
         return None
     execute(store, {}, model)  # the champion it has to beat must stand before it begins
     rollout = store.refresh_waiting(waiting[0])
@@ -317,18 +319,27 @@ def question(settings: Settings, rollout_id: str) -> dict[str, Any]:
 
 # --- doing ------------------------------------------------------------------------------------------------------------
 def advance(settings: Settings, rollout_id: str) -> Effects:
-    """Do and confirm every unconfirmed action of the model's decisions, then let a waiting rollout begin; at last, copy
-    the record into the lake.
+    """Do and confirm every unconfirmed action of the model's decisions, then let waiting rollouts begin (its own, and
+    those of models beside it); at last, copy the record into the lake.
 
     Effects with `done=False` could not be done (a mirror is down); they are tried again by the next call.
     """
     store = rollout_store(settings)
     model = store.load(rollout_id).model
     effects = execute(store, mirrors(settings), model)
-    if begin_waiting(settings, model) is not None:
-        effects += execute(store, mirrors(settings), model)
-    record_copy.copy(settings, store, model)
+    touched = [model]
+    for waiting in store.rollouts(slot="waiting"):
+        if begin_waiting(settings, waiting.model) is not None:
+            effects += execute(store, mirrors(settings), waiting.model)
+            touched.append(waiting.model)
+    for each in dict.fromkeys(touched):
+        record_copy.copy(settings, store, each)
     return effects
+
+
+def set_routes(settings: Settings, model: str) -> Effects:
+    """Do what the model's decisions order in the control database alone: routes and champion, in milliseconds."""
+    return execute(rollout_store(settings), {}, model)
 
 
 def observe_overrides(settings: Settings) -> int:
@@ -337,15 +348,17 @@ def observe_overrides(settings: Settings) -> int:
     Mirrors are left to the next `advance`. Returns how many were new.
     """
     store = rollout_store(settings)
-    fresh = store.overrides(unobserved=True)
+    # Those without a decision, not only new ones: whoever observed them may have died before deciding.
+    unsettled = store.overrides(unsettled=True)
+    fresh = [row for row in unsettled if row.observed is None]
     for row in fresh:
         store.observe(row.event_id)
-    for row in fresh:
+    for row in unsettled:
         rollout = _concerned(store, row.model, row.rollout_id, _overrides.decode(row.document).action)
         if rollout is None:
             continue
         view = store.view(rollout.id)
-        waiting = [each.event_id for each in store.overrides(model=row.model) if each.settled is None]
+        waiting = [each.event_id for each in unsettled if each.model == row.model]
         decision = decide(view.rollout, standing_of(view), now(settings), overrides=waiting)
         try:
             if not decision.is_wait:

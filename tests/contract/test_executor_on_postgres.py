@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.postgres import PostgresServer
-from tests.unit.rollout.test_executor import Rollouts, crashes
+from tests.unit.rollout.test_executor import Rollouts, deaths
 
 
-def test_no_interleaving_of_crashes_breaks_the_record_on_postgres_either(postgres: PostgresServer) -> None:
-    run_state_machine_as_test(lambda: Rollouts(postgres.new_database()), settings=crashes(8))
+def test_no_interleaving_of_deaths_breaks_the_record_on_postgres_either(postgres: PostgresServer) -> None:
+    run_state_machine_as_test(lambda: Rollouts(postgres.new_database()), settings=deaths(8))

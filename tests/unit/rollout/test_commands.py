@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import StaleDecisionError, TerminalError
 from pipelines.rollout.commands import Command, Verb, ask_again, is_done_already
 from pipelines.rollout.decide import decide
@@ -171,6 +172,7 @@ def test_what_is_asked_twice_is_done_once(before: Rollout, verb: Verb, asked: di
 
 
 def test_a_plan_of_before_there_were_approvals_keeps_its_digest() -> None:
-    old = {k: v for k, v in msgspec.to_builtins(PLAN).items() if k not in ("approvals", "notify")}
-    assert msgspec.convert(old, type(PLAN)).digest() == PLAN.digest()
+    first = ("stages", "policy", "approvers", "breaker", "slice_inputs")
+    old = {name: value for name, value in msgspec.to_builtins(PLAN).items() if name in first}
+    assert digest(old) == PLAN.digest()
     assert TWO.digest() != msgspec.structs.replace(TWO, approvals=1).digest()

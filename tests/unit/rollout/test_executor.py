@@ -1,7 +1,9 @@
-"""Crashes at any moment, between and inside every effect, by two executors at once: what must hold anyway.
+"""Deaths at any moment, between and inside every effect and every statement: what must hold anyway.
 
-The control database is the real one. A crash is an exception raised before or after a real operation; a process that
-comes back knows only what the database knows.
+The control database is the real one, and so are the jobs; the judge's words, and what lies outside (registry, assets,
+people), are drawn or recorded. A death is an exception that nothing catches, raised at a drawn boundary: before a
+statement of the database, before a commit, before or after an effect outside. A process that comes back knows only
+what the database knows.
 """
 
 from __future__ import annotations
@@ -26,56 +28,68 @@ from pipelines.adapters.record_tables import actions_of, decision_of
 from pipelines.adapters.rollout_store import RolloutStore
 from pipelines.contracts import routes
 from pipelines.contracts.errors import StaleDecisionError, TerminalError, TransientError
+from pipelines.contracts.events import EventId, Override
 from pipelines.rollout import record
 from pipelines.rollout.actions import Action, SetAlias, SetChampion, SetRoute
-from pipelines.rollout.decide import Command, Now, Standing, decide
+from pipelines.rollout.decide import decide
 from pipelines.rollout.executor import Pending, execute
+from pipelines.rollout.standing import Now, Standing
 from pipelines.rollout.state import Rollout, apply
 from pipelines.settings import Settings
 from pipelines.wiring import rollouts
 from tests.unit.rollout.examples import PLAN
 
+TWO = msgspec.structs.replace(PLAN, approvals=2)
+"""Every second rollout needs both of the people there are."""
 
-class Crash(Exception):
+
+class Death(BaseException):
     """The process dies here."""
 
 
-class CrashingStore:
-    """The real store, with a death before or after its n-th write; and what a slow process read long ago."""
+class Life:
+    """Counts boundaries down, while a job lives; raises Death at the drawn one."""
 
-    def __init__(self, store: RolloutStore, at: int | None, after: bool, stale: list[Pending] | None = None) -> None:
-        self._store, self._at, self._after, self._stale = store, at, after, stale
+    def __init__(self) -> None:
+        self.left: int | None = None
 
-    def _op(self, name: str, *args: Any) -> Any:
-        if self._at is not None:
-            self._at -= 1
-            if self._at < 0 and not self._after:
-                raise Crash(name)
-        result = getattr(self._store, name)(*args)
-        if self._at is not None and self._at < 0:
-            raise Crash(name)
-        return result
-
-    def pending(self, model: str) -> Any:
-        stale, self._stale = self._stale, None
-        return self._store.pending(model) if stale is None else stale
-
-    def do_control(self, *args: Any) -> Any:
-        return self._op("do_control", *args)
-
-    def confirm(self, *args: Any) -> Any:
-        return self._op("confirm", *args)
+    def boundary(self, *_: object) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.left = None
+                raise Death
 
     @contextmanager
-    def mirror_turn(self, model: str, where: str) -> Iterator[bool]:
-        with self._store.mirror_turn(model, where) as is_mine:
-            yield is_mine
+    def until(self, boundary: int | None) -> Iterator[None]:
+        """What is done inside dies at this boundary, if it gets so far."""
+        self.left = boundary
+        try:
+            with suppress(Death):
+                yield
+        finally:
+            self.left = None
+
+
+class SlowReader:
+    """The real store, as seen by a process that read what is pending long ago."""
+
+    def __init__(self, store: RolloutStore, read: list[Pending]) -> None:
+        self._store, self._read = store, read
+
+    def pending(self, model: str) -> list[Pending]:
+        read, self._read = self._read, list(self._store.pending(model))
+        return read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
 
 class Mirrors:
     """Records what reaches the outside world, in order; the registry's next `fails` calls fail."""
 
-    def __init__(self) -> None:
+    def __init__(self, life: Life) -> None:
+        self.life = life
         self.fails = 0
         self.aliases: dict[str, str | None] = {}
         self.keys: list[tuple[str, str]] = []
@@ -85,12 +99,14 @@ class Mirrors:
 
     def _handler(self, where: str) -> Any:
         def handle(action: Action, key: str) -> str:
+            self.life.boundary()
             if self.fails and where == "registry":
                 self.fails -= 1
                 raise TransientError("registry", got="down")
             if isinstance(action, SetAlias):
                 self.aliases[action.alias] = action.release
             self.keys.append((where, key))
+            self.life.boundary()
             return "done"
 
         return handle
@@ -104,7 +120,9 @@ STANDINGS = st.builds(
     requests=st.sampled_from([0, 500, 500, 500]),
     proven=st.booleans(),
 )
-VERBS = st.sampled_from(["approve", "approve", "reject", "rollback", "pause", "resume", "skip"])
+VERBS = st.sampled_from(["approve", "approve", "approve", "reject", "rollback", "pause", "resume", "skip"])
+PEOPLE = st.sampled_from(["anna", "ben"])
+DEATHS = st.integers(0, 40) | st.none()
 
 
 class Rollouts(RuleBasedStateMachine):
@@ -112,25 +130,47 @@ class Rollouts(RuleBasedStateMachine):
 
     def __init__(self, control_url: str = "") -> None:
         super().__init__()
-        self.home = Path(tempfile.mkdtemp(prefix="slipway-crash-"))
+        self.home = Path(tempfile.mkdtemp(prefix="slipway-death-"))
         self.settings = Settings(home=self.home, clock="replay", control_url=control_url)
         self.settings.event_clock().tick(1)
-        self.db: ControlDb = control_db(self.settings)
-        self.store = rollouts.rollout_store(self.settings)
-        self.mirrors = Mirrors()
-        self.started = 0
+        self.life = Life()
+        self.mirrors = Mirrors(self.life)
+        self.started = self.overridden = 0
         self.clock = 0
+        self.standing = Standing()
         self.snapshot: list[Pending] | None = None
-        self.start()
+        self.patched = pytest.MonkeyPatch()
+        self.patched.setattr(rollouts, "standing_of", self.judged)
+        self.patched.setattr(rollouts, "mirrors", lambda _: self.mirrors.handlers())
+        self.patched.setattr(rollouts.record_copy, "copy", lambda *_: self.life.boundary())
+        self.connect()
+        self.start(None)
         rollouts.approve(self.settings, "m-r1", "anna")
         self.finish()
-        self.start()
+        self.start(None)
+
+    def connect(self) -> None:
+        """A process's own way to the database; its statements and commits are boundaries."""
+        self.db: ControlDb = control_db(self.settings)
+        self.store = rollouts.rollout_store(self.settings)
+        for event in ("before_cursor_execute", "commit"):
+            sa.event.listen(self.db.engine, event, self.life.boundary)
+
+    def disconnect(self) -> None:
+        for event in ("before_cursor_execute", "commit"):
+            sa.event.remove(self.db.engine, event, self.life.boundary)
+        self.db.engine.dispose()
 
     def teardown(self) -> None:
         self.finish()
         self.check_end()
-        self.db.engine.dispose()
+        self.disconnect()
+        self.patched.undo()
         shutil.rmtree(self.home)
+
+    def judged(self, view: Any) -> Standing:
+        """What the judge says: what was drawn last."""
+        return Standing() if view.rollout.champion is None or not view.rollout.stage else self.standing
 
     def now(self) -> Now:
         self.clock += 3_600_000_000
@@ -141,30 +181,77 @@ class Rollouts(RuleBasedStateMachine):
         running = self.store.rollouts("m", slot="running")
         return running[0] if running else None
 
-    @rule()
-    def start(self) -> None:
+    @rule(death=DEATHS)
+    def start(self, death: int | None) -> None:
         digest = f"{self.started:064d}"
         self.started += 1
         self.db.put_release(ReleaseRow(model="m", digest=digest, semver=f"1.{self.started}.0"))
-        rollouts.start(self.settings, "m", digest, as_of_us=self.now().event_us, actor="test", plan=PLAN)
+        self.now()
+        with self.life.until(death):
+            plan = TWO if self.started % 2 == 0 else PLAN
+            rollouts.start(self.settings, "m", digest, actor="test", plan=plan)
 
-    @rule(standing=STANDINGS)
-    def look(self, standing: Standing) -> None:
+    @rule(standing=STANDINGS, death=DEATHS)
+    def a_gate_looks(self, standing: Standing, death: int | None) -> None:
+        self.now()
+        self.standing = standing
         rollout = self.current()
         if rollout is not None:
-            decision = decide(rollout, standing, self.now())
-            if not decision.is_wait:
-                self.store.commit(rollout, decision)
+            with self.life.until(death):
+                rollouts.look(self.settings, rollout.id)
+                rollouts.set_routes(self.settings, "m")
 
-    @rule(verb=VERBS, standing=STANDINGS)
-    def command(self, verb: Any, standing: Standing) -> None:
-        everything = self.store.rollouts("m")
-        rollout = self.current() or (everything[-1] if everything else None)
-        if rollout is None:
+    @rule(verb=VERBS, actor=PEOPLE, standing=STANDINGS, shown=st.sampled_from(["", "now", "old"]), death=DEATHS)
+    def a_person_speaks(self, verb: Any, actor: str, standing: Standing, shown: str, death: int | None) -> None:
+        self.now()
+        self.standing = standing
+        about = self.current() or self.store.rollouts("m")[-1]
+        digest = {"": "", "now": standing.evidence_digest, "old": "what was shown long ago"}[shown]
+        with self.life.until(death), suppress(TerminalError, StaleDecisionError):
+            after = rollouts.command(self.settings, about.id, verb, actor, "because", evidence_digest=digest)
+            last = self.store.newest_decision(about.id)
+            rollouts.command(self.settings, about.id, verb, actor, "because", evidence_digest=digest, stage=about.stage)
+            if verb in ("pause", "reject", "rollback", "skip") and after.status != "held":
+                assert self.store.newest_decision(about.id) == last, "said twice, done once"
+
+    @precondition(lambda self: self.db.route("m") is not None)
+    @rule(death=DEATHS)
+    def the_gateway_trips(self, death: int | None) -> None:
+        """Its event has been collected; the collector that was to decide about it may die."""
+        route = self.db.route("m")
+        assert route is not None
+        if route.fallback is None:
             return
-        with suppress(TerminalError, StaleDecisionError):
-            decision = decide(rollout, standing, self.now(), command=Command(verb=verb, actor="anna"))
-            self.store.commit(rollout, decision)
+        self.overridden += 1
+        event = Override(
+            id=EventId("gw0", 0, 1, self.overridden),
+            model="m",
+            rollout_id=route.rollout_id,
+            route_version=route.version,
+            reason="20 failures",
+            actor="breaker",
+            event_us=self.clock,
+            wall_us=self.clock,
+            action="challenger_off" if route.mode != "single" else "champion_to_fallback",
+        )
+        with self.db.write() as connection:
+            connection.execute(
+                sa.insert(schema.override_seen).values(
+                    event_id=str(event.id),
+                    model="m",
+                    rollout_id=event.rollout_id,
+                    document=msgspec.json.encode(event, order="sorted").decode(),
+                )
+            )
+        with self.life.until(death):
+            rollouts.observe_overrides(self.settings)
+
+    @rule(standing=STANDINGS, death=DEATHS)
+    def the_collector_guards_what_is_held(self, standing: Standing, death: int | None) -> None:
+        self.now()
+        self.standing = standing
+        with self.life.until(death):
+            rollouts.guard_held(self.settings)
 
     @rule(standing=STANDINGS)
     def two_decide_at_once(self, standing: Standing) -> None:
@@ -172,31 +259,39 @@ class Rollouts(RuleBasedStateMachine):
         if rollout is None:
             return
         first = decide(rollout, Standing(word="rollback", metrics=("x",), sentence="harm"), self.now())
+        if first.is_wait:  # a first champion has nothing to be compared with
+            return
         second = decide(rollout, standing, self.now())
         self.store.commit(rollout, first)
         with pytest.raises(StaleDecisionError):
             self.store.commit(rollout, second)
 
-    @rule(at=st.integers(0, 12) | st.none(), after=st.booleans())
-    def advance(self, at: int | None, after: bool) -> None:
-        with suppress(Crash):
-            execute(CrashingStore(self.store, at, after), self.mirrors.handlers(), "m")
-            rollouts.begin_waiting(self.settings, "m")
+    @rule(death=DEATHS)
+    def advance(self, death: int | None) -> None:
+        with self.life.until(death):
+            rollouts.advance(self.settings, self.store.rollouts("m")[-1].id)
 
     @rule()
     def a_slow_executor_reads(self) -> None:
         self.snapshot = list(self.store.pending("m"))
 
     @precondition(lambda self: self.snapshot is not None)
-    @rule(at=st.integers(0, 6) | st.none(), after=st.booleans())
-    def a_slow_executor_goes_on(self, at: int | None, after: bool) -> None:
-        with suppress(Crash):
-            execute(CrashingStore(self.store, at, after, self.snapshot), self.mirrors.handlers(), "m")
+    @rule(death=DEATHS)
+    def a_slow_executor_goes_on(self, death: int | None) -> None:
+        assert self.snapshot is not None
+        with self.life.until(death):
+            execute(SlowReader(self.store, self.snapshot), self.mirrors.handlers(), "m")
         self.snapshot = None
 
     @rule(fails=st.integers(0, 3))
     def the_registry_fails_for_a_while(self, fails: int) -> None:
         self.mirrors.fails = fails
+
+    @rule()
+    def everything_is_started_again(self) -> None:
+        self.disconnect()
+        self.snapshot = None
+        self.connect()
 
     @invariant()
     def at_most_one_runs_and_one_waits(self) -> None:
@@ -227,25 +322,38 @@ class Rollouts(RuleBasedStateMachine):
         """Every rollout's stored state is what its recorded decisions make of it."""
         for rollout in self.store.rollouts("m"):
             state = msgspec.structs.replace(
-                rollout, status="waiting", stage="", provisional=False, paused="", waived=(), revision=0
+                rollout, status="waiting", stage="", provisional=False, paused="", waived=(), revision=0, question=None
             )
             state = msgspec.structs.replace(
                 state, stage_event_us=rollout.created_event_us, stage_wall_us=rollout.created_wall_us
             )
             for line in self.store.entries("m", rollout.id):
                 decision = decision_of(line)
-                assert decision is not None
-                state = apply(state, decision, line.n)
+                if decision is not None:  # an observed override changes nothing by itself
+                    state = apply(state, decision, line.n)
             assert state == rollout
 
+    @invariant()
+    def nobody_lets_a_rollout_go_on_alone_where_two_have_to_agree(self) -> None:
+        for line in self.store.entries("m"):
+            decision = decision_of(line)
+            if decision is not None and decision.command in ("approve", "skip") and decision.kind != "hold":
+                asked = self.store.load(decision.rollout_id).plan.approvals
+                assert len(set(decision.approvals)) == asked
+
     def finish(self) -> None:
-        """A process that does not die."""
+        """Processes that do not die."""
         self.mirrors.fails = 0
-        execute(self.store, self.mirrors.handlers(), "m")
+        self.standing = Standing()
+        rollouts.observe_overrides(self.settings)
+        rollouts.advance(self.settings, self.store.rollouts("m")[-1].id)
 
     def check_end(self) -> None:
         """With everything done, the route, the champion and the mirrors are what the record says last."""
         assert self.store.pending("m") == []
+        current = self.current()
+        for override in self.store.overrides(unsettled=True):
+            assert current is None or override.rollout_id != current.id, "every override has had its decision"
         planned = [(line, action) for line in self.store.entries("m") for action in actions_of(line)]
         set_routes = [action.route for _, action in planned if isinstance(action, SetRoute)]
         champions = [action.release for _, action in planned if isinstance(action, SetChampion)]
@@ -264,8 +372,8 @@ class Rollouts(RuleBasedStateMachine):
             assert places == sorted(places), "a mirror never goes back in time"
 
 
-def crashes(examples: int) -> settings:
-    """So many lives of one model's rollouts."""
+def deaths(examples: int) -> settings:
+    """So many histories of one model's rollouts."""
     return settings(
         max_examples=examples,
         stateful_step_count=25,
@@ -275,5 +383,5 @@ def crashes(examples: int) -> settings:
     )
 
 
-def test_no_interleaving_of_crashes_gives_two_champions_a_lost_decision_or_a_route_without_its_decision() -> None:
-    run_state_machine_as_test(Rollouts, settings=crashes(25))
+def test_no_interleaving_of_deaths_gives_two_champions_a_lost_decision_or_a_route_without_its_decision() -> None:
+    run_state_machine_as_test(Rollouts, settings=deaths(25))
