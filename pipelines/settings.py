@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     """Control database: `postgresql://user:password@host:port/database`; empty: SQLite in `home`."""
     airflow_db: str = Field("", repr=False, pattern=r"^(|postgresql://.*)$")
     """Airflow's database, a `postgresql://` URL; empty: SQLite in `home`."""
+    feast_registry: str = Field("", repr=False, pattern=r"^(|postgresql://.*)$")
+    """Feast's registry, as a URL of a Postgres database; empty: a file in `home`."""
     mlflow_db: str = Field("", repr=False, pattern=r"^(|postgresql://.*)$")
     """MLflow's database, a `postgresql://` URL; empty: SQLite in `home`."""
     engine: Literal["duckdb", "spark"] = "duckdb"

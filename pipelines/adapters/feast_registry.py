@@ -35,7 +35,7 @@ class Registered(msgspec.Struct, frozen=True):
 
 
 def store_config(settings: Settings, *, password: str | None = None) -> dict[str, Any]:
-    """The content of `feature_store.yaml`: the registry in a file, the lake through our offline store.
+    """The content of `feature_store.yaml`: the registry in a file or a database, the lake through our offline store.
 
     password: what stands for that of Redis; None: the real one.
     """
@@ -47,11 +47,22 @@ def store_config(settings: Settings, *, password: str | None = None) -> dict[str
     return {
         "project": PROJECT,
         "provider": "local",
-        "registry": str(feast_dir / "registry.db"),
+        "registry": _registry(settings, shown=password is not None),
         "online_store": online,
         "offline_store": {"type": OFFLINE_STORE},
         "entity_key_serialization_version": 3,
     }
+
+
+def _registry(settings: Settings, *, shown: bool) -> str | dict[str, Any]:
+    """Where the registry lies; where it is shown, its URL is the name of a variable of the environment."""
+    if not settings.feast_registry:
+        return str(settings.feast_dir / "registry.db")
+    # The driver that Feast would choose, said without its warning.
+    url = settings.feast_registry.replace("postgresql://", "postgresql+psycopg://", 1)
+    url = "${SLIPWAY_FEAST_REGISTRY}" if shown else url
+    # What another process has entered is read at once.
+    return {"registry_type": "sql", "path": url, "cache_ttl_seconds": 0}
 
 
 def _connection_string(url: str, password: str | None) -> str:

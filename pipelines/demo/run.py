@@ -45,9 +45,8 @@ from pipelines.wiring.rollout_replay import replay
 
 DAY_US = 86_400_000_000
 AHEAD_US = 10 * DAY_US
-OWN = frozenset(
-    {"home", "clock", "include_dir", "control_url", "airflow_db", "mlflow_db", "gateway_workers", "token", "pii_key"}
-)
+_DATABASES = frozenset({"control_url", "airflow_db", "mlflow_db", "feast_registry"})
+OWN = _DATABASES | {"home", "clock", "include_dir", "gateway_workers", "token", "pii_key"}
 WIDEST_SPEC = "late_arrival.v3.yaml"  # asks for every input that any act sends
 
 

@@ -47,7 +47,7 @@ def test_secrets_are_made_once_for_a_home_and_are_their_owners_alone(tmp_path):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
-@pytest.mark.parametrize("name", ["control_url", "airflow_db", "mlflow_db"])
+@pytest.mark.parametrize("name", ["control_url", "airflow_db", "mlflow_db", "feast_registry"])
 def test_what_is_wrong_with_a_database_url_is_told_without_its_password(tmp_path, name):
     with pytest.raises(ValidationError) as told:
         Settings(home=tmp_path, **{name: "postgressql://slipway:hunter2@db/slipway"})
@@ -103,7 +103,7 @@ def test_a_copy_of_the_settings_with_another_home_writes_there(tmp_path):
     assert settings.model_copy(update={"home": tmp_path / "other"}).lake == tmp_path / "other" / "lake"
 
 
-@pytest.mark.parametrize("setting", ["control_url", "airflow_db", "mlflow_db"])
+@pytest.mark.parametrize("setting", ["control_url", "airflow_db", "mlflow_db", "feast_registry"])
 def test_a_database_that_nobody_here_can_read_is_refused_at_the_start(setting, tmp_path):
     with pytest.raises(ValueError, match=setting):
         Settings(home=tmp_path, **{setting: "mysql://u@h/d"})
