@@ -15,6 +15,7 @@ from pipelines.contracts.events import EventId, Override
 from pipelines.contracts.pii import KeyedHash
 from pipelines.settings import Settings
 from serving.arms import Arms
+from serving.batching import Batches
 from serving.circuit_breaker import CallWindow
 from serving.inference_log import InferenceLog, LogWriteError
 from serving.limits import Limits
@@ -68,6 +69,7 @@ class Gateway:
         )
         self.memory = ArmMemory(limits.remembered_ids)
         self.arms = Arms()
+        self.batches = Batches(self.metrics)
         self.shadow = ShadowQueue(limits.shadow_queue)
         self.started = False
         self._telling: asyncio.TimerHandle | None = None
@@ -124,10 +126,13 @@ class Gateway:
         await self.freshness.stop()
         await self.store.stop()
         self.arms.close()
+        self.batches.close()
         await asyncio.to_thread(self.log.close)
 
     def answers_at_once(self, plan: Plan) -> bool:
-        """Whether nothing on the way of a request waits but for its features: no arm's thread, no disk."""
+        """Whether nothing on the way of a request waits but for its features: no batch, no arm's thread, no disk."""
+        if plan.champion.batching is not None:
+            return False
         if plan.challenger is not None and not (plan.effective.mode == "shadow" and plan.pace.at_once):
             return False
         return self.settings.durability == "process"
@@ -196,6 +201,8 @@ class Gateway:
         self._put_in_force(held)
         if off:
             self.arms.replace("challenger")
+            if plan.challenger is not None:
+                self.batches.replace(plan.challenger)
         self.metrics.overrides.labels(route.model, "breaker" if actor == BREAKER else "hand").inc()
         _log.warning("override %s of %s: %s (%s)", event_id, route.model, reason, actor)
         return held

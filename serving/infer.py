@@ -59,7 +59,9 @@ def answer(exchange: Exchange, outcome: Outcome, logged: bool) -> Answer:
     given = result(exchange, outcome, arm, logged)
     if exchange.paired:
         exchange.paired = False
-        return Answer(given, lambda: _score_other(exchange, _OTHER[arm]))
+        other = _OTHER[arm]
+        side_by_side = exchange.model_of(other).batching is not None
+        return Answer(given, Job(lambda: _score_other(exchange, other), side_by_side))
     return Answer(given)
 
 
@@ -103,10 +105,12 @@ async def _on_disk(gateway: Gateway) -> bool:
 
 
 async def _score(exchange: Exchange, arm: Arm) -> Outcome:
-    if exchange.plan.challenger is None:
-        return exchange.scorer.score(exchange.plan.champion)
-    timeout_s = exchange.plan.route.breaker.timeout_ms / 1000 if arm == "challenger" else None
     model = exchange.model_of(arm)
+    timeout_s = exchange.plan.route.breaker.timeout_ms / 1000 if arm == "challenger" else None
+    if model.batching is not None:
+        return await exchange.gateway.batches.score(model, exchange.scorer, timeout_s)
+    if exchange.plan.challenger is None:
+        return exchange.scorer.score(model)
     return await exchange.gateway.arms.score(exchange.plan.pace, arm, exchange.scorer, model, timeout_s)
 
 
@@ -127,7 +131,8 @@ async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferReque
     reads = NOTHING
     if model.reads.pinned:
         reads = await _read(gateway, model.reads, Wanted(bound.columns, bound.rows, event_us))
-    outcome = Scorer(bound, reads).score(model)
+    scorer = Scorer(bound, reads)
+    outcome = scorer.score(model) if model.batching is None else await gateway.batches.score(model, scorer)
     if refused := failure(model.manifest.model, outcome):
         raise refused
     said = parameters(model.digest, "pinned", 0, logged=False, degraded=outcome.degraded)

@@ -25,6 +25,7 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 _BUCKETS_US = (250, 500, 1000, 2000, 3000, 5000, 10_000, 20_000, 50_000, 100_000, 250_000, 500_000, 10**6, 2_500_000)
 _BUCKETS = tuple(bound / 1e6 for bound in _BUCKETS_US)
+_ROW_BUCKETS = tuple(float(1 << power) for power in range(11))
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _AGE_BUCKETS = (_MINUTE, 5 * _MINUTE, 15 * _MINUTE, _HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 2 * _DAY, 7 * _DAY)
 
@@ -117,6 +118,9 @@ class Metrics:
         )
         self._requests = self._histogram("request_seconds", "Infer requests, body read to answer sent", ("model",))
         self._hot: list[Count | Times] = []
+        self.batch_rows = self._histogram(
+            "batch_rows", "Rows scored together, of releases that are batched", ("model", "release"), _ROW_BUCKETS
+        )
         self.refused = self._counter("refused", "Requests answered with an error", ("status",))
         self.shed = self._counter("shadow_shed", "Requests that no second arm scored, the queue being full", ("model",))
         self.unlogged = self._counter("unlogged", "Answers whose events could not be written", ("model",))

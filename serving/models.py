@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,16 @@ from serving.inputs import Bound
 from serving.oip import request as oip_request
 from serving.online_features.plan import ReadPlan
 from serving.privacy import binder_of, privacy_of
-from serving.row_by_row import scores_row_by_row
+from serving.row_by_row import MOST_ROWS, scores_row_by_row
 
 Features = dict[tuple[str, str], np.ndarray]
 """Columns read online, by view and feature."""
 
+_log = logging.getLogger("slipway.models")
+
 _ONNX_FLOAT = "tensor(float)"
+_LIGHT_S = 0.01
+_TRIES = 3
 # Clients send their inputs in one order, or a few.
 _KEPT_ORDERS = 64
 
@@ -57,9 +62,23 @@ class LoadedModel:
                 expected=f"a field {self.manifest.output.score}",
             )
         sample = self._warm_up()
-        self.row_by_row = scores_row_by_row(self.predict, sample)
-        """Whether the model gives a row the same bits whatever other rows are scored with it."""
+        asked = self.manifest.batching or None
+        self.most_rows = asked.max_size if asked is not None else MOST_ROWS
+        self.row_by_row = self._worth_it(sample) and scores_row_by_row(self.predict, sample, self.most_rows)
+        """Whether `most_rows` may be scored together: each gets the same bits whatever the others are."""
+        self.batching = asked if self.row_by_row else None
+        if asked is not None and not self.row_by_row:
+            _log.warning("release %s is not batched: a batch would change its scores", digest[:12])
         self.load_seconds = time.monotonic() - started
+
+    def _worth_it(self, sample: np.ndarray) -> bool:
+        """Whether requests are ever scored together: light ones of a turn are, and those that the spec has gathered."""
+        if self.manifest.batching:
+            return True
+        began = time.perf_counter()
+        for _ in range(_TRIES):
+            self.predict(sample[:1])
+        return time.perf_counter() - began < _TRIES * _LIGHT_S
 
     def matrix(self, bound: Bound, features: Features) -> np.ndarray:
         """`Release.matrix` of a request: the same numbers, taken at once where the model's columns are plain inputs."""

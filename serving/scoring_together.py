@@ -7,7 +7,6 @@ from contextlib import suppress
 from time import perf_counter_ns
 
 from serving.models import LoadedModel
-from serving.row_by_row import MOST_ROWS
 from serving.scoring import Outcome, Scorer, features_of, refused
 
 
@@ -19,7 +18,7 @@ def score_together(model: LoadedModel, scorers: Sequence[Scorer]) -> list[Outcom
     one does.
     """
     outcomes: list[Outcome] = []
-    for few in _of_few_rows(scorers) if model.row_by_row else [[one] for one in scorers]:
+    for few in _of_few_rows(scorers, model.most_rows) if model.row_by_row else [[one] for one in scorers]:
         if len(few) > 1:
             with suppress(Exception):  # each by itself tells whose it is
                 outcomes += _by_one_call(model, few)
@@ -28,13 +27,13 @@ def score_together(model: LoadedModel, scorers: Sequence[Scorer]) -> list[Outcom
     return outcomes
 
 
-def _of_few_rows(scorers: Sequence[Scorer]) -> Iterator[list[Scorer]]:
+def _of_few_rows(scorers: Sequence[Scorer], most: int) -> Iterator[list[Scorer]]:
     """The requests in their order, as many together as have no more rows than a batch was tried with."""
     few: list[Scorer] = []
     rows = 0
     for scorer in scorers:
         rows += scorer.bound.rows
-        if few and rows > MOST_ROWS:
+        if few and rows > most:
             yield few
             few, rows = [], scorer.bound.rows
         few.append(scorer)

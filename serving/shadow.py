@@ -10,13 +10,19 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 _log = logging.getLogger("slipway.shadow")
 
-Job = Callable[[], Awaitable[None]]
-
 _TURNS = 8
 """Turns of the loop in which requests were answered before a second arm is scored all the same."""
+
+
+class Job(NamedTuple):
+    """One second arm's scoring. `side_by_side`: others may begin before it ends, since they are scored in batches."""
+
+    score: Callable[[], Awaitable[None]]
+    side_by_side: bool = False
 
 
 class ShadowQueue:
@@ -29,6 +35,7 @@ class ShadowQueue:
         """Requests answered by this worker, of any model."""
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._consumer: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def taken(self) -> int:
@@ -74,10 +81,18 @@ class ShadowQueue:
         while True:
             job = await self._queue.get()
             await self._pause()
-            try:
-                await job()
-            except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones
-                _log.exception("shadow scoring failed")
-            finally:
-                self._taken -= 1
-                self._queue.task_done()
+            if job.side_by_side:
+                task = asyncio.get_running_loop().create_task(self._run(job))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+            else:
+                await self._run(job)
+
+    async def _run(self, job: Job) -> None:
+        try:
+            await job.score()
+        except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones
+            _log.exception("shadow scoring failed")
+        finally:
+            self._taken -= 1
+            self._queue.task_done()

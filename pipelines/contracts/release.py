@@ -84,6 +84,13 @@ class OutputContract(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, str] = msgspec.field(default_factory=lambda: {"score": "FP64"})
 
 
+class Batching(msgspec.Struct, frozen=True, kw_only=True):
+    """How requests are gathered for a heavy model: up to `max_size` rows, for up to `max_wait_ms` (wall)."""
+
+    max_size: int
+    max_wait_ms: int
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The release's manifest. Everything that can change an answer is in it or named by digest in `files`."""
 
@@ -107,6 +114,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Inputs that clients may send and that are dropped unread: PII that comes along."""
     pii_key: str | msgspec.UnsetType = msgspec.UNSET
     """`KeyedHash.key_id` of the key under which `pii` inputs were hashed in training."""
+    batching: Batching | msgspec.UnsetType = msgspec.UNSET
+    """Requests are gathered and scored together; unset, none waits for another."""
 
 
 _decoder = msgspec.json.Decoder(Manifest)

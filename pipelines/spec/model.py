@@ -110,11 +110,20 @@ class OfflineGate(Strict):
     max_worse_abs: float | None = None
 
 
+class Batching(Strict):
+    """Requests are gathered until they have `max_size` rows, or the first has waited `max_wait_ms` (wall)."""
+
+    max_size: Annotated[int, Field(ge=2, le=1024)]
+    max_wait_ms: Annotated[int, Field(ge=0, le=1000)]
+
+
 class Serving(Strict):
     """How the gateway serves the model. `payload_sampling`: the share of requests whose inputs and features are logged;
-    assignments, answers and labels always are. Frozen into a rollout when it starts."""
+    assignments, answers and labels always are. Frozen into a rollout when it starts. `batching`: for heavy models,
+    whose calls cost less together than alone; part of the release."""
 
     payload_sampling: Annotated[float, Field(ge=0, le=1)] = 1.0
+    batching: Batching | None = None
 
 
 class Drift(Strict):

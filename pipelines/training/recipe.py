@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pipelines.contracts.release import InputField, Manifest, ModelFeature, OutputContract, ViewPin
+from pipelines.contracts.release import Batching, InputField, Manifest, ModelFeature, OutputContract, ViewPin
 from pipelines.spec.loading import load_dataset, load_view
 from pipelines.spec.model import ModelSpec
 from pipelines.spec.personal import personal_inputs
@@ -47,7 +47,13 @@ def draft_manifest(spec: ModelSpec, include: Path, calibration: dict[str, Any]) 
         postprocess_params=params,
         files={},
         dropped_inputs=list(spec.dropped_inputs) or msgspec.UNSET,
+        batching=_batching(spec),
     )
+
+
+def _batching(spec: ModelSpec) -> Batching | msgspec.UnsetType:
+    asked = spec.serving.batching
+    return msgspec.UNSET if asked is None else Batching(max_size=asked.max_size, max_wait_ms=asked.max_wait_ms)
 
 
 def _hashed_inputs(spec: ModelSpec, include: Path) -> frozenset[str]:
