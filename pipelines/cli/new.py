@@ -29,11 +29,19 @@ def feature(name: Name, over: Over) -> None:
 
 
 @app.command()
-def model(name: Name, over: Over) -> None:
+def model(
+    name: Name,
+    over: Over,
+    rollout: Annotated[
+        str, typer.Option(help="The challenger's way: canary (a ramp), ab (a comparison) or blue_green (a switch).")
+    ] = "canary",
+) -> None:
     """A model whose requests and labels come from a dataset, with its transforms."""
     from pipelines.spec import templates
 
-    _write(name, templates.model_files(name, over))
+    if rollout not in templates.ROLLOUTS:
+        raise typer.BadParameter(f"{rollout}; expected one of {', '.join(templates.ROLLOUTS)}")
+    _write(name, templates.model_files(name, over, rollout))
 
 
 def _write(name: str, files: dict[Path, str]) -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 from pipelines.contracts.errors import ContractError
 from pipelines.rollout import growth
+from pipelines.rollout.bars import proof_stages
 from pipelines.rollout.planner import Need, need_of
 from pipelines.rollout.policy import Metric, Policy, Stage
 from pipelines.rollout.rates import Rates
@@ -17,6 +18,7 @@ from pipelines.rollout.walk import Walk, lasts
 
 _MOST = 1e9
 _WIDEST = 50.0
+_SERVED = "served answers: add a canary or ab stage"
 
 
 class Shortfall(NamedTuple):
@@ -27,13 +29,26 @@ class Shortfall(NamedTuple):
     sentence: str
 
 
+def unprovable(policy: Policy) -> list[Shortfall]:
+    """Required proofs for which the policy has no stage, whatever the traffic."""
+    found = []
+    for metric in (policy.metric(name) for name in policy.require):
+        if proof_stages(policy, metric):
+            continue
+        asks = "pairs: add a backtest, shadow or canary stage" if metric.paired else _SERVED
+        text = f"{metric.name} {margin_text(metric)} is proven on {asks}, or leave it out of require"
+        found.append(Shortfall(metric.name, None, text))
+    return found
+
+
 def shortfalls(policy: Policy, rates: Rates) -> list[Shortfall]:
     """Required proofs that do not fit into the stages, and stages that outlast their time limit. A metric of which too
     little is known is left out.
     """
-    found = [Shortfall(None, stage.name, text) for stage in policy.stages if (text := _too_long(stage, rates))]
+    found = unprovable(policy)
+    found += [Shortfall(None, stage.name, text) for stage in policy.stages if (text := _too_long(stage, rates))]
     for metric in policy.metrics:
-        if metric.name in policy.require:
+        if metric.name in policy.require and proof_stages(policy, metric):
             try:
                 asked = Walk.of(policy, rates, metric, "proof")
             except ContractError:
@@ -62,9 +77,6 @@ def _does_not_fit(asked: Walk, need: Need) -> str:
     metric, rates = asked.metric, asked.rates
     margin = margin_text(metric)
     if need.requests is None or need.hours is None:
-        if metric.kind in ("mean", "quantile") and not any(stage.randomised for stage in asked.policy.stages):
-            served = f"{metric.name} {margin} is proven on served answers"
-            return f"{served}: add a canary or ab stage, or leave it out of require"
         return f"{metric.name} {margin} cannot be proven in these stages, at any length: {_remedies(asked, None)}"
     usable = growth.informative(metric, rates.of(metric.name), rates.labelled)
     per_day = rates.requests_per_hour * 24.0 * usable

@@ -80,12 +80,7 @@ rollout:
   start: manual
   approvers: [approver]
   max_wait: 3d event_time
-  stages:
-    - {name: backtest}
-    - {name: shadow, requests: 3000}
-    - {name: canary_20, share: 0.2, requests: 4000}
-    - {name: canary_50, share: 0.5, requests: 4000}
-    - {name: bake, requests: 1000}
+STAGES
   policy:
     schema: slipway-gate/1
     budget: {rollback: 0.01, hold: 0.01, promote: 0.05}
@@ -93,10 +88,44 @@ rollout:
     metrics:
       - {name: error_rate, kind: event, harm_ratio: 1.5, promote_margin_abs: 0.01, weight: 0.3}
       - {name: invalid_score, kind: event, weight: 0.2}
-      - {name: abs_error, kind: paired_loss, loss: absolute, cap: 100, promote_margin_rel: 0.05, weight: 0.5}
+QUALITY
     integrity: [sample_ratio, lost_responses, duplicates]
 schedule: "0 4 * * *"
 """
+
+_ABS_ERROR = "{name: abs_error, kind: paired_loss, loss: absolute, cap: 100, promote_margin_rel: 0.05"
+ROLLOUTS = {
+    "canary": (
+        """\
+  stages:
+    - {name: backtest}
+    - {name: shadow, requests: 3000}
+    - {name: canary_20, share: 0.2, requests: 4000}
+    - {name: canary_50, share: 0.5, requests: 4000}
+    - {name: bake, requests: 1000}""",
+        f"      - {_ABS_ERROR}, weight: 0.5}}",
+    ),
+    "ab": (
+        """\
+  stages:                     # a comparison at a fixed split, for a whole week at the least
+    - {name: backtest}
+    - {name: shadow, requests: 3000}
+    - {name: ab_50, share: 0.5, requests: 20000, min_event_time: 7d event_time, max_wait: 28d event_time}
+    - {name: bake, requests: 1000}""",
+        f"""\
+      # What must be better; tell its values by POST /v1/models/NAME/kpis.
+      - {{name: kpi, kind: mean, range: [0, 10], better: higher, role: primary, harm_rel: 0.02, weight: 0.25}}
+      - {_ABS_ERROR}, role: secondary, weight: 0.25}}""",
+    ),
+    "blue_green": (
+        """\
+  stages:                     # green scores all traffic unseen, then answers all of it; blue stays warm
+    - {name: shadow, requests: 3000}
+    - {name: bake, requests: 3000}""",
+        f"      - {_ABS_ERROR}, weight: 0.5}}",
+    ),
+}
+"""Stages and the metrics of quality that fit them, by the way a challenger goes."""
 
 _MODEL_TRANSFORM = '''\
 """Requests and labels of NAME."""
@@ -138,10 +167,12 @@ def view_files(name: str, dataset: str) -> dict[Path, str]:
     }
 
 
-def model_files(name: str, dataset: str) -> dict[Path, str]:
-    """Files of a new model over a dataset made by `dataset_files`."""
+def model_files(name: str, dataset: str, rollout: str = "canary") -> dict[Path, str]:
+    """Files of a new model over a dataset made by `dataset_files`; `rollout` is one of `ROLLOUTS`."""
+    stages, quality = ROLLOUTS[rollout]
+    spec = _MODEL.replace("STAGES", stages).replace("QUALITY", quality)
     return {
-        Path("models") / f"{name}.yaml": _filled(_MODEL, name, dataset),
+        Path("models") / f"{name}.yaml": _filled(spec, name, dataset),
         Path("transforms") / f"{name}.py": _filled(_MODEL_TRANSFORM, name, dataset),
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.contracts.errors import ContractError, SlipwayError
 from pipelines.rollout.policy import Policy
-from pipelines.rollout.reach import shortfalls
+from pipelines.rollout.reach import shortfalls, unprovable
 from pipelines.rollout.stage_lengths import automatic, settle
 from pipelines.settings import Settings
 from pipelines.spec.checking import policy_location
@@ -28,19 +28,19 @@ def problems(settings: Settings, spec: ModelSpec) -> Iterator[Problem]:
         yield Problem(policy_location(spec, getattr(error, "got", None)), f"rollout.policy: {error}")
         return
     known = known_to_check(settings, spec)
-    if known is None:
-        return
-    try:
-        settled, _ = settle(mapping, known.rates)
-    except ContractError as error:
-        yield Problem(("rollout", "stages"), f"rollout.stages: {error}")
-        return
+    short = unprovable(unplanned(spec))
+    if known is not None and not short:
+        try:
+            short = shortfalls(Policy.parse(settle(mapping, known.rates)[0]), known.rates)
+        except ContractError as error:
+            yield Problem(("rollout", "stages"), f"rollout.stages: {error}")
+            return
     places: dict[Any, Location] = {
         ("metric", row["name"]): ("rollout", "policy", "metrics", index)
         for index, row in enumerate(spec.rollout.policy["metrics"])
     }
     places |= {("stage", stage.name): ("rollout", "stages", index) for index, stage in enumerate(spec.rollout.stages)}
-    for short in shortfalls(Policy.parse(settled), known.rates):
-        at = places["metric", short.metric] if short.metric is not None else places["stage", short.stage]
-        source = "" if spec.traffic is not None else f" (traffic of {known.source})"
-        yield Problem(at, short.sentence + source)
+    source = f" (traffic of {known.source})" if known is not None and spec.traffic is None else ""
+    for one in short:
+        at = places["metric", one.metric] if one.metric is not None else places["stage", one.stage]
+        yield Problem(at, one.sentence + source)

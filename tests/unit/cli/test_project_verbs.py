@@ -104,8 +104,11 @@ def test_a_dataset_a_view_and_a_model_can_be_started_from_nothing(include: Path,
         ["dataset", "sales"],
         ["feature", "sales_sum", "--dataset", "sales"],
         ["model", "revenue", "--dataset", "sales"],
+        ["model", "compared", "--dataset", "sales", "--rollout", "ab"],
+        ["model", "switched", "--dataset", "sales", "--rollout", "blue_green"],
     ):
         assert _run("new", *words).exit_code == 0
+    assert _run("new", "model", "odd", "--dataset", "sales", "--rollout", "abc").exit_code == 2
     assert _run("check").exit_code == 0
     hours = [f"{hour},2024-01-{1 + hour // 24:02d}T{hour % 24:02d}:30:00Z,{hour}.5" for hour in range(96)]
     (include / "data" / "sales.csv").write_text("\n".join(["id,happened_at,value", *hours]) + "\n")

@@ -46,15 +46,15 @@ def stored_labels(settings: Settings) -> list[tuple[int, int]]:
 class Installation:
     """`route` is what a gateway would follow now."""
 
-    def __init__(self, home: Path, control_url: str = "") -> None:
+    def __init__(self, home: Path, control_url: str = "", plan: Plan = PLAN) -> None:
         self.settings = Settings(home=home, control_url=control_url)
         self.db = control_db(self.settings)
         self.champion = constant_release(self.settings.releases, "m", 0.3)
         self.challenger = constant_release(self.settings.releases, "m", 0.31, semver="1.1.0")
-        first = rollouts.start(self.settings, "m", self.champion, actor="test", plan=PLAN)
+        first = rollouts.start(self.settings, "m", self.champion, actor="test", plan=plan)
         rollouts.approve(self.settings, first.id, "anna")
         rollouts.advance(self.settings, first.id)
-        self.rollout = rollouts.start(self.settings, "m", self.challenger, actor="test", plan=PLAN).id
+        self.rollout = rollouts.start(self.settings, "m", self.challenger, actor="test", plan=plan).id
         rollouts.advance(self.settings, self.rollout)
 
     @property
