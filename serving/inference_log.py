@@ -24,11 +24,12 @@ from pathlib import Path
 
 from pipelines.contracts import segments
 from pipelines.contracts.clocks import wall_us
+from pipelines.contracts.durable_files import sync_folder
 from pipelines.contracts.errors import TransientError
 from pipelines.contracts.events import Event, EventId, encode
+from pipelines.contracts.segment_folder import CLOSED
 from serving.metrics import LogTimes
 
-CLOSED = "closed"
 # One write in 16 is measured: the clock is read twice for it.
 _UNMEASURED = 15
 
@@ -185,7 +186,7 @@ class InferenceLog:
             self._descriptor = -1
         try:
             (self.folder / CLOSED).write_text(str(self.n))
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:  # a later epoch ends this one, too
             _log.error("%s is not marked as closed: %s", self.folder, error)
 
@@ -199,7 +200,7 @@ class InferenceLog:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
             if os.write(descriptor, segments.MAGIC) != len(segments.MAGIC):
                 raise OSError("no room for a new segment")
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -285,13 +286,5 @@ def _new_epoch(folder: Path, worker: int) -> int:
         except FileExistsError:
             epoch += 1
         else:
-            _sync_folder(folder)
+            sync_folder(folder)
             return epoch
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.contracts import events, segments
-from serving.inference_log import CLOSED
+from pipelines.contracts.segment_folder import CLOSED, folder_of, segment_starts, streams
 from serving.routing import HeldOverride
 
 _log = logging.getLogger("slipway.overrides")
@@ -26,19 +26,20 @@ def logged_overrides(gateway_bus: Path, own: Path) -> Iterator[HeldOverride]:
 
     A running worker's epoch looks like a killed one's. It may be read as well: its overrides are in force anyway.
     """
-    epochs: dict[str, list[tuple[int, Path]]] = {}
-    for folder in gateway_bus.iterdir():
-        worker, _, epoch = folder.name.partition("-")
-        if folder != own and worker.isdigit() and epoch.isdigit():
-            epochs.setdefault(worker, []).append((int(epoch), folder))
-    for folders in epochs.values():
-        for _, folder in sorted(folders, reverse=True):
-            written = [one for one in sorted(folder.glob("*.seg")) if one.stat().st_size > len(segments.MAGIC)]
-            for segment in written[-_LAST_SEGMENTS:]:
-                if not (folder / CLOSED).exists():
-                    yield from _overrides_in(segment)
-            if written:
-                break
+    bus = gateway_bus.parent
+    looked_at: set[int] = set()
+    for key in sorted(streams(bus), reverse=True):
+        folder = folder_of(bus, key)
+        if key.gateway != gateway_bus.name or folder == own or key.worker in looked_at:
+            continue
+        starts = segment_starts(bus, key)
+        paths = [segments.segment_path(bus, *key, start) for start in starts]
+        written = [path for path in paths if path.stat().st_size > len(segments.MAGIC)]
+        for segment in written[-_LAST_SEGMENTS:]:
+            if not (folder / CLOSED).exists():
+                yield from _overrides_in(segment)
+        if written:
+            looked_at.add(key.worker)
 
 
 def _overrides_in(segment: Path) -> Iterator[HeldOverride]:

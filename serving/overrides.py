@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from pipelines.contracts import durable_files
 from pipelines.contracts.routes import Route
 from serving.routing import HeldOverride, clears
 
@@ -50,16 +51,7 @@ class OverrideStore:
         self._write(held, sync=True)
 
     def _write(self, held: HeldOverride, *, sync: bool) -> None:
-        path = self.folder / _file_name(held)
-        temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-        with temporary.open("wb") as handle:
-            handle.write(msgspec.json.encode(held))
-            if sync:
-                handle.flush()
-                os.fsync(handle.fileno())
-        temporary.replace(path)
-        if sync:
-            _sync_folder(self.folder)
+        durable_files.write(self.folder / _file_name(held), msgspec.json.encode(held), sync=sync)
 
     def poll(self) -> set[str]:
         """Read what other workers wrote since the last call; the models concerned."""
@@ -110,11 +102,3 @@ class OverrideStore:
 
 def _file_name(held: HeldOverride) -> str:
     return str(held.event.id).replace("/", "-") + ".json"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

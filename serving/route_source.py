@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from pipelines.contracts import routes
+from pipelines.contracts import durable_files, routes
 from pipelines.contracts.errors import ContractError, TerminalError, TransientError
 from pipelines.contracts.routes import Route
 from serving.postgres_routes import PostgresRoutes
@@ -88,12 +87,7 @@ class RouteSource:
         """Write the routes now followed to this host's disk (atomic; there after a loss of power)."""
         documents = {model: msgspec.Raw(routes.encode(route).encode()) for model, route in sorted(good.items())}
         self._last_good.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._last_good.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as handle:
-            handle.write(msgspec.json.encode(documents))
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(self._last_good)
+        durable_files.write(self._last_good, msgspec.json.encode(documents))
 
     def poll(self) -> dict[str, Route] | None:
         """The latest route of every model, or None when nothing changed or the database cannot be read.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import logging
-import os
 import signal
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipelines.contracts import segments, shipment
+from pipelines.contracts import durable_files, segments, shipment
 from pipelines.contracts.errors import SlipwayError, TerminalError, TransientError
 from pipelines.contracts.kafka import MAX_MESSAGE, Connection, connection
 from pipelines.contracts.segment_folder import QUIET_S, folder_of, scan
@@ -170,12 +169,7 @@ def _read(state: Path) -> list[Position]:
 
 
 def _write(state: Path, positions: Mapping[StreamKey, Position]) -> None:
-    fresh = state.with_suffix(".new")
-    with fresh.open("wb") as handle:
-        handle.write(msgspec.json.encode(list(positions.values())))
-        handle.flush()
-        os.fsync(handle.fileno())
-    fresh.rename(state)
+    durable_files.write(state, msgspec.json.encode(list(positions.values())))
 
 
 @contextmanager
