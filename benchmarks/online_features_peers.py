@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import uvloop
 
 from pipelines.adapters.feast_online import open_online
 from pipelines.adapters.lightgbm_trainer import LightGbmTrainer
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.release import InputField, Manifest, ModelFeature, OutputContract, ViewPin
-from pipelines.features.online_layout import key_encoder, value_encoder
-from pipelines.features.publishing import OnlineRow
+from pipelines.features.online_layout import key_encoder
+from pipelines.features.publishing import OnlineRows
 from pipelines.registry import bundle
 from pipelines.settings import Settings
 from pipelines.training.recipe import PLAIN_POSTPROCESS
@@ -57,15 +58,17 @@ def settings_of(home: Path, kind: str, url: str) -> Settings:
 def prepare(home: Path, url: str) -> str:
     """Write the rows into both stores and bundle the model; the release's digest."""
     rng = np.random.default_rng(7)
-    encode = value_encoder("float64")
     now_us = wall_us()
     for view, key in VIEWS.items():
         _, encode_key = key_encoder({key: KEYS[key]})
-        values = rng.normal(size=(ENTITIES, PER_VIEW)).tolist()
-        rows = [
-            OnlineRow(encode_key([entity(n)[key]]), of, [encode(v) for v in of], now_us - 60_000_000, now_us)
-            for n, of in enumerate(values)
-        ]
+        values = rng.normal(size=(ENTITIES, PER_VIEW))
+        rows = OnlineRows(
+            keys=[encode_key([entity(n)[key]]) for n in range(ENTITIES)],
+            columns=[pa.chunked_array([column]) for column in values.T],
+            types=["float64"] * PER_VIEW,
+            event_us=[now_us - 60_000_000] * ENTITIES,
+            created_us=[now_us] * ENTITIES,
+        )
         for kind in ("sqlite", "redis"):
             with open_online(settings_of(home, kind, url)) as online:
                 online.create(view)

@@ -40,6 +40,11 @@ class RedisServer:
         """A client of redis-py, for what a test does by hand."""
         return redis.Redis.from_url(self.url)
 
+    def cpu_seconds(self) -> float:
+        """Processor time the server has used."""
+        used = self.client().info("cpu")
+        return float(used["used_cpu_sys"]) + float(used["used_cpu_user"])  # type: ignore[index]  # redis-py types both clients as one
+
     def start(self) -> None:
         """Start, and return when it answers."""
         options = {

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from pipelines.adapters.feast_redis import FeastRedis
 from pipelines.adapters.feast_sqlite import FeastSqlite
-from pipelines.features.publishing import OnlineRow
+from pipelines.features.publishing import OnlineRows
 from pipelines.settings import Settings
 
 
@@ -21,7 +21,7 @@ class OnlineWriter(Protocol):
     def through_us(self, view: str) -> int | None:
         """The event time up to which the view is materialised; None for never."""
 
-    def write(self, view: str, features: Sequence[str], rows: Iterable[OnlineRow], through_us: int) -> None:
+    def write(self, view: str, features: Sequence[str], rows: OnlineRows, through_us: int) -> None:
         """Write rows, values in the order of `features`, and how far the view now is. Repeating changes nothing."""
 
     def close(self) -> None:

@@ -9,17 +9,16 @@ has lost that, too, and everything is written again.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
-import hiredis
 import mmh3
 import redis
 
 from pipelines.contracts.errors import TransientError
 from pipelines.features.online_layout import timestamp_message
-from pipelines.features.publishing import OnlineRow
+from pipelines.features.publishing import OnlineRows
 
 _ROWS_PER_TRIP = 1000
 _TIMEOUT_S = 30
@@ -84,24 +83,32 @@ class FeastRedis:
             found = self._client.hget(self._progress, view)
         return None if found is None else int(found)  # type: ignore[arg-type]  # redis-py types both its clients as one
 
-    def write(self, view: str, features: Sequence[str], rows: Iterable[OnlineRow], through_us: int) -> None:
+    def write(self, view: str, features: Sequence[str], rows: OnlineRows, through_us: int) -> None:
         """Write rows, then how far the view now is. Cut short, it is done again from the start and changes nothing."""
         stamp_field = f"_ts:{view}".encode()
-        fields = [struct.pack("<I", mmh3.hash(f"{view}:{name}", signed=False)) for name in features]
         with _reported():
             script = str(self._client.script_load(_WRITE_NEWER)).encode()
-            remaining = iter(rows)
+            remaining = iter(self._commands(script, stamp_field, [_field(view, name) for name in features], rows))
             while trip := list(islice(remaining, _ROWS_PER_TRIP)):
-                self._send([self._command(script, stamp_field, fields, row) for row in trip])
+                self._send(trip)
             self._client.eval(_ADVANCE, 1, self._progress, view, str(through_us))
 
-    def _command(self, script: bytes, stamp_field: bytes, fields: Sequence[bytes], row: OnlineRow) -> bytes:
-        seconds, micros = divmod(row.event_us, 1_000_000)
-        pairs = [part for pair in zip(fields, row.messages, strict=True) for part in pair]
-        stamp = (stamp_field, b"%d" % seconds, b"%d" % (micros * 1000), stamp_field, timestamp_message(row.event_us))
-        command = (b"EVALSHA", script, b"1", row.key + self._project, *stamp, *pairs)
-        packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says a tuple of one
-        return packed
+    def _commands(
+        self, script: bytes, stamp_field: bytes, fields: Sequence[bytes], rows: OnlineRows
+    ) -> Iterator[bytes]:
+        """A call of the script a row, as Redis' protocol has it; what is alike in all rows is made once."""
+        arguments = 9 + 2 * len(fields)
+        head = b"*%d\r\n" % arguments + _bulk(b"EVALSHA") + _bulk(script) + _bulk(b"1")
+        stamp = _bulk(stamp_field)
+        columns = []
+        for field, messages in zip(fields, rows.messages(), strict=True):
+            name = _bulk(field)
+            columns.append([b"%b$%d\r\n%b\r\n" % (name, len(value), value) for value in messages])
+        for key, event_us, *values in zip(rows.keys, rows.event_us, *columns, strict=True):
+            seconds, micros = divmod(event_us, 1_000_000)
+            times = (_bulk(b"%d" % seconds), _bulk(b"%d" % (micros * 1000)))
+            written = _bulk(timestamp_message(event_us))
+            yield b"".join((head, _bulk(key + self._project), stamp, *times, stamp, written, *values))
 
     def _send(self, commands: list[bytes]) -> None:
         """All commands in one write, all replies after it: what a pipeline does, without its work for each command."""
@@ -117,6 +124,16 @@ class FeastRedis:
             raise
         finally:
             pool.release(connection)
+
+
+def _field(view: str, feature: str) -> bytes:
+    """The field of a feature in its key's hash."""
+    return struct.pack("<I", mmh3.hash(f"{view}:{feature}", signed=False))
+
+
+def _bulk(value: bytes) -> bytes:
+    """One argument as Redis' protocol has it."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 @contextmanager

@@ -10,12 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from pipelines.contracts.clocks import from_us
 
 _STRING, _INT32, _INT64 = 2, 3, 4
 _KEY_TYPES = {"string": _STRING, "int32": _INT32, "int64": _INT64}
 _DOUBLE = struct.Struct("<Bd")
 _FLOAT = struct.Struct("<Bf")
+_FIXED = {"float64": (0x29, 8), "float32": (0x35, 4)}  # tag and width of what is stored as it lies in memory
 
 
 def key_encoder(key_types: Mapping[str, str]) -> tuple[list[str], Callable[[Sequence[Any]], bytes]]:
@@ -34,6 +38,33 @@ def key_encoder(key_types: Mapping[str, str]) -> tuple[list[str], Callable[[Sequ
         return b"".join(parts)
 
     return names, encode
+
+
+def messages_of(kind: str, column: pa.ChunkedArray) -> list[bytes]:
+    """The column of a feature type as the bytes of Feast's `Value`s: a whole column of numbers at once."""
+    if kind in _FIXED and column.null_count == 0:
+        tag, width = _FIXED[kind]
+        made = np.empty((len(column), 1 + width), dtype=np.uint8)
+        made[:, 0] = tag
+        values = column.to_numpy().astype(f"<f{width}", copy=False)
+        made[:, 1:] = np.ascontiguousarray(values).view(np.uint8).reshape(-1, width)
+        whole: list[bytes] = made.view(f"V{1 + width}").ravel().tolist()
+        return whole
+    return _by_value(column, value_encoder(kind))
+
+
+def texts_of(column: pa.ChunkedArray) -> list[str | None]:
+    """What Feast keeps as text beside the values of a column."""
+    if pa.types.is_floating(column.type):
+        return [None if value is None else str(value) for value in column.to_pylist()]
+    return _by_value(column, text_of)
+
+
+def _by_value(column: pa.ChunkedArray, encode: Callable[[Any], Any]) -> list[Any]:
+    """`encode` of every value, called once for each different one."""
+    coded = column.combine_chunks().dictionary_encode()
+    made = [*(encode(value) for value in coded.dictionary.to_pylist()), encode(None)]
+    return [made[index] for index in coded.indices.fill_null(len(made) - 1).to_pylist()]
 
 
 def value_encoder(kind: str) -> Callable[[Any], bytes]:

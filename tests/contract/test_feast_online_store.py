@@ -19,7 +19,7 @@ from pipelines.adapters.feast_online import open_online
 from pipelines.adapters.feast_registry import open_store
 from pipelines.contracts.clocks import to_us
 from pipelines.contracts.errors import TransientError
-from pipelines.features.publishing import Pending
+from pipelines.features.publishing import OnlineRows, Pending
 from pipelines.spec.view import ViewSpec
 from tests.contract.feast_repositories import STORES, Repository, installation, redis_settings
 from tests.redis_server import running_redis
@@ -149,12 +149,19 @@ def test_in_whatever_order_rows_arrive_the_newest_stands(repository: Repository,
 def test_a_write_that_fails_can_be_done_again_and_says_nothing_too_early(repository: Repository) -> None:
     pending = Pending(_spec(), _rows(_row("TORN", 1, NOON, f64=1.0)))
     rows = pending.take(NOON)
-    torn = rows[0]._replace(key=b"k", messages=[object()] * 6)  # type: ignore[list-item]
+
+    class Torn(OnlineRows):
+        def messages(self) -> list[list[bytes]]:
+            return [[*of, object()] for of in rows.messages()]  # type: ignore[list-item]
+
+    twice = {name: getattr(rows, name) * 2 for name in ("event_us", "created_us")}
+    columns = [pa.chunked_array([column.to_pylist() * 2]) for column in rows.columns]
+    torn = Torn(keys=[*rows.keys, b"\xff"], columns=columns, types=rows.types, **twice)
     with open_online(repository.settings) as online:
         online.create(VIEW)
         before = through(repository)
-        with pytest.raises(Exception, match=r"bind|must be str"):
-            online.write(VIEW, pending.features, [*rows, torn], NOON + 5 * HOUR)
+        with pytest.raises(Exception, match=r"bind|no len"):
+            online.write(VIEW, pending.features, torn, NOON + 5 * HOUR)
         assert through(repository) == before
         online.write(VIEW, pending.features, rows, NOON + 5 * HOUR)
         assert through(repository) == max(before, NOON + 5 * HOUR)
