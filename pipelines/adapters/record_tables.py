@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import sqlalchemy as sa
 
@@ -9,7 +11,7 @@ from pipelines.adapters import control_schema as schema
 from pipelines.adapters.control_db import ControlDb
 from pipelines.rollout import actions as acts
 from pipelines.rollout import record
-from pipelines.rollout.state import Decision
+from pipelines.rollout.state import Decision, Rollout, apply
 
 
 class RecordTables:
@@ -59,6 +61,18 @@ def decision_of(line: record.Entry) -> Decision | None:
     """The decision in a recorded entry; None for an observed override."""
     body = msgspec.json.decode(line.body)
     return msgspec.convert(body["decision"], Decision) if "decision" in body else None
+
+
+def rollout_of(lines: Sequence[record.Entry]) -> Rollout | None:
+    """The rollout as its recorded entries leave it; None when it has not begun, or began under an older version."""
+    state: Rollout | None = None
+    for line in lines:
+        body = msgspec.json.decode(line.body)
+        if "rollout" in body:
+            state = msgspec.convert(body["rollout"], Rollout)
+        if state is not None and "decision" in body:
+            state = apply(state, msgspec.convert(body["decision"], Decision), line.n)
+    return state
 
 
 def actions_of(line: record.Entry) -> tuple[acts.Action, ...]:

@@ -172,6 +172,8 @@ class RolloutStore(RecordTables, EffectTables):
             "actions": acts.to_builtins(planned),
             "code": self.code_version,
         }
+        if decision.cause == "started":  # with what it was given, the record can be read without this database
+            body["rollout"] = msgspec.to_builtins(rollout)
         line = record.entry(rollout.model, previous, body)
         insert_entry(connection, line, decision.rollout_id, decision.kind, len(planned), decision.wall_us)
         table, seen = schema.rollout, schema.override_seen

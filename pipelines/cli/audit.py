@@ -38,6 +38,9 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 @app.command()
 def replay(
     model: Annotated[str | None, typer.Argument(help="Only this model's rollouts.")] = None,
+    lake_only: Annotated[
+        bool, typer.Option("--lake-only", help="From the lake alone: without the control database.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fold every rollout's evidence from the inference log again and judge every decision again, byte for byte.
@@ -47,7 +50,7 @@ def replay(
     from pipelines.settings import Settings
     from pipelines.wiring.rollout_replay import replay as replay_rollouts
 
-    found = replay_rollouts(Settings(), model)
+    found = replay_rollouts(Settings(), model, lake_only=lake_only)
     if json:
         import msgspec
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.adapters.delta_lake import DeltaLake
-from pipelines.adapters.record_tables import decision_of
+from pipelines.adapters.record_tables import decision_of, rollout_of
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutView
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
@@ -22,12 +22,14 @@ from pipelines.contracts.canonical import canonical_json
 from pipelines.contracts.errors import ContractError, SlipwayError
 from pipelines.rollout import conditions
 from pipelines.rollout.policy import Policy
+from pipelines.rollout.record import Entry, verify
 from pipelines.rollout.state import Decision, Rollout
 from pipelines.settings import Settings
 from pipelines.stats.evidence import Evidence, digest_of
 from pipelines.wiring import parity
 from pipelines.wiring.backtest import backtest
 from pipelines.wiring.collect import read_log
+from pipelines.wiring.record_copy import copied
 from pipelines.wiring.rollout_gate import code_version, fold_backtest, rollout_store, standing_of
 
 
@@ -52,8 +54,24 @@ class State(NamedTuple):
     counts: dict[str, Any]
 
 
-def replay(settings: Settings, model: str | None = None) -> list[Replayed]:
-    """Every rollout (of `model`, else of all models) that has begun, computed again; oldest first."""
+class Recorded(NamedTuple):
+    """What is kept of a rollout: its state, the entries of its record, and its evidence by part.
+
+    From the control database, or from the lake alone: then there is no evidence (`stored` is None).
+    """
+
+    rollout: Rollout
+    lines: Sequence[Entry]
+    stored: dict[str, EvidenceRow] | None
+
+
+def replay(settings: Settings, model: str | None = None, *, lake_only: bool = False) -> list[Replayed]:
+    """Every rollout (of `model`, else of all models) that has begun, computed again; oldest first.
+
+    `lake_only`: from the inference log and the record's copy in the lake, without the control database.
+    """
+    if lake_only:
+        return [replayed(settings, each) for each in from_lake(settings, model)]
     store = rollout_store(settings)
     return [replay_rollout(settings, one.id) for one in store.rollouts(model) if one.status != "waiting"]
 
@@ -62,14 +80,35 @@ def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
     """One rollout computed again. Raises NotFoundError."""
     store = rollout_store(settings)
     view = store.view(rollout_id)
-    rollout = view.rollout
-    lines = store.entries(rollout.model, rollout_id)
-    decisions = [(line, found) for line in lines if (found := decision_of(line)) is not None]
-    stored = {row.part: row for row in view.evidence}
-    differences = [] if rollout.plan.digest() == rollout.policy_digest else ["the plan is not what its digest names"]
+    lines = store.entries(view.rollout.model, rollout_id)
+    return replayed(settings, Recorded(view.rollout, lines, {row.part: row for row in view.evidence}))
 
-    tested = _backtest_again(settings, rollout, stored.get("backtest"), differences)
-    wanted = {found.evidence_digest for _, found in decisions}
+
+def from_lake(settings: Settings, model: str | None = None) -> list[Recorded]:
+    """The rollouts that the record's copy in the lake tells of. Raises ContractError for a broken copy."""
+    found: list[Recorded] = []
+    for name, lines in copied(settings).items():
+        if model in (None, name):
+            if faults := verify(lines):
+                raise ContractError("the record's copy in the lake", got="; ".join(faults), expected="a whole chain")
+            told: dict[str, list[Entry]] = {}
+            for line in lines:
+                if (decision := decision_of(line)) is not None:
+                    told.setdefault(decision.rollout_id, []).append(line)
+            begun = [(rollout_of(each), each) for each in told.values()]
+            found += [Recorded(rollout, each, None) for rollout, each in begun if rollout is not None]
+    return found
+
+
+def evidence_again(
+    settings: Settings, recorded: Recorded, wanted: set[str], differences: list[str]
+) -> tuple[dict[str, list[EvidenceRow]], int]:
+    """The evidence of each wanted digest, folded from the log again, and the number of batches folded.
+
+    What differs from the stored evidence is added to `differences`.
+    """
+    rollout, stored = recorded.rollout, recorded.stored or {}
+    tested = _backtest_again(settings, recorded, differences)
     known: dict[str, list[EvidenceRow]] = {}
     _keep(known, wanted, [], Evidence().digest)
     _keep(known, wanted, tested, tested[0].digest if tested else "")
@@ -79,7 +118,9 @@ def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
     for state in states(settings, rollout):
         batches += 1
         row = EvidenceRow.of(rollout.id, "live", state.batch, state.evidence)
-        _keep(known, wanted, [*tested, row], row.digest if base is None else (base + state.evidence).digest)
+        _keep(known, wanted, [row], row.digest)  # no backtest had been run
+        if base is not None:
+            _keep(known, wanted, [*tested, row], (base + state.evidence).digest)
         if live is not None:
             reached = reached or row.document == live.document
             counted = counted or (state.batch == live.batch and state.counts == live.counts)
@@ -89,13 +130,23 @@ def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
         differences.append("the stored evidence does not have the digest it is stored with")
     if not counted:
         differences.append("the stored counts are not those of the inference log")
+    return known, batches
+
+
+def replayed(settings: Settings, recorded: Recorded) -> Replayed:
+    """A recorded rollout computed again: the evidence of each decision, and what the judge says of it."""
+    rollout = recorded.rollout
+    decisions = [(line, found) for line in recorded.lines if (found := decision_of(line)) is not None]
+    differences = [] if rollout.plan.digest() == rollout.policy_digest else ["the plan is not what its digest names"]
+    wanted = {found.evidence_digest for _, found in decisions}
+    known, batches = evidence_again(settings, recorded, wanted, differences)
     for line, found in decisions:
-        again = [*_judge_again(view, found, known.get(found.evidence_digest)), *_conditions_again(settings, found)]
+        again = [*_judge_again(rollout, found, known.get(found.evidence_digest)), *_conditions_again(settings, found)]
         differences += [f"{line.id}: {what}" for what in again]
     code = code_version()
     return Replayed(
         model=rollout.model,
-        rollout_id=rollout_id,
+        rollout_id=rollout.id,
         batches=batches,
         decisions=len(decisions),
         other_code=sum(msgspec.json.decode(line.body)["code"] != code for line, _ in decisions),
@@ -143,21 +194,21 @@ def _ends(marks: dict[str, np.ndarray[Any, Any]], cuts: int | None) -> Sequence[
     return [*(int(n) for n in asked[places[:-1]]), last]
 
 
-def _backtest_again(
-    settings: Settings, rollout: Rollout, stored: EvidenceRow | None, differences: list[str]
-) -> list[EvidenceRow]:
+def _backtest_again(settings: Settings, recorded: Recorded, differences: list[str]) -> list[EvidenceRow]:
     """The backtest's evidence from the log, when there is one; what is wrong with the stored one is added."""
-    if stored is None:
+    rollout, known = recorded.rollout, recorded.stored is not None
+    stored = (recorded.stored or {}).get("backtest")
+    stage = next((each for each in rollout.stages if each.kind == "backtest"), None)
+    if stage is None or (known and stored is None):
         return []
-    stage = next(each for each in rollout.stages if each.kind == "backtest")
     then = msgspec.structs.replace(rollout, stage=stage.name)
     try:
         evidence, _ = fold_backtest(then, backtest(settings, then))
     except SlipwayError as error:
         differences.append(f"the backtest cannot be run again: {error}")
-        return [stored]
-    row = EvidenceRow.of(rollout.id, "backtest", stored.batch, evidence)
-    if row.document != stored.document:
+        return [stored] if stored is not None else []
+    row = EvidenceRow.of(rollout.id, "backtest", 0, evidence)
+    if stored is not None and row.document != stored.document:
         differences.append("the stored evidence of the backtest is not what the inference log gives")
     return [row]
 
@@ -168,14 +219,14 @@ def _keep(known: dict[str, list[EvidenceRow]], wanted: set[str], rows: list[Evid
         known.setdefault(digest, rows)
 
 
-def _judge_again(view: RolloutView, decision: Decision, rows: list[EvidenceRow] | None) -> list[str]:
+def _judge_again(rollout: Rollout, decision: Decision, rows: list[EvidenceRow] | None) -> list[str]:
     """What differs between a recorded decision and what the judge says of the same evidence now."""
-    wrong = [] if decision.policy_digest == view.rollout.policy_digest else ["it names another policy"]
+    wrong = [] if decision.policy_digest == rollout.policy_digest else ["it names another policy"]
     if not decision.evidence_digest:
         return wrong if not decision.verdicts else [*wrong, "it has verdicts and names no evidence"]
     if rows is None:
         return [*wrong, f"its evidence {decision.evidence_digest[:12]} is not what the log folds to behind any batch"]
-    then = msgspec.structs.replace(view.rollout, stage=decision.stage)
+    then = msgspec.structs.replace(rollout, stage=decision.stage)
     standing = standing_of(RolloutView(rollout=then, evidence=rows, overrides=[]))
     if decision.cause == "verdict" and (standing.word, standing.metrics) != (decision.kind, decision.metrics):
         wrong.append(

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import audit
+from pipelines.contracts.errors import ContractError
 from pipelines.rollout.record import entry, verify
 from pipelines.settings import Settings
 from pipelines.wiring import rollouts
@@ -168,3 +169,24 @@ def test_a_lake_that_cannot_be_written_delays_no_decision(settings: Settings) ->
     (settings.lake / "record").unlink()
     assert copy(settings, store, "m") == len(store.entries("m"))
     assert copy(settings, store, "m") == 0, "once"
+
+
+def test_the_lake_alone_gives_the_same_bytes_and_finds_what_was_changed_in_it(settings: Settings) -> None:
+    from deltalake import DeltaTable
+
+    whole = replay(settings)
+    (settings.root / "control.db").unlink()
+    again = replay(settings, lake_only=True)
+    assert [(one.rollout_id, one.decisions, one.batches) for one in again] == [
+        (one.rollout_id, one.decisions, one.batches) for one in whole
+    ]
+    assert [one.differences for one in again] == [[], []]
+    done = CliRunner().invoke(audit.app, ["replay", "--lake-only"])
+    assert done.exit_code == 0, done.output
+    assert not (settings.root / "control.db").exists(), "it has not been asked for"
+
+    DeltaTable(settings.lake / "inference" / "response").delete("arm = 'challenger' AND request_id = 'q7'")
+    assert any("is not what the log folds to" in each for each in replay(settings, "m", lake_only=True)[1].differences)
+    DeltaTable(settings.lake / "record" / "decisions").update(predicate="n = 3", new_values={"body": "{}"})
+    with pytest.raises(ContractError, match="m:3: its body or number is not what its hash was taken of"):
+        replay(settings, lake_only=True)
