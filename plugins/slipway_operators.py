@@ -65,7 +65,8 @@ class JobOperator(BaseOperator):
         needs: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{**RETRIES, **kwargs}, outlets=[asset] if asset is not None else [])
+        outlets = {"outlets": [asset]} if asset is not None else {}
+        super().__init__(**{**RETRIES, **kwargs, **outlets})
         self.job = job
         self.arguments = dict(arguments or {})
         self.as_of = as_of

@@ -89,11 +89,13 @@ class DeltaLake:
         number: int,
         rows_after: Callable[[int | None], pa.Table],
         partition_by: Sequence[str] = (),
+        first_marks: Mapping[str, int] | None = None,
     ) -> int | None:
         """Append what lies after the application's last number, and make `number` its last, as one commit.
 
         rows_after: from the last number (None for none) to the rows still missing. When another writer of the same
-        application commits first, they are asked for again: two overlapping spans never enter twice.
+        application commits first, they are asked for again: two overlapping spans never enter twice. The application's
+        first commit makes `first_marks` the last numbers of theirs.
         Returns the number of rows appended; None when `number` is already reached. Raises as `append`.
         """
         for _ in range(ADVANCE_TRIES):
@@ -103,7 +105,8 @@ class DeltaLake:
                 return None
             rows = rows_after(last)
             try:
-                self._commit(table, opened, rows, partition_by, (app, number), replace=False, where=None)
+                marks = first_marks if last is None else None
+                self._commit(table, opened, rows, partition_by, (app, number), replace=False, where=None, marks=marks)
             except TransientError:
                 continue
             return int(rows.num_rows)
@@ -118,16 +121,37 @@ class DeltaLake:
         partition_by: Sequence[str] = (),
         where: str | None = None,
         txn: tuple[str, int] | None = None,
+        marks: Mapping[str, int] | None = None,
     ) -> bool:
         """Replace the rows that `where` (SQL over columns) selects by `data`, as one commit; without `where`, all rows.
 
-        Every row of `data` must satisfy `where`. Returns whether a commit was made (`txn` as in `append`).
+        Every row of `data` must satisfy `where`. marks: numbers by application that the commit makes the last applied.
+        Returns whether a commit was made (`txn` as in `append`).
         """
-        return self._write(table, data, partition_by, txn, replace=True, where=where)
+        return self._write(table, data, partition_by, txn, replace=True, where=where, marks=marks)
+
+    def mark(self, table: str, marks: Mapping[str, int]) -> None:
+        """Make each number its application's last (`applied`), by a commit that changes no row."""
+        opened = self.open(table)
+        empty = pa.schema(opened.schema().to_arrow()).empty_table()
+        self._commit(table, opened, empty, (), None, replace=False, where=None, marks=marks)
 
     def uris(self, table: str, version: int | None = None) -> list[str]:
         """The data files of the newest (or the given) version, in a fixed order."""
         return sorted(self.open(table, version).file_uris())
+
+    def partition_files(self, table: str, version: int | None = None) -> dict[str, frozenset[str]]:
+        """The data files of each value of `day`, the table's one partition column."""
+        found: dict[str, set[str]] = {}
+        for uri in self.open(table, version).file_uris():
+            found.setdefault(uri.rpartition("/day=")[2].partition("/")[0], set()).add(uri)
+        return {day: frozenset(files) for day, files in found.items()}
+
+    def partitions(self, table: str, version: int, days: Sequence[str]) -> pa.Table:
+        """The rows of these values of `day` at a version. Raises OSError when its files are gone."""
+        opened = self.open(table, version)
+        schema = pa.schema(opened.schema().to_arrow())
+        return opened.to_pyarrow_dataset(partitions=[("day", "in", list(days))]).to_table().select(schema.names)
 
     def schema(self, table: str) -> pa.Schema:
         """The table's Arrow schema."""
@@ -193,13 +217,14 @@ class DeltaLake:
         *,
         replace: bool,
         where: str | None,
+        marks: Mapping[str, int] | None = None,
     ) -> bool:
         opened = self.open(table) if self.exists(table) else None
         if opened is not None and txn is not None:
             applied = opened.transaction_version(txn[0])
             if applied is not None and applied >= txn[1]:
                 return False
-        self._commit(table, opened, data, partition_by, txn, replace=replace, where=where)
+        self._commit(table, opened, data, partition_by, txn, replace=replace, where=where, marks=marks)
         return True
 
     def _commit(
@@ -212,6 +237,7 @@ class DeltaLake:
         *,
         replace: bool,
         where: str | None,
+        marks: Mapping[str, int] | None = None,
     ) -> None:
         """Write on top of the version that was opened (None: the table is new).
 
@@ -220,7 +246,10 @@ class DeltaLake:
         from deltalake import CommitProperties, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        properties = CommitProperties(app_transactions=[Transaction(*txn)]) if txn is not None else None
+        numbers = [*([txn] if txn is not None else []), *(marks or {}).items()]
+        properties = (
+            CommitProperties(app_transactions=[Transaction(*number) for number in numbers]) if numbers else None
+        )
         target = _canonical(data)
         partitions = list(partition_by) or None
         try:

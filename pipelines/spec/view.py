@@ -52,6 +52,22 @@ class Parity(Strict):
     lag: EventDuration | None = None
 
 
+class PartitionDrift(Strict):
+    """How far a new day may be from the days before it, at the same hours of the day.
+
+    `psi`: population stability index over the quantiles of those days; `mean_shift`: of the day's mean, in standard
+    deviations of their means. Days with fewer than `min_rows` rows are not judged. `action`: `block` publishes nothing.
+    """
+
+    psi: Annotated[float, Field(gt=0)] | None = None
+    mean_shift: Annotated[float, Field(gt=0)] | None = None
+    partitions: Annotated[int, Field(ge=2)] = 30
+    min_rows: Annotated[int, Field(ge=1)] = 50
+    action: Literal["report", "block"] = "report"
+    features: list[Name] = Field(default_factory=list)
+    """Those that are held against it; all numbers when none is named."""
+
+
 class ViewSpec(Strict):
     """`include/features/<view>.yaml`."""
 
@@ -72,6 +88,7 @@ class ViewSpec(Strict):
     alert: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] = "SlipwayViewStale"
     """Name of the alert that is raised then."""
     parity: Parity = Parity()
+    drift: PartitionDrift | None = None
     checks: list[Check] = Field(default_factory=list)
     schedule: Schedule | None = None
     engine: Literal["duckdb", "spark"] | None = None
@@ -110,6 +127,17 @@ def problems(spec: ViewSpec) -> Iterator[Problem]:
         yield Problem(("publish_every",), "publish_every is zero; a view is published at steps of some length")
     elif 86_400_000_000 % spec.publish_every.us:
         yield Problem(("publish_every",), f"publish_every '{spec.publish_every}' does not divide a day")
+    yield from _drift_problems(spec)
     for name, feature in spec.features.items():
         if feature.min is not None and feature.max is not None and feature.min > feature.max:
             yield Problem(("features", name, "min"), f"min {feature.min} is above max {feature.max}")
+
+
+def _drift_problems(spec: ViewSpec) -> Iterator[Problem]:
+    if spec.drift is None:
+        return
+    if spec.drift.psi is None and spec.drift.mean_shift is None:
+        yield Problem(("drift",), "drift has no bound; give psi or mean_shift")
+    for index, name in enumerate(spec.drift.features):
+        if name not in spec.features:
+            yield Problem.unknown(("drift", "features", index), "feature of this view", name, spec.features)
