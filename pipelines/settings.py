@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     """Price of a processor core for an hour, in any currency: what the cost of predictions is reckoned by."""
     durability: Literal["process", "power"] = "process"
     """`process`: an answer is logged before it leaves; `power`: and on the disk, too (labels and KPIs always are)."""
+    log_retention_days: float = Field(7.0, gt=0)
+    """How long a segment of the inference log stays on the gateway's disk once Kafka, or the lake, has it."""
     kafka: str = ""
     """Kafka's bootstrap servers (`host:port,...`); empty: the bus is the segments' folder in `home`."""
     kafka_topic: str = "slipway-inference"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from functools import partial
 
 import msgspec
 
@@ -21,7 +22,7 @@ from serving.inference_log import InferenceLog, LogWriteError
 from serving.limits import Limits
 from serving.metrics import Metrics
 from serving.online_features.store import open_store
-from serving.override_recovery import logged_overrides
+from serving.override_recovery import logged_overrides, may_be_found
 from serving.overrides import OverrideStore
 from serving.route_source import RouteSource, reader_of
 from serving.route_table import Plan, RouteTable
@@ -35,6 +36,8 @@ BREAKER = "circuit-breaker"
 _PERSIST_AGAIN_S = 1.0
 _IDS = 256
 _TELL_METRICS_S = 1.0
+_HOUSEKEEPING_S = 3600.0
+_DAY_US = 86_400_000_000
 
 
 class Gateway:
@@ -73,6 +76,7 @@ class Gateway:
         self.shadow = ShadowQueue(limits.shadow_queue)
         self.started = False
         self._telling: asyncio.TimerHandle | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
         self._ids = ""
         self._ids_at = 0
         self._windows: dict[str, tuple[str, CallWindow]] = {}
@@ -89,6 +93,7 @@ class Gateway:
         self.freshness.start()
         self.shadow.start()
         self._tell_metrics()
+        self._housekeeping = asyncio.create_task(self._remove_settled_overrides())
         self.started = True
 
     def _set_gauges(self) -> None:
@@ -119,6 +124,8 @@ class Gateway:
         await self.shadow.drain(timeout_s=5.0)
         if self._telling is not None:
             self._telling.cancel()
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
         self.metrics.tell()
         if self._persisting:
             await asyncio.wait(self._persisting, timeout=5.0)
@@ -259,6 +266,14 @@ class Gateway:
         self._put_in_force(written)
         _log.warning("override of %s is in the log as %s", held.event.model, event_id)
         return written
+
+    async def _remove_settled_overrides(self) -> None:
+        """Every hour: files of overrides that decisions have settled go with the log they are about."""
+        found = partial(may_be_found, self.log.folder.parent)
+        while True:
+            before_us = wall_us() - round(self.settings.log_retention_days * _DAY_US)
+            await asyncio.to_thread(self.overrides.remove_settled, before_us, found)
+            await asyncio.sleep(_HOUSEKEEPING_S)
 
     def _recover_overrides(self) -> None:
         for held in logged_overrides(self.log.folder.parent, self.log.folder):

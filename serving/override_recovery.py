@@ -13,7 +13,9 @@ from pathlib import Path
 import msgspec
 
 from pipelines.contracts import events, segments
-from pipelines.contracts.segment_folder import CLOSED, folder_of, segment_starts, streams
+from pipelines.contracts.events import EventId
+from pipelines.contracts.segment_folder import CLOSED, REMOVED, folder_of, segment_starts, streams
+from pipelines.contracts.streams import StreamKey
 from serving.routing import HeldOverride
 
 _log = logging.getLogger("slipway.overrides")
@@ -26,20 +28,39 @@ def logged_overrides(gateway_bus: Path, own: Path) -> Iterator[HeldOverride]:
 
     A running worker's epoch looks like a killed one's. It may be read as well: its overrides are in force anyway.
     """
-    bus = gateway_bus.parent
-    looked_at: set[int] = set()
-    for key in sorted(streams(bus), reverse=True):
-        folder = folder_of(bus, key)
-        if key.gateway != gateway_bus.name or folder == own or key.worker in looked_at:
-            continue
-        starts = segment_starts(bus, key)
-        paths = [segments.segment_path(bus, *key, start) for start in starts]
-        written = [path for path in paths if path.stat().st_size > len(segments.MAGIC)]
+    for _, written in _last_epochs(gateway_bus, own):
         for segment in written[-_LAST_SEGMENTS:]:
-            if not (folder / CLOSED).exists():
-                yield from _overrides_in(segment)
-        if written:
-            looked_at.add(key.worker)
+            yield from _overrides_in(segment)
+
+
+def may_be_found(gateway_bus: Path, event_id: EventId) -> bool:
+    """Whether `logged_overrides` could give this override, now or at a worker's next start."""
+    return any(key[1:] == (event_id.worker, event_id.epoch) for key, _ in _last_epochs(gateway_bus))
+
+
+def _last_epochs(gateway_bus: Path, own: Path | None = None) -> Iterator[tuple[StreamKey, list[Path]]]:
+    """Each worker's epochs from the newest back to the one that has events, with their segments; no closed ones."""
+    bus = gateway_bus.parent
+    done: set[int] = set()
+    for key in sorted(streams(bus), reverse=True):
+        if key.gateway != gateway_bus.name or key.worker in done:
+            continue
+        folder = folder_of(bus, key)
+        if folder == own:
+            continue
+        paths = [segments.segment_path(bus, *key, start) for start in segment_starts(bus, key)]
+        written = [path for path in paths if _holds_events(path)]
+        if not (folder / CLOSED).exists():
+            yield key, written
+        if written or (folder / REMOVED).exists():
+            done.add(key.worker)
+
+
+def _holds_events(segment: Path) -> bool:
+    try:
+        return segment.stat().st_size > len(segments.MAGIC)
+    except FileNotFoundError:  # it has been collected, and removed meanwhile
+        return False
 
 
 def _overrides_in(segment: Path) -> Iterator[HeldOverride]:

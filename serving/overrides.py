@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from pipelines.contracts import durable_files
+from pipelines.contracts.events import EventId
 from pipelines.contracts.routes import Route
 from serving.routing import HeldOverride, clears
 
@@ -87,6 +89,22 @@ class OverrideStore:
         except OSError as error:
             _log.error("override %s is in force in this worker only: %s", held.event.id, error)
         return True
+
+    def remove_settled(self, before_us: int, may_come_back: Callable[[EventId], bool]) -> None:
+        """Remove the files of overrides that a decision has settled, and that were made before `before_us` (wall).
+
+        One whose event recovery may still find in the log stays: without its file it would be taken up again.
+        """
+        for path in self.folder.glob("*.json"):
+            try:
+                held = _decoder.decode(path.read_bytes())
+            except (msgspec.MsgspecError, OSError):  # `poll` says so; another worker may have removed it
+                continue
+            if held.cleared_by is None or held.event.wall_us >= before_us or may_come_back(held.event.id):
+                continue
+            path.unlink(missing_ok=True)
+            self._read.pop(path.name, None)
+            self.let_go(held)
 
     def clear_named(self, route: Route) -> None:
         """Remember for good that `route` has dealt with the overrides it names: a later route need not repeat them."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pipelines.contracts import durable_files, segments, shipment
+from pipelines.contracts import durable_files, segment_retention, segments, shipment
 from pipelines.contracts.errors import SlipwayError, TerminalError, TransientError
 from pipelines.contracts.kafka import MAX_MESSAGE, Connection, connection
 from pipelines.contracts.segment_folder import QUIET_S, folder_of, scan
@@ -39,6 +39,8 @@ MESSAGE = 256 << 10
 _TIMEOUT_S = 30.0
 _WAIT_S = 10.0
 _MANY = 10_000
+_DAY_S = 86_400.0
+_REMOVE_EVERY_S = 600.0
 
 _log = logging.getLogger("slipway.shipper")
 _positions = msgspec.json.Decoder(list[Position])
@@ -76,6 +78,14 @@ class Shipper:
         self.positions = self.positions | moved
         _write(self._state, self.positions)
         return found.count
+
+    def remove_old_segments(self, keep_days: float) -> int:
+        """Remove segments that the brokers have had for so long; returns how many."""
+        try:
+            return segment_retention.remove_read(self._bus, self.positions, time.time() - keep_days * _DAY_S)
+        except OSError as error:  # the log matters more than the room: the next pass tries again
+            _log.error("old segments stay: %s", error)
+            return 0
 
     def close(self) -> None:
         """Let go of the brokers; what they have not acknowledged is sent again by the next shipper."""
@@ -199,9 +209,13 @@ def run(settings: Settings, stopping: Callable[[], bool], *, poll_s: float = 0.1
             (folder / "positions.json").unlink(missing_ok=True)
         shipper = Shipper(settings.bus, folder / "positions.json", kafka)
         told = ""
+        removed_s = -_REMOVE_EVERY_S
         while not stopping():
             try:
                 sent = shipper.once()
+                if time.monotonic() - removed_s > _REMOVE_EVERY_S:
+                    shipper.remove_old_segments(settings.log_retention_days)
+                    removed_s = time.monotonic()
             except TransientError as error:
                 if str(error) != told:
                     _log.warning("%s", error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,9 @@ from pipelines.contracts import segments
 from pipelines.contracts.streams import ENDED, Position, Present, Range, Scan, StreamKey, finished, take
 
 CLOSED = "closed"
+"""Ends an epoch in order; holds the number of its events."""
+REMOVED = "removed"
+"""Holds the first counter that stays, where segments have been removed (`segment_retention.py`)."""
 _RESYNC_WINDOW = 1 << 20
 QUIET_S = 30.0
 
@@ -60,15 +64,22 @@ def ended(bus: Path, keys: Iterable[StreamKey], *, quiet_s: float = 0.0) -> set[
 
 def written(bus: Path, key: StreamKey) -> int | None:
     """How many events the stream's writer said it wrote, when it ended in order; None: it has not said."""
+    return _number(folder_of(bus, key) / CLOSED)
+
+
+def _number(path: Path) -> int | None:
     try:
-        text = (folder_of(bus, key) / CLOSED).read_text()
+        text = path.read_text()
     except FileNotFoundError:
         return None
     return int(text) if text.isdigit() else None
 
 
 def _age_s(bus: Path, key: StreamKey) -> float:
-    newest = max((path.stat().st_mtime for path in folder_of(bus, key).glob("*.seg")), default=0.0)
+    newest = 0.0
+    for path in folder_of(bus, key).glob("*.seg"):
+        with suppress(FileNotFoundError):  # removed meanwhile, being old
+            newest = max(newest, path.stat().st_mtime)
     return time.time() - newest
 
 
@@ -206,11 +217,17 @@ def survey(bus: Path) -> dict[StreamKey, Present]:
     """Everything that lies on the bus, read from its beginning."""
     keys = streams(bus)
     done = ended(bus, keys)
-    return {key: _survey_stream(bus, key, key in done) for key in keys}
+    return {key: _survey_again(bus, key, key in done) for key in keys}
+
+
+def _survey_again(bus: Path, key: StreamKey, is_ended: bool) -> Present:
+    while True:
+        with suppress(FileNotFoundError):  # a segment was removed meanwhile: the next look is without it
+            return _survey_stream(bus, key, is_ended)
 
 
 def _survey_stream(bus: Path, key: StreamKey, is_ended: bool) -> Present:
-    present = Present(written=written(bus, key))
+    present = Present(written=written(bus, key), since=_number(folder_of(bus, key) / REMOVED) or 0)
     counters = present.counters
     starts = segment_starts(bus, key)
     for index, start in enumerate(starts):

@@ -29,6 +29,7 @@ from pipelines.collect.case import Case
 from pipelines.collect.completeness import StreamReport, check
 from pipelines.collect.fold import Fold
 from pipelines.collect.tables import to_tables
+from pipelines.contracts import segment_retention
 from pipelines.contracts.errors import ContractError, TransientError
 from pipelines.contracts.events import KINDS, Override
 from pipelines.contracts.kafka import connection
@@ -39,6 +40,9 @@ from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
 from pipelines.wiring.rollouts import guard_held, observe_overrides, rollout_store
 
+DAY_S = 86_400.0
+REMOVE_EVERY_S = 600.0
+"""How often old segments are looked for."""
 COUNTED_AFTER_S = 120.0
 """For how long after a rollout's end its late rows are still counted (exposed requests among them)."""
 
@@ -155,6 +159,17 @@ class Collector:
             problems=self.problems(),
         )
 
+    def remove_old_segments(self) -> int:
+        """Remove from this machine's bus what the lake holds and is old. Kafka's topic has its own retention."""
+        if self.settings.kafka:
+            return 0
+        before_s = time.time() - self.settings.log_retention_days * DAY_S
+        try:
+            return segment_retention.remove_read(self.settings.bus, self._positions, before_s)
+        except OSError as error:  # the log matters more than the room: the next pass tries again
+            _log.error("old segments stay: %s", error)
+            return 0
+
     def _fold(self, one: _Live, tables: dict[str, pa.Table]) -> bool:
         """Fold one batch for one rollout. Rows that its policy cannot take stop its evidence, and nothing else."""
         rollout_id = one.case.rollout_id
@@ -256,6 +271,7 @@ def run(
     """
     collector: Collector | None = None
     anchored = ""
+    removed_s = -REMOVE_EVERY_S
     told: dict[str, str] = {}
     while not stopping():
         began = time.monotonic()
@@ -266,6 +282,9 @@ def run(
             if day != anchored:
                 collector.rollouts.anchor(day)
                 anchored = day
+            if began - removed_s > REMOVE_EVERY_S:
+                collector.remove_old_segments()
+                removed_s = began
         except TransientError as error:
             _log.warning("%s", error)
             if collector is not None:

@@ -111,6 +111,21 @@ def test_removing_one_frame_by_hand_makes_log_verify_fail(site: Site) -> None:
     assert second["lost"] == [[10, 10]]
 
 
+def test_what_the_brokers_have_had_for_long_leaves_the_gateways_disk(site: Site) -> None:
+    site.serve(0, 5)
+    first = site.worker.path
+    site.worker.rotate()
+    site.serve(5, 5)
+    site.ship()
+    shipper = Shipper(site.installation.bus, site.on_kafka.root / "positions.json", connection("nobody:1", "t"))
+    assert shipper.remove_old_segments(keep_days=1) == 0
+    assert shipper.remove_old_segments(keep_days=-1) == 1
+    assert (first.exists(), site.worker.path.exists()) == (False, True)
+    collect_all(site.on_kafka)
+    assert sorted(site.installation.stored()) == events(site.worker)
+    assert all(report.whole for report in verify_log(site.on_kafka))
+
+
 def test_what_lies_on_the_topic_and_not_in_the_lake_is_told(site: Site) -> None:
     site.serve(0, 5)
     site.ship()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pipelines.contracts import segments
+from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.events import Override
 from pipelines.contracts.routes import Breaker
-from serving.override_recovery import logged_overrides
+from serving.override_recovery import logged_overrides, may_be_found
 from serving.overrides import OverrideStore
-from tests.serving.conftest import TOKEN, Installation, Start
+from tests.serving.conftest import TOKEN, Installation, Running, Start
 from tests.serving.test_inference_log import FullDisk
 
 pytestmark = pytest.mark.anyio
@@ -146,3 +149,41 @@ async def test_on_a_full_disk_a_rollback_is_obeyed_here_and_written_when_there_i
         await other_worker.until(lambda: other_worker.gateway.standing_override("m") == str(override.id))
         (held,) = running.gateway.overrides.of("m")
         assert held.event == override, "known under one name alone"
+
+
+async def test_the_file_of_a_settled_override_goes_when_its_event_can_no_longer_be_found(
+    home: Installation, start: Start, tmp_path: Path
+) -> None:
+    files = home.home / "gateway" / "gw0" / "overrides"
+    home.publish("split", share_ppm=1_000_000)
+    async with start() as running:
+        done = await running.client.post("/v1/models/m/rollback", headers=BEARER, json={"actor": "ann"})
+        before = left_by_a_kill(home, tmp_path / "unsettled")
+        home.publish("split", share_ppm=1_000_000, clears_overrides=[done.json()["override"]])
+        await running.in_force(2)
+        home.publish("split", share_ppm=1_000_000)
+        await running.in_force(3)
+        after = left_by_a_kill(home, tmp_path / "settled")
+    # Not settled, or settled but still at the end of a killed worker's log: the file stays.
+    for killed, stands in ((before, True), (after, False)):
+        async with start(at=killed, log_retention_days=1e-9) as running:
+            await settle(running)
+            assert (running.gateway.standing_override("m") is not None) is stands
+            assert len(list((killed.home / "gateway" / "gw0" / "overrides").glob("*.json"))) == 1
+    async with start(log_retention_days=1) as running:
+        await settle(running)
+        assert len(list(files.glob("*.json"))) == 1, "it is young"
+    async with start(log_retention_days=1e-9) as running:
+        await running.until(lambda: not list(files.glob("*.json")))
+        assert (await running.infer("q")).json()["parameters"]["arm"] == "challenger"
+    async with start() as running:
+        assert running.gateway.standing_override("m") is None
+
+
+async def settle(running: Running) -> None:
+    """Wait for a look at the settled overrides: the one at the start, or another."""
+    gateway = running.gateway
+    before_us = wall_us() - round(gateway.settings.log_retention_days * 86_400_000_000)
+    await asyncio.to_thread(
+        gateway.overrides.remove_settled, before_us, partial(may_be_found, gateway.log.folder.parent)
+    )

@@ -168,7 +168,7 @@ def gateway(installation: Installation) -> Iterator[GatewayProcess]:
         yield process
 
 
-@pytest.mark.timeout(300 + EXAMPLES // 20)
+@pytest.mark.timeout(300 + EXAMPLES // 5)
 def test_garbage_on_any_path_is_a_4xx_and_never_more(gateway: GatewayProcess, installation: Installation) -> None:
     seen: dict[int, int] = {}
     (worker,) = gateway.workers()
