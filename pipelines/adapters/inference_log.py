@@ -39,14 +39,15 @@ _ANSWERS = """
                arg_min(latency_us, seq) AS latency_us
         FROM response WHERE model = $model AND release = $release AND NOT shadow AND event_time < $before GROUP BY 1
     ), truth AS (
-        SELECT request_id, arg_min(value, seq) AS value
+        SELECT request_id, arg_min(value, seq) AS value, arg_min(event_time, seq) AS at
         FROM label WHERE model = $model AND "row" = 0 AND event_time <= $before GROUP BY 1
     ), cost AS (
-        SELECT request_id, arg_min(value, seq) AS value
+        SELECT request_id, arg_min(value, seq) AS value, arg_min(event_time, seq) AS at
         FROM kpi WHERE model = $model AND event_time <= $before GROUP BY 1
     )
     SELECT epoch_us(assignment.event_time), answered.status <> 'ok', answered.score, answered.latency_us / 1000.0,
-           truth.value, cost.value, assignment.unit, assignment.slices
+           truth.value, cost.value, assignment.unit, assignment.slices,
+           epoch_us(coalesce(truth.at, assignment.event_time)), epoch_us(coalesce(cost.at, assignment.event_time))
     FROM assignment JOIN answered USING (request_id)
     LEFT JOIN truth USING (request_id) LEFT JOIN cost USING (request_id)
     WHERE assignment.model = $model AND NOT assignment.duplicate AND assignment.event_time < $before
@@ -125,6 +126,8 @@ def answers(lake: DeltaLake, model: str, release: str, before_us: int, most: int
         kpi=_numbers(row[5] for row in found),
         unit=[row[6] for row in found],
         slices=[_slices(row[7]) for row in found],
+        label_us=[row[8] for row in found],
+        kpi_us=[row[9] for row in found],
     )
 
 

@@ -23,8 +23,8 @@ LEAST = 100
 
 class Answers(NamedTuple):
     """n answers of one release in order of event time: time in microseconds, whether it was an error, score, latency in
-    milliseconds, label and KPI; NaN where there is none. `unit` and `slices` (the values of one request by name) are
-    empty where nobody has asked for them.
+    milliseconds, label and KPI; NaN where there is none. `unit`, `slices` (the values of one request by name) and when
+    label and KPI arrived are empty where nobody has asked for them.
     """
 
     event_us: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -35,6 +35,8 @@ class Answers(NamedTuple):
     kpi: Floats
     unit: Sequence[str] = ()
     slices: Sequence[Mapping[str, str]] = ()
+    label_us: Sequence[int] = ()
+    kpi_us: Sequence[int] = ()
 
 
 def measured(policy: Policy, answers: Answers, backtest: Evidence | None = None) -> Rates:

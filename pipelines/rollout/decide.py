@@ -60,7 +60,10 @@ def decide(
 def begin(rollout: Rollout, now: Now, actor: str) -> Decision:
     """The decision that lets a waiting rollout begin its first stage."""
     first = rollout.stages[0]
-    asks = ". There is no champion yet: a named person has to approve" if first.kind == "approval" else ""
+    asks = ""
+    if first.kind == "approval":
+        skipped = ", ".join(stage.name for stage in rollout.plan.stages)
+        asks = f". There is no champion yet: {skipped} are not applicable, a named person has to approve"
     reason = f"release {rollout.challenger[:12]} starts its way at {first.name}{asks}"
     return decision_at(rollout, Standing(), now, "continue", "started", reason, next_stage=first.name, actor=actor)
 
@@ -93,7 +96,7 @@ def _stage_end(rollout: Rollout, stage: Stage, standing: Standing, now: Now) -> 
     following = rollout.next_stage
     done = f"{stage.name} has its {standing.requests} requests and nothing stands against the challenger"
     if stage.kind == "backtest" and not standing.requests:
-        done = "no logged requests with known labels to run the backtest on"
+        done = f"no_data for the backtest: {standing.no_data or 'no logged requests with known labels'}"
     if following is not None and following.kind != "bake":
         return decision_at(
             rollout,

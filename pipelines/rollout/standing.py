@@ -17,8 +17,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
     `word`: `continue` (nothing stands against it), `pause`, `hold`, `rollback`. `metrics` are those that say so and
     `sentence` says it with numbers. `requests` counts the stage's assignments; `proven` whether every proof that
-    promotion needs is in, `missing` those that are not. `ready`: the backtest has been run. `conditions` are measured
-    where the stage would end (None: not yet).
+    promotion needs is in, `missing` those that are not. `ready`: the backtest has been run; `no_data`: why it had
+    nothing to judge. `conditions` are measured where the stage would end (None: not yet).
     """
 
     ready: bool = True
@@ -31,6 +31,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[str, ...] = ()
     verdicts: list[dict[str, Any]] = []
     evidence_digest: str = ""
+    no_data: str = ""
     conditions: tuple[Condition, ...] | None = None
 
 

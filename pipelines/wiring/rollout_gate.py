@@ -137,6 +137,7 @@ def standing_of(view: RolloutView) -> Standing:
         return Standing()
     judged = _judged(rollout, view.evidence)
     ready = rollout.current.kind != "backtest" or any(row.part == "backtest" for row in view.evidence)
+    nothing = next((row.counts.get("no_data", "") for row in view.evidence if row.part == "backtest"), "")
     word: str = "continue"
     against = judged.stop or judged.pause
     if judged.stop is not None:
@@ -145,6 +146,7 @@ def standing_of(view: RolloutView) -> Standing:
         word = "pause"
     return Standing(
         ready=ready,
+        no_data=nothing,
         word=word,  # type: ignore[arg-type]  # the judge's words are the gate's
         metrics=(against.metric,) if against is not None else (),
         sentence=against.sentence if against is not None else "",

@@ -66,14 +66,12 @@ def logged(settings: Settings, model: str, policy: Policy) -> Rates | None:
     if champion is None:
         return None
     try:
-        return measured(
-            policy, answers(DeltaLake(settings.lake), model, champion, _LAST_US), _compared(settings, model)
-        )
+        return measured(policy, answers(DeltaLake(settings.lake), model, champion, LAST_US), _compared(settings, model))
     except DataError:
         return None
 
 
-_LAST_US = 4_102_444_800_000_000
+LAST_US = 4_102_444_800_000_000
 """2100: everything that is logged."""
 
 

@@ -216,7 +216,8 @@ def _looked(rollout: Rollout, standing: Standing) -> Look:
 def backtest(settings: Settings, rollout_id: str) -> dict[str, Any]:
     """Run the challenger over logged requests with known labels and store the evidence, once a rollout.
 
-    Returns the number of requests judged; 0 (no champion, nothing logged) is `no_data`, and the rollout goes on.
+    Returns the number of requests judged; 0 (fewer than the stage asks for) with the reason under `no_data`, and the
+    rollout goes on.
     Does nothing when the rollout is not in its backtest.
     """
     store = rollout_store(settings)
@@ -228,11 +229,14 @@ def backtest(settings: Settings, rollout_id: str) -> dict[str, Any]:
     if rollout.slot != "running" or rollout.current.kind != "backtest":
         return {"requests": 0}
     from pipelines.wiring.backtest import backtest as tables_of
+    from pipelines.wiring.backtest import no_data_reason
 
     tables = tables_of(settings, rollout)
     evidence, requests = fold_backtest(rollout, tables)
-    store.put_evidence(EvidenceRow.of(rollout_id, "backtest", 0, evidence, counts={"requests": requests}))
-    return {"requests": requests}
+    reason = no_data_reason(tables)
+    counts: dict[str, Any] = {"requests": requests} | ({"no_data": reason} if reason else {})
+    store.put_evidence(EvidenceRow.of(rollout_id, "backtest", 0, evidence, counts=counts))
+    return counts
 
 
 # --- what people ask for ----------------------------------------------------------------------------------------------

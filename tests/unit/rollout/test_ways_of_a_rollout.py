@@ -1,4 +1,4 @@
-"""A comparison at a fixed split, and a switch at once: judged live as the collector folds, and offline over files."""
+"""The ways a challenger may go beside a ramp: a comparison, a switch at once; and stages that do not apply."""
 
 from __future__ import annotations
 
@@ -115,3 +115,15 @@ def test_a_comparison_is_judged_the_same_way_over_files(
 ) -> None:
     last = offline(kpi, errors)
     assert (last["verdict"], last["missing"]) == (verdict, missing)
+
+
+def test_what_a_backtest_cannot_judge_and_what_does_not_apply_are_on_record(tmp_path: Path) -> None:
+    made = Installation(tmp_path, plan=plan([{"name": "backtest"}, {"name": "shadow", "requests": 600}], [LOGLOSS]))
+    reason = "the inference log has no answered requests with labels"
+    assert rollouts.backtest(made.settings, made.rollout) == {"requests": 0, "no_data": reason}
+    looked = rollouts.look(made.settings, made.rollout)
+    assert looked.decision is not None
+    assert looked.decision.reason == f"no_data for the backtest: {reason}; on to shadow"
+    assert {row["verdict"] for row in looked.verdicts if row["metric"] == "logloss"} == {"no_data"}
+    first = " ".join(rollouts.explain(made.settings, "m-r1"))
+    assert "There is no champion yet: backtest, shadow are not applicable, a named person has to approve" in first
