@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 import pyarrow as pa
+from pyarrow import fs
 
-from pipelines.adapters.s3_storage import is_remote
+from pipelines.adapters.delta_rows import EVOLVED, MICROS_UTC, canonical, conform, scan_sql
+from pipelines.adapters.s3_storage import arrow_filesystem, is_remote
 from pipelines.contracts.errors import DataError, NotFoundError, TransientError
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-ADVANCE_TRIES = 5
-MICROS_UTC = pa.timestamp("us", tz="UTC")
-_HIVE_TYPES = {"date": "DATE", "string": "VARCHAR", "integer": "INTEGER", "long": "BIGINT", "boolean": "BOOLEAN"}
+TRIES = 5
+__all__ = ["MICROS_UTC", "TRIES", "DeltaLake", "connect"]
 
 
 def connect(
@@ -35,6 +36,16 @@ def connect(
     connection = duckdb.connect(":memory:", config={name: value for name, value in given.items() if value is not None})
     connection.execute("SET TimeZone='UTC'; SET preserve_insertion_order=false")
     return connection
+
+
+class _How(NamedTuple):
+    """Of a write: whether rows are replaced (those `where` selects; None: all), whether columns may be added, and
+    numbers by application that it makes the last applied."""
+
+    replace: bool = False
+    where: str | None = None
+    evolve: bool = False
+    marks: Mapping[str, int] | None = None
 
 
 class DeltaLake:
@@ -74,13 +85,16 @@ class DeltaLake:
         data: pa.Table,
         partition_by: Sequence[str] = (),
         txn: tuple[str, int] | None = None,
+        *,
+        evolve: bool = False,
     ) -> bool:
         """Append rows as one commit. `txn` is (application, number): a number not above the last applied is a no-op.
 
+        evolve: columns that the table has not are added to it, null in its older rows; nothing else may change.
         Returns whether a commit was made. Raises DataError when the schema differs from the table's, TransientError
-        when another writer won.
+        when other writers have won `TRIES` times.
         """
-        return self._write(table, data, partition_by, txn, replace=False, where=None)
+        return self._write(table, data, partition_by, txn, _How(evolve=evolve))
 
     def advance(
         self,
@@ -90,6 +104,8 @@ class DeltaLake:
         rows_after: Callable[[int | None], pa.Table],
         partition_by: Sequence[str] = (),
         first_marks: Mapping[str, int] | None = None,
+        *,
+        evolve: bool = False,
     ) -> int | None:
         """Append what lies after the application's last number, and make `number` its last, as one commit.
 
@@ -98,21 +114,19 @@ class DeltaLake:
         first commit makes `first_marks` the last numbers of theirs.
         Returns the number of rows appended; None when `number` is already reached. Raises as `append`.
         """
-        for _ in range(ADVANCE_TRIES):
+        for _ in range(TRIES):
             opened = self.open(table) if self.exists(table) else None
             last = opened.transaction_version(app) if opened is not None else None
             if last is not None and last >= number:
                 return None
             rows = rows_after(last)
             try:
-                marks = first_marks if last is None else None
-                self._commit(table, opened, rows, partition_by, (app, number), replace=False, where=None, marks=marks)
+                how = _How(evolve=evolve, marks=first_marks if last is None else None)
+                self._commit(table, opened, rows, partition_by, (app, number), how)
             except TransientError:
                 continue
             return int(rows.num_rows)
-        raise TransientError(
-            f"lake table {table}", got=f"{ADVANCE_TRIES} lost races", hint="Another writer is busy on it."
-        )
+        raise TransientError(f"lake table {table}", got=f"{TRIES} lost races", hint="Another writer is busy on it.")
 
     def replace(
         self,
@@ -126,15 +140,17 @@ class DeltaLake:
         """Replace the rows that `where` (SQL over columns) selects by `data`, as one commit; without `where`, all rows.
 
         Every row of `data` must satisfy `where`. marks: numbers by application that the commit makes the last applied.
-        Returns whether a commit was made (`txn` as in `append`).
+        Returns whether a commit was made (`txn` as in `append`). When another writer commits first, the rows are
+        replaced in what it left: both writes stand, unless both replace the same rows; then the later one does. Not
+        so with `marks`: what they say was true of the version that was read, so a lost race raises TransientError.
         """
-        return self._write(table, data, partition_by, txn, replace=True, where=where, marks=marks)
+        return self._write(table, data, partition_by, txn, _How(replace=True, where=where, marks=marks))
 
     def mark(self, table: str, marks: Mapping[str, int]) -> None:
         """Make each number its application's last (`applied`), by a commit that changes no row."""
         opened = self.open(table)
         empty = pa.schema(opened.schema().to_arrow()).empty_table()
-        self._commit(table, opened, empty, (), None, replace=False, where=None, marks=marks)
+        self._commit(table, opened, empty, (), None, _How(marks=marks))
 
     def uris(self, table: str, version: int | None = None) -> list[str]:
         """The data files of the newest (or the given) version, in a fixed order."""
@@ -172,7 +188,7 @@ class DeltaLake:
             self.bind(connection, "lake_table", table, version)
             chosen = ", ".join(f'"{name}"' for name in columns) if columns else "*"
             condition = f" WHERE {where}" if where else ""
-            return _canonical(connection.execute(f"SELECT {chosen} FROM lake_table{condition}").fetch_arrow_table())
+            return canonical(connection.execute(f"SELECT {chosen} FROM lake_table{condition}").fetch_arrow_table())
 
     def bind(self, connection: duckdb.DuckDBPyConnection, name: str, table: str, version: int | None = None) -> None:
         """Make the table readable as the view `name` in a DuckDB connection, pinned to the version seen now."""
@@ -183,15 +199,29 @@ class DeltaLake:
         elif not opened.file_uris():
             connection.register(name, pa.schema(opened.schema().to_arrow()).empty_table())
         else:
-            connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {_scan(opened)}')
+            connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS {scan_sql(opened)}')
 
     def select_sql(self, table: str, version: int | None = None) -> str:
         """The table's rows as a statement that any DuckDB can run on this machine."""
-        return _scan(self.open(table, version))
+        return scan_sql(self.open(table, version))
 
-    def compact(self, table: str) -> dict[str, Any]:
-        """Merge small files of each partition; readers of older versions keep theirs (no vacuum)."""
-        return dict(self.open(table).optimize.compact())
+    def tables(self) -> list[str]:
+        """The names of all tables, in order."""
+        if not self.remote:
+            root = Path(self.root)
+            return sorted(log.parent.relative_to(root).as_posix() for log in root.glob("**/_delta_log"))
+        filesystem, path = self.files("")
+        listed = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+        logs = {info.path.partition("/_delta_log/")[0] for info in listed if "/_delta_log/" in info.path}
+        return sorted(log.removeprefix(path).strip("/") for log in logs)
+
+    def files(self, table: str) -> tuple[Any, str]:
+        """Arrow's file system of the lake, and where a table lies in it."""
+        uri = self.uri(table).rstrip("/")
+        if not self.remote:
+            return fs.LocalFileSystem(), uri
+        options = self._options or {}
+        return arrow_filesystem(uri, options.get("AWS_ENDPOINT_URL", ""), options)
 
     def open(self, table: str, version: int | None = None) -> DeltaTable:
         """The table at its newest (or the given) version. Raises NotFoundError when it does not exist."""
@@ -214,18 +244,21 @@ class DeltaLake:
         data: pa.Table,
         partition_by: Sequence[str],
         txn: tuple[str, int] | None,
-        *,
-        replace: bool,
-        where: str | None,
-        marks: Mapping[str, int] | None = None,
+        how: _How,
     ) -> bool:
-        opened = self.open(table) if self.exists(table) else None
-        if opened is not None and txn is not None:
-            applied = opened.transaction_version(txn[0])
-            if applied is not None and applied >= txn[1]:
-                return False
-        self._commit(table, opened, data, partition_by, txn, replace=replace, where=where, marks=marks)
-        return True
+        for _ in range(1 if how.marks else TRIES):
+            opened = self.open(table) if self.exists(table) else None
+            if opened is not None and txn is not None:
+                applied = opened.transaction_version(txn[0])
+                if applied is not None and applied >= txn[1]:
+                    return False
+            try:
+                self._commit(table, opened, data, partition_by, txn, how)
+            except TransientError as error:
+                lost = error
+                continue
+            return True
+        raise lost
 
     def _commit(
         self,
@@ -234,10 +267,7 @@ class DeltaLake:
         data: pa.Table,
         partition_by: Sequence[str],
         txn: tuple[str, int] | None,
-        *,
-        replace: bool,
-        where: str | None,
-        marks: Mapping[str, int] | None = None,
+        how: _How,
     ) -> None:
         """Write on top of the version that was opened (None: the table is new).
 
@@ -246,11 +276,11 @@ class DeltaLake:
         from deltalake import CommitProperties, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        numbers = [*([txn] if txn is not None else []), *(marks or {}).items()]
+        numbers = [*([txn] if txn is not None else []), *(how.marks or {}).items()]
         properties = (
             CommitProperties(app_transactions=[Transaction(*number) for number in numbers]) if numbers else None
         )
-        target = _canonical(data)
+        target = canonical(data)
         partitions = list(partition_by) or None
         try:
             if opened is None:
@@ -265,97 +295,23 @@ class DeltaLake:
                     storage_options=self._options,
                 )
                 return
-            target = _conform(table, target, pa.schema(opened.schema().to_arrow()))
-            if replace:
-                write_deltalake(
-                    opened,
-                    target,
-                    mode="overwrite",
-                    partition_by=partitions,
-                    predicate=where,
-                    commit_properties=properties,
-                )
-            else:
-                write_deltalake(opened, target, mode="append", partition_by=partitions, commit_properties=properties)
+            schema = pa.schema(opened.schema().to_arrow())
+            target = conform(table, target, schema, evolve=how.evolve)
+            if target.num_columns > len(schema) and EVOLVED not in opened.metadata().configuration:
+                opened.alter.set_table_properties({EVOLVED: "true"}, raise_if_not_exists=False)
+            write_deltalake(
+                opened,
+                target,
+                mode="overwrite" if how.replace else "append",
+                partition_by=partitions,
+                predicate=how.where,
+                commit_properties=properties,
+                schema_mode="merge" if how.evolve else None,
+            )
         except CommitFailedError as error:
             hint = "Another writer won; repeat the write."
             raise TransientError(f"lake table {table}", got=str(error), hint=hint) from error
         except DeltaError as error:
             if opened is None and self.exists(table):
                 raise TransientError(f"lake table {table}", got="made by another writer just now") from error
-            raise DataError(f"lake table {table}", got=str(error), expected=f"rows that satisfy {where}") from error
-
-
-def _scan(opened: DeltaTable) -> str:
-    """SQL that reads the files of a local table, with its partitions' columns in their types."""
-    schema = pa.schema(opened.schema().to_arrow())
-    columns = ", ".join(f'"{field.name}"' for field in schema)
-    listed = ", ".join("'" + file.replace("'", "''") + "'" for file in sorted(opened.file_uris()))
-    if not listed:
-        raise DataError("lake table", got="no files", expected="rows")
-    partitions = opened.metadata().partition_columns
-    types = {
-        field.name: _HIVE_TYPES.get(str(field.type.type), "VARCHAR")
-        for field in opened.schema().fields
-        if field.name in partitions
-    }
-    hive = "hive_partitioning=false"
-    if types:
-        kinds = ", ".join(f"'{key}': {kind}" for key, kind in types.items())
-        hive = f"hive_partitioning=true, hive_types={{{kinds}}}"
-    return f"SELECT {columns} FROM read_parquet([{listed}], {hive})"
-
-
-def _canonical(data: pa.Table) -> pa.Table:
-    """`data` with every timestamp in microseconds UTC and no dictionary columns."""
-    fields = []
-    for field in data.schema:
-        kind = field.type
-        if pa.types.is_timestamp(kind):
-            kind = MICROS_UTC
-        elif pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        fields.append(field.with_type(kind).with_nullable(True))
-    schema = pa.schema(fields)
-    if schema.equals(data.schema):
-        return data
-    columns = []
-    for name, field in zip(data.column_names, schema, strict=True):
-        column = data.column(name)
-        columns.append(column if column.type.equals(field.type) else column.cast(field.type))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _conform(table: str, data: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`data` in the table's column order and exact types; only string widths and all-null columns are converted.
-
-    Raises DataError naming the columns that differ.
-    """
-    there, given = (
-        dict(zip(schema.names, schema.types, strict=True)),
-        dict(zip(data.column_names, data.schema.types, strict=True)),
-    )
-    wrong = sorted(
-        name
-        for name in there.keys() | given.keys()
-        if name not in there or name not in given or not _storable(given[name], there[name])
-    )
-    if wrong:
-        raise DataError(
-            f"lake table {table}: columns {wrong}",
-            got={name: str(given.get(name, "missing")) for name in wrong},
-            expected={name: str(there.get(name, "no such column")) for name in wrong},
-            hint="A table's schema changes only by a declared migration.",
-        )
-    columns = [
-        column if (column := data.column(field.name)).type.equals(field.type) else column.cast(field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=pa.schema([field.with_nullable(True) for field in schema]))
-
-
-def _storable(given: pa.DataType, stored: pa.DataType) -> bool:
-    if given.equals(stored) or pa.types.is_null(given):
-        return True
-    text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(given) for test in text) and any(test(stored) for test in text)
+            raise DataError(f"lake table {table}", got=str(error), expected=f"rows that satisfy {how.where}") from error

@@ -83,6 +83,8 @@ class DatasetSpec(Strict):
     checks: list[Check] = Field(default_factory=list)
     stop: Stop = Stop()
     schedule: Schedule | None = None
+    evolve: Literal["no", "add_columns"] = "no"
+    """What may change of the columns once there are rows. `add_columns`: new ones, null in older rows."""
 
 
 def problems(spec: DatasetSpec) -> Iterator[Problem]:

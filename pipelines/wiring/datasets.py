@@ -163,7 +163,8 @@ def publish(settings: Settings, ref: StageRef) -> Published:
                 return good
             return good.filter(pc.greater(good.column("known_at"), pa.scalar(from_us(last_us), MICROS_UTC)))
 
-        appended = lake.advance(table, INGEST, ref.as_of_us, missing, partition_by=["day"])
+        evolve = load_dataset(settings.include_dir, ref.dataset).evolve == "add_columns"
+        appended = lake.advance(table, INGEST, ref.as_of_us, missing, partition_by=["day"], evolve=evolve)
     quarantined = 0 if appended is None else pq.read_metadata(ref.reasons).num_rows
     shutil.rmtree(ref.folder, ignore_errors=True)
     return Published(
@@ -213,7 +214,9 @@ def bind(
     if after_us is not None:
         where += f" AND known_at > make_timestamptz({after_us}) AND day >= DATE '{from_us(after_us).date()}'"
     spec = load_dataset(settings.include_dir, name)
-    times = ["known_at", *(column for column, declared in spec.columns.items() if declared.type == "timestamp")]
+    there = set(lake.schema(table_of(name)).names)
+    declared = (column for column, of in spec.columns.items() if of.type == "timestamp" and column in there)
+    times = ["known_at", *declared]
     naive = ", ".join(f'CAST("{time}" AS TIMESTAMP) AS "{time}"' for time in times)
     connection.execute(
         f'CREATE OR REPLACE VIEW "{as_name or name}" AS SELECT * REPLACE ({naive}) FROM "lake {name}" WHERE {where}'

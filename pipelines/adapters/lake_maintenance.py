@@ -1,0 +1,71 @@
+"""What keeps Delta tables small and lets rows go: merging, vacuum, a short log; deleting and updating rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyarrow import fs
+
+from pipelines.adapters.delta_lake import TRIES, DeltaLake
+from pipelines.contracts.errors import TransientError
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+
+class Maintained(NamedTuple):
+    """What maintenance did to a table: files merged, into how many, files removed."""
+
+    table: str
+    merged: int
+    into: int
+    removed: int
+
+
+def delete(lake: DeltaLake, table: str, where: str) -> int:
+    """Delete the rows that `where` (SQL over columns) selects, as one commit; how many there were."""
+    return _changed(lake, table, lambda opened: opened.delete(where), "num_deleted_rows")
+
+
+def update(lake: DeltaLake, table: str, where: str, values: Mapping[str, str]) -> int:
+    """Set columns (to SQL expressions) in the rows that `where` selects, as one commit; how many there were."""
+    return _changed(lake, table, lambda opened: opened.update(dict(values), predicate=where), "num_updated_rows")
+
+
+def maintain(lake: DeltaLake, table: str, retention_hours: float) -> Maintained:
+    """Merge small files of each partition, then remove files that no version of the last hours needs.
+
+    Readers of older versions fail from then on. 0 hours: also the log's older entries go, and with them what they
+    say of the values that were there.
+    """
+    opened = lake.open(table)
+    merged = opened.optimize.compact()
+    removed = opened.vacuum(
+        retention_hours=math.ceil(retention_hours), enforce_retention_duration=False, dry_run=False, full=True
+    )
+    opened.create_checkpoint()
+    if retention_hours == 0:
+        _forget_log(lake, table, opened.version())
+    return Maintained(table, int(merged["numFilesRemoved"]), int(merged["numFilesAdded"]), len(removed))
+
+
+def _forget_log(lake: DeltaLake, table: str, version: int) -> None:
+    """Remove the log's entries before the checkpoint just made: they hold the least and greatest values of files."""
+    filesystem, path = lake.files(table)
+    for info in filesystem.get_file_info(fs.FileSelector(f"{path}/_delta_log")):
+        number = info.base_name.partition(".")[0]
+        if number.isdigit() and int(number) < version:
+            filesystem.delete_file(info.path)
+
+
+def _changed(lake: DeltaLake, table: str, change: Callable[[DeltaTable], Mapping[str, Any]], counted: str) -> int:
+    from deltalake.exceptions import CommitFailedError
+
+    for _ in range(TRIES):
+        try:
+            return int(change(lake.open(table))[counted])
+        except CommitFailedError as error:
+            lost = error
+    raise TransientError(f"lake table {table}", got=str(lost), hint="Another writer is busy on it.") from lost
