@@ -274,3 +274,16 @@ def test_the_one_wrong_wind_speed_of_2013_is_quarantined(sample_cache: Path, tmp
     row = DeltaLake(settings.lake).read("quarantine/weather").to_pylist()[0]
     assert json.loads(row["row"])["wind_speed"] == pytest.approx(1048.36058)
     assert row["reason"] == "wind_speed is below 0 or above 200"
+
+
+def test_a_new_column_enters_only_a_dataset_that_declares_it(project: Callable[..., Settings]) -> None:
+    datasets.ingest(project(GOOD), "orders", _at("2024-01-01T12:00:00Z"))
+    columns = {**SPEC["columns"], "note": {"type": "string", "nullable": True}}
+    wider = [f"{row},n{number}" for number, row in enumerate(GOOD)]
+    header = "id,at,amount,shop,note"
+    with pytest.raises(DataError, match="evolve: add_columns"):
+        datasets.ingest(project(wider, header, columns=columns), "orders", _at("2024-01-03T00:00:00Z"))
+    settings = project(wider, header, columns=columns, evolve="add_columns")
+    datasets.ingest(settings, "orders", _at("2024-01-03T00:00:00Z"))
+    rows = DeltaLake(settings.lake).read("datasets/orders", ["id", "note"]).to_pylist()
+    assert {row["id"]: row["note"] for row in rows} == {1: None, 2: None, 3: None, 4: "n3"}
