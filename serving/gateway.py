@@ -140,7 +140,7 @@ class Gateway:
         """Whether nothing on the way of a request waits but for its features: no batch, no arm's thread, no disk."""
         if plan.champion.batching is not None:
             return False
-        if plan.challenger is not None and not (plan.effective.mode == "shadow" and plan.pace.at_once):
+        if plan.challenger is not None and not self.arms.in_loop(plan.pace):
             return False
         return self.settings.durability == "process"
 

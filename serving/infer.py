@@ -24,7 +24,7 @@ from serving.route_table import Plan
 from serving.scoring import Outcome, Scorer
 from serving.shadow import Job
 
-_OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
+OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
 
 
 class Answer(msgspec.Struct):
@@ -40,29 +40,33 @@ async def infer(gateway: Gateway, plan: Plan, request: InferRequest, traceparent
     try:
         if exchange.reads.pinned:
             exchange.scorer.reads = await _read(gateway, exchange.reads, exchange.wanted())
-        outcome = await _score(exchange, exchange.arm)
+    except BaseException:
+        exchange.unpair()
+        raise
+    return await go_on(exchange)
+
+
+async def go_on(exchange: Exchange, outcome: Outcome | None = None) -> Answer:
+    """The way from scoring on; from behind it, with an outcome of the exchange's arm."""
+    gateway = exchange.gateway
+    try:
+        if outcome is None:
+            outcome = await _score(exchange, exchange.arm)
         if exchange.arm == "challenger" and not _challenger_answers(exchange, outcome):
             outcome = await _score(exchange, "champion")
         logged = _log_served(exchange, outcome)
         if logged and gateway.settings.durability == "power":
             logged = await _on_disk(gateway)
-        return answer(exchange, outcome, logged)
+        given = result(exchange, outcome, exchange.arm, logged)
+        if not exchange.paired:
+            return Answer(given)
+        exchange.paired = False
+        side_by_side = exchange.model_of(OTHER[exchange.arm]).batching is not None
+        return Answer(given, Job(lambda: score_other(exchange), side_by_side))
     except BaseException:
         # Whatever ended the request early, its place in the shadow queue is free again.
         exchange.unpair()
         raise
-
-
-def answer(exchange: Exchange, outcome: Outcome, logged: bool) -> Answer:
-    """The answer by the exchange's arm, with the other arm's scoring behind it where one was promised."""
-    arm = exchange.arm
-    given = result(exchange, outcome, arm, logged)
-    if exchange.paired:
-        exchange.paired = False
-        other = _OTHER[arm]
-        side_by_side = exchange.model_of(other).batching is not None
-        return Answer(given, Job(lambda: _score_other(exchange, other), side_by_side))
-    return Answer(given)
 
 
 async def _read(gateway: Gateway, plan: ReadPlan, wanted: Wanted) -> Reads:
@@ -79,12 +83,17 @@ def _challenger_answers(exchange: Exchange, outcome: Outcome) -> bool:
     if not answers:
         if failed:
             exchange.respond("challenger", outcome, served=False)
-        exchange.unpair()
-        exchange.gateway.metrics.fallbacks.labels(exchange.plan.route.model).inc()
-        exchange.arm, exchange.fallback = "champion", True
+        step_back(exchange)
     if not unavailable:
         exchange.gateway.count_challenger_call(exchange.plan, failed=failed)
     return answers
+
+
+def step_back(exchange: Exchange) -> None:
+    """The champion answers in the challenger's place, and no second arm is scored."""
+    exchange.unpair()
+    exchange.gateway.metrics.fallbacks.labels(exchange.plan.route.model).inc()
+    exchange.arm, exchange.fallback = "champion", True
 
 
 def _log_served(exchange: Exchange, outcome: Outcome) -> bool:
@@ -114,8 +123,9 @@ async def _score(exchange: Exchange, arm: Arm) -> Outcome:
     return await exchange.gateway.arms.score(exchange.plan.pace, arm, exchange.scorer, model, timeout_s)
 
 
-async def _score_other(exchange: Exchange, arm: Arm) -> None:
+async def score_other(exchange: Exchange) -> None:
     """The arm not drawn scores; its Response is `shadow`, and nobody waits for it."""
+    arm = OTHER[exchange.arm]
     outcome = await _score(exchange, arm)
     exchange.respond(arm, outcome, served=False, shadow=True)
     if arm == "challenger" and not outcome.unavailable:

@@ -6,25 +6,32 @@ the kernel by one write, and a release scores its requests by one call. What goe
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+import logging
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
-from pipelines.contracts.events import Assignment, Response
-from serving.answers import stand_in
+from pipelines.contracts.events import Arm, Assignment, Response
+from serving.answers import result, stand_in
 from serving.assigning import assign, check, go_unlogged
 from serving.exchange import Exchange
 from serving.gateway import Gateway
-from serving.infer import Answer, answer
+from serving.infer import OTHER, Answer, go_on, score_other, step_back
 from serving.inference_log import InferenceLog, LogWriteError
 from serving.oip.request import InferRequest
 from serving.online_features.plan import ReadPlan, Reads
 from serving.route_table import Plan
 from serving.scoring import Outcome
 from serving.scoring_together import score_together
+from serving.shadow import Job
+
+_log = logging.getLogger("slipway.infer")
 
 Coming = tuple[Plan, InferRequest, str | None]
 """A request, the plan it is answered by (`Gateway.answers_at_once`), and its `traceparent`."""
+Finished = Answer | Exception | Coroutine[Any, Any, Answer]
+"""An answer; or what will give one, for a request that has to be waited for after all."""
 Begun = list[Exchange | Exception]
 """What became of the requests, in order: a Refusal or another error in the place of one that ends here."""
 
@@ -78,7 +85,7 @@ def ask_for(gateway: Gateway, begun: Begun) -> Awaitable[None]:
     return hand_out()
 
 
-def finish_together(gateway: Gateway, begun: Begun) -> list[Answer | Exception]:
+def finish_together(gateway: Gateway, begun: Begun) -> list[Finished]:
     """Score, write the responses, and form the answers, in the order of the requests."""
     exchanges = [one for one in begun if isinstance(one, Exchange)]
     try:
@@ -96,26 +103,74 @@ def give_up(begun: Begun) -> None:
             one.unpair()
 
 
-def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Answer | Exception]:
-    outcomes = _score(exchanges)
+def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
+    outcomes = _score(gateway, exchanges)
     responses: list[Response] = []
     ids = gateway.log.ids()
     for exchange, outcome in zip(exchanges, outcomes, strict=True):
-        stand_in(exchange, outcome)
-        exchange.count("champion", outcome, served=True)
+        if outcome is None or _is_replaced(exchange, outcome):
+            continue
+        if exchange.arm == "champion":
+            stand_in(exchange, outcome)
+        exchange.count(exchange.arm, outcome, served=True)
         if exchange.logged:
-            event_id = next(ids)
-            responses.append(exchange.response(event_id, "champion", outcome, served=True))
+            responses.append(exchange.response(next(ids), exchange.arm, outcome, served=True))
     written = iter(_hand_over(gateway.log, responses))
-    answers: list[Answer | Exception] = []
+    finished: list[Finished] = []
+    paired: list[Exchange] = []
     for exchange, outcome in zip(exchanges, outcomes, strict=True):
-        error = next(written) if exchange.logged else None
-        if error is None or isinstance(error, LogWriteError):
-            answers.append(answer(exchange, outcome, exchange.logged and error is None))
-        else:
+        if outcome is None or _is_replaced(exchange, outcome):
+            finished.append(go_on(exchange, outcome))
+            continue
+        trouble = next(written) if exchange.logged else None
+        if trouble is not None and not isinstance(trouble, LogWriteError):
             exchange.unpair()
-            answers.append(error)
-    return answers
+            finished.append(trouble)
+            continue
+        if exchange.arm == "challenger":
+            gateway.count_challenger_call(exchange.plan, failed=False)
+            if trouble is not None:
+                # An answer of the challenger that the log cannot take is not given: no exposure without its record.
+                step_back(exchange)
+                finished.append(go_on(exchange))
+                continue
+        logged = exchange.logged and trouble is None
+        finished.append(Answer(result(exchange, outcome, exchange.arm, logged)))
+        if exchange.paired:
+            exchange.paired = False
+            paired.append(exchange)
+    if paired:
+        gateway.shadow.put(Job(lambda: _score_others(gateway, paired), places=len(paired)))
+    return finished
+
+
+def _is_replaced(exchange: Exchange, outcome: Outcome) -> bool:
+    """Whether the champion has to answer for the challenger that was drawn."""
+    return exchange.arm == "challenger" and outcome.status != "ok"
+
+
+async def _score_others(gateway: Gateway, exchanges: Sequence[Exchange]) -> None:
+    """The arms not drawn score, as those that were: together. Nobody waits for them."""
+    for group in _groups(exchanges):
+        arm = OTHER[group[0].arm]
+        model, pace = group[0].model_of(arm), group[0].plan.pace
+        outcomes = gateway.arms.score_in_loop(pace, arm, [exchange.scorer for exchange in group], model)
+        if outcomes is None:
+            for exchange in group:
+                await score_other(exchange)
+            continue
+        responses: list[Response] = []
+        ids = gateway.log.ids()
+        for exchange, outcome in zip(group, outcomes, strict=True):
+            exchange.count(arm, outcome, served=False)
+            if exchange.logged:
+                responses.append(exchange.response(next(ids), arm, outcome, served=False, shadow=True))
+        for trouble in _hand_over(gateway.log, responses):
+            if trouble is not None and not isinstance(trouble, LogWriteError):
+                _log.error("a second arm's response is not in the log", exc_info=trouble)
+        for exchange, outcome in zip(group, outcomes, strict=True):
+            if arm == "challenger" and not outcome.unavailable:
+                gateway.count_challenger_call(exchange.plan, failed=outcome.status != "ok")
 
 
 def _by_reads(begun: Begun) -> Iterable[list[Exchange]]:
@@ -132,27 +187,29 @@ def _hand_out(exchanges: Sequence[Exchange], reads: Sequence[Reads]) -> None:
         exchange.scorer.reads = of_request
 
 
-def _score(exchanges: Sequence[Exchange]) -> list[Outcome]:
-    """The champions' outcomes, in the order of the requests."""
-    of_plans: dict[int, list[Exchange]] = {}
+def _groups(exchanges: Sequence[Exchange]) -> Iterable[list[Exchange]]:
+    """The requests of one plan and arm together."""
+    found: dict[tuple[int, Arm], list[Exchange]] = {}
     for exchange in exchanges:
-        of_plans.setdefault(id(exchange.plan), []).append(exchange)
-    scored = {key: iter(_score_plan(group)) for key, group in of_plans.items()}
-    return [next(scored[id(exchange.plan)]) for exchange in exchanges]
+        found.setdefault((id(exchange.plan), exchange.arm), []).append(exchange)
+    return found.values()
 
 
-def _score_plan(exchanges: Sequence[Exchange]) -> list[Outcome]:
-    """The outcomes of requests of one plan."""
-    plan = exchanges[0].plan
-    if plan.challenger is None:
-        return score_together(plan.champion, [exchange.scorer for exchange in exchanges])
-    # While two releases are compared each request is scored by itself, as it is by the other arm.
-    outcomes = []
-    for exchange in exchanges:
-        outcome = exchange.scorer.score(plan.champion)
-        plan.pace.note("champion", outcome)
-        outcomes.append(outcome)
-    return outcomes
+def _score(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Outcome | None]:
+    """The outcomes of the arms drawn, in the order of the requests; None where one is to be scored in a thread."""
+    scored: dict[int, Outcome | None] = {}
+    for group in _groups(exchanges):
+        plan, arm = group[0].plan, group[0].arm
+        model, scorers = group[0].model_of(arm), [exchange.scorer for exchange in group]
+        outcomes: Sequence[Outcome | None] | None
+        if plan.challenger is None:
+            outcomes = score_together(model, scorers)
+        else:
+            outcomes = gateway.arms.score_in_loop(plan.pace, arm, scorers, model)
+        if outcomes is None:
+            outcomes = [None] * len(group)
+        scored.update(zip(map(id, group), outcomes, strict=True))
+    return [scored[id(exchange)] for exchange in exchanges]
 
 
 def _hand_over(log: InferenceLog, events: Sequence[Assignment | Response]) -> list[Exception | None]:

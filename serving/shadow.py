@@ -19,10 +19,14 @@ _TURNS = 8
 
 
 class Job(NamedTuple):
-    """One second arm's scoring. `side_by_side`: others may begin before it ends, since they are scored in batches."""
+    """The scoring of as many second arms as it has places.
+
+    `side_by_side`: others may begin before it ends, since they are scored in batches.
+    """
 
     score: Callable[[], Awaitable[None]]
     side_by_side: bool = False
+    places: int = 1
 
 
 class ShadowQueue:
@@ -57,7 +61,7 @@ class ShadowQueue:
         self._taken -= 1
 
     def put(self, job: Job) -> None:
-        """Use the reserved place."""
+        """Use the reserved place, or places."""
         self._queue.put_nowait(job)
 
     async def drain(self, timeout_s: float) -> None:
@@ -94,5 +98,5 @@ class ShadowQueue:
         except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones
             _log.exception("shadow scoring failed")
         finally:
-            self._taken -= 1
+            self._taken -= job.places
             self._queue.task_done()

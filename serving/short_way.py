@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from serving.admission import Admission
 from serving.gateway import Gateway
 from serving.infer import Answer
-from serving.infer_together import Begun, ask_for, begin_together, finish_together, give_up, read_now
+from serving.infer_together import Begun, Finished, ask_for, begin_together, finish_together, give_up, read_now
 from serving.oip import http as oip_http
 from serving.oip.errors import Refusal
 from serving.oip.request import InferRequest
@@ -69,7 +69,7 @@ class ShortWay:
         self._replies = replies
         self._waiting: deque[Asked] = deque()
         self._costs_s: dict[str, float] = {}
-        self._reading: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def take(self, connection: DirectProtocol, model: str, headers: Headers, body: bytes, since: float) -> Asked | None:
         """Take on a request whose body is here; None when it has to take the general way.
@@ -145,9 +145,12 @@ class ShortWay:
             self._finish(company)
             self._learn(some, took_s + monotonic() - began)
 
-        task = asyncio.get_running_loop().create_task(finish())
-        self._reading.add(task)
-        task.add_done_callback(self._reading.discard)
+        self._keep(finish())
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _begin(self, some: list[Asked]) -> _Company:
         """Read the bodies and begin what can be: the others have their replies already."""
@@ -178,13 +181,24 @@ class ShortWay:
 
     def _finish(self, company: _Company) -> None:
         """Score, and send every reply."""
-        answers: list[Answer | Exception]
+        finished: list[Finished]
         try:
-            answers = finish_together(self._gateway, company.begun)
+            finished = finish_together(self._gateway, company.begun)
         except Exception as error:  # noqa: BLE001 - a fault of ours, told to the clients
-            answers = [error] * len(company.asked)
-        for asked, request, answer in zip(company.asked, company.requests, answers, strict=True):
-            self._send(asked, self._reply(asked, request, answer))
+            finished = [error] * len(company.asked)
+        for asked, request, one in zip(company.asked, company.requests, finished, strict=True):
+            if isinstance(one, (Answer, Exception)):
+                self._send(asked, self._reply(asked, request, one))
+            else:
+                self._keep(self._send_later(asked, request, one))
+
+    async def _send_later(self, asked: Asked, request: InferRequest, answer: Awaitable[Answer]) -> None:
+        found: Answer | Exception
+        try:
+            found = await answer
+        except Exception as error:  # noqa: BLE001 - told to the client
+            found = error
+        self._send(asked, self._reply(asked, request, found))
 
     def _send(self, asked: Asked, reply: Reply) -> None:
         asked.reply = reply

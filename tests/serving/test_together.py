@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from pipelines.contracts import events, segments
-from pipelines.contracts.events import Assignment, Response
+from pipelines.contracts.events import ARMS, Assignment, Response
 from serving import short_way
+from serving.arms import _PROVEN
 from serving.models import LoadedModel
 from serving.row_by_row import MOST_ROWS, scores_row_by_row
+from serving.scoring import Outcome
 from tests.serving.conftest import Installation, Running, Start
 from tests.serving.test_arms import HARMFUL, HARMLESS
 from tests.serving.test_direct import Client, connected, post, served
@@ -33,7 +35,7 @@ class Turn:
         self.writes: list[int] = []
         self.calls: list[int] = []
         self.most = _ALL  # bytes that the next write takes
-        write, models = os.write, {plan.champion for plan in running.gateway.table.plans.values()}
+        write, plan = os.write, running.gateway.table.plans["m"]
 
         def counted_write(descriptor: int, data: bytes) -> int:
             if b"kind" not in data:
@@ -43,14 +45,19 @@ class Turn:
             return write(descriptor, taken)
 
         patch.setattr(os, "write", counted_write)
-        for model in models:
-            patch.setattr(model, "predict", self._counted(model))
+        self.challenger_calls: list[int] = []
+        patch.setattr(plan.champion, "predict", self._counted(plan.champion, self.calls))
+        if plan.challenger is not None:
+            patch.setattr(plan.challenger, "predict", self._counted(plan.challenger, self.challenger_calls))
+            for arm in ARMS * _PROVEN:
+                plan.pace.note(arm, Outcome("ok", 1))
+            assert plan.pace.at_once
 
-    def _counted(self, model: LoadedModel) -> Any:
+    def _counted(self, model: LoadedModel, calls: list[int]) -> Any:
         predict = model.predict
 
         def counted(matrix: np.ndarray) -> np.ndarray:
-            self.calls.append(len(matrix))
+            calls.append(len(matrix))
             return predict(matrix)
 
         return counted
@@ -59,6 +66,7 @@ class Turn:
         """Each client sends one request, all before the loop reads again; status and body of each answer."""
         self.writes.clear()
         self.calls.clear()
+        self.challenger_calls.clear()
         for client, request in zip(self.clients, requests, strict=True):
             client.send(request)
         answers = [await client.answer() for client in self.clients]
@@ -70,12 +78,14 @@ async def together(running: Running, clients: int) -> AsyncIterator[Turn]:
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(served(running))
         connections = [await stack.enter_async_context(connected(port)) for _ in range(clients)]
-        for client in connections:  # the server has accepted them all, and knows what a request costs
-            client.send(post("warm"))
-            await client.answer()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(short_way, "_TOGETHER_S", 600.0)  # a busy machine is no reason to part them
-            yield Turn(running, connections, patch)
+            turn = Turn(running, connections, patch)
+            for client in connections:  # the server has accepted them all, and knows what a request costs
+                client.send(post("warm"))
+                await client.answer()
+            await running.shadows_done()
+            yield turn
 
 
 async def test_requests_of_one_turn_share_two_writes_and_one_call_and_get_the_scores_they_get_alone(
@@ -143,6 +153,68 @@ async def test_what_a_full_disk_took_of_a_turn_is_logged_and_the_rest_is_answere
     found = home.events()
     assert [event.id.n for event in found] == list(range(len(found)))
     assert [event.request_id for event in found[before:]] == ["b0", "b1"] * 2 + [f"c{k}" for k in range(4)] * 2
+
+
+async def test_second_arms_of_a_turn_are_scored_together_too_after_the_answers(
+    home: Installation, start: Start
+) -> None:
+    home.publish("shadow")
+    async with start() as running, together(running, 6) as turn:
+        answers = await turn.ask(*(post(f"q{k}") for k in range(6)))
+        assert [answer["parameters"]["arm"] for _, answer in answers] == ["champion"] * 6
+        await running.shadows_done()
+        assert (turn.writes, turn.calls, turn.challenger_calls) == ([6, 6, 6], [6], [6])
+    seconds = [event for event in home.events()[-6:] if isinstance(event, Response)]
+    assert [(event.request_id, event.arm, event.shadow) for event in seconds] == [
+        (f"q{k}", "challenger", True) for k in range(6)
+    ]
+
+
+async def test_in_a_split_each_arm_is_scored_together_and_a_failed_challenger_is_answered_for(
+    home: Installation, start: Start
+) -> None:
+    home.publish("split", share_ppm=1_000_000, challenger=home.release(0.7, error_share=0.5))
+    async with start() as running, together(running, 4) as turn:
+        xs = [HARMLESS, HARMFUL, HARMLESS, HARMLESS]
+        answers = await turn.ask(*(post(f"q{k}", x=x) for k, x in enumerate(xs)))
+        assert [status for status, _ in answers] == [200] * 4
+        assert [answer["id"] for _, answer in answers] == [f"q{k}" for k in range(4)]
+        arms = [answer["parameters"]["arm"] for _, answer in answers]
+        assert arms == ["challenger", "champion", "challenger", "challenger"]
+        await running.shadows_done()
+        assert turn.calls == [1, 3], "in the failed one's place, and as second arms"
+    of_q1 = [event for event in home.events(Response) if event.request_id == "q1"]
+    assert [(event.arm, event.status, event.served, event.fallback) for event in of_q1] == [
+        ("challenger", "error", False, False),
+        ("champion", "ok", True, True),
+    ]
+
+
+async def test_a_challengers_answer_of_a_turn_that_the_log_did_not_take_is_not_given(
+    home: Installation, start: Start
+) -> None:
+    home.publish("split", share_ppm=1_000_000)
+    async with start() as running, together(running, 4) as turn:
+        await turn.ask(*(post(f"a{k}") for k in range(4)))
+        await running.shadows_done()
+        frames = [len(segments.frame(0, events.encode(one))) for one in home.events() if one.request_id == "a0"]
+        response = frames[1]
+        write_all, log = running.gateway.log.write_all, running.gateway.log
+
+        def cut(written: Any) -> None:
+            turn.most = 2 * response + 20 if isinstance(written[0], Response) and len(written) == 4 else _ALL
+            write_all(written)
+
+        log.write_all = cut  # type: ignore[method-assign]
+        answers = await turn.ask(*(post(f"b{k}") for k in range(4)))
+        arms = [answer["parameters"]["arm"] for _, answer in answers]
+        assert arms == ["challenger", "challenger", "champion", "champion"]
+        assert all(answer["parameters"]["logged"] for _, answer in answers)
+        await running.shadows_done()
+    found = home.events()
+    assert [event.id.n for event in found] == list(range(len(found)))
+    served = {event.request_id: event.arm for event in found if isinstance(event, Response) and event.served}
+    assert [served[f"b{k}"] for k in range(4)] == arms
 
 
 async def test_a_model_whose_bits_depend_on_its_company_is_asked_for_each_request_alone(
