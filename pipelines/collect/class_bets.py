@@ -119,7 +119,10 @@ class ClassBets:
                 def proof_table(share: float | None, q: float = q) -> Ints | None:
                     return None if share is None else tables.scaled_exceedances(q, share)
 
-                postings.extend(self._post(metric.name, part, when, proof, proof_table, bet_on=None))
+                scaled_bets = f"{metric.name}/scaled"
+                postings.extend(
+                    self._post(metric.name, part, when, proof, proof_table, bet_on=None, family=scaled_bets)
+                )
             mine = drawn(part)
             arm = part["arm"][mine]
             seen = above[mine][np.arange(len(arm)), arm].astype(np.int64)
@@ -127,14 +130,25 @@ class ClassBets:
         return postings
 
     def _post(
-        self, metric: str, rows: Requests, at: Ints, kind: Ints, table_of: TableOf, *, bet_on: Bools | None
+        self,
+        metric: str,
+        rows: Requests,
+        at: Ints,
+        kind: Ints,
+        table_of: TableOf,
+        *,
+        bet_on: Bools | None,
+        family: str = "",
     ) -> list[Posting]:
-        """Postings of rows (in order of position `at`) by share; `bet_on` marks the rows that carry a harm bet."""
+        """Postings of rows (in order of position `at`) by share; `bet_on` marks the rows that carry a harm bet. Sticky
+        units are bet on once a `family` (the metric's name by default).
+        """
+        family = family or metric
         if not len(at):
             return []
         everything = np.ones(len(at), dtype=np.bool_)
-        harm = self._units.fresh(f"{metric}/harm", rows, everything if bet_on is None else bet_on)
-        proof = self._units.fresh(f"{metric}/proof", rows, everything)
+        harm = self._units.fresh(f"{family}/harm", rows, everything if bet_on is None else bet_on)
+        proof = self._units.fresh(f"{family}/proof", rows, everything)
         if self._units.sticky:
             idle = everything if bet_on is None else bet_on
             kind = kind + tables.NO_HARM_BET * (idle & ~harm) + tables.NO_PROOF_BET * ~proof

@@ -18,7 +18,7 @@ from pipelines.collect.row_order import KINDS
 from pipelines.rollout.judge import judge as judge_evidence
 from pipelines.rollout.judgement import Judgement
 from pipelines.rollout.policy import Policy
-from pipelines.rollout.screening import BLOCK, looks
+from pipelines.rollout.screening import BLOCK, Cause, Rows, causes_to_look
 from pipelines.stats.evidence import Evidence
 from pipelines.stats.nats import Ints
 
@@ -68,24 +68,20 @@ class _Schedule:
     above its bar without practical harm stays there for long.
     """
 
-    def __init__(self, opens: Ints, causes: list[Ints]) -> None:
-        self._rows = [opens, *causes]
-        self._next = [0] * len(self._rows)
-        self._patience = [1] * len(self._rows)
+    def __init__(self, opens: Ints, causes: list[Cause]) -> None:
+        self._causes: list[Cause] = [Rows(opens), *causes]
+        self._patience = [0] + [1] * len(causes)
+        self._next = [cause.row_from(0) for cause in self._causes]
 
     def row(self, last: int) -> int:
         """The next row, `last` when there is none before it."""
-        waiting = [int(rows[k]) for rows, k in zip(self._rows, self._next, strict=True) if k < len(rows)]
-        return min([*waiting, last])
+        return min([*(row for row in self._next if row is not None), last])
 
     def looked(self, row: int) -> bool:
         """Takes note of a look at `row`; whether it was called for."""
-        met = [k for k, rows in enumerate(self._rows) if self._next[k] < len(rows) and rows[self._next[k]] == row]
+        met = [k for k, at in enumerate(self._next) if at == row]
         for k in met:
-            if k == 0:
-                self._next[k] += 1
-                continue
-            self._next[k] = int(np.searchsorted(self._rows[k], row + BLOCK * self._patience[k]))
+            self._next[k] = self._causes[k].row_from(row + max(BLOCK * self._patience[k], 1))
             self._patience[k] = min(2 * self._patience[k], _PATIENCE)
         return bool(met)
 
@@ -96,8 +92,7 @@ def _replay(policy: Policy, rollout_id: int, tables: dict[str, pa.Table | None])
     if not len(position):
         return []
     opening = position[np.r_[True, stage[1:] != stage[:-1]]]
-    found_rows = looks(policy, step)
-    schedule = _Schedule(opening, [*found_rows.causes, found_rows.ends])
+    schedule = _Schedule(opening, causes_to_look(policy, step))
     lines: list[dict[str, Any]] = []
     evidence, done = Evidence(), step.first - 1
     paused: str | None = None

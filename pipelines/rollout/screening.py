@@ -7,8 +7,7 @@ passed over as a whole; the others are walked row by row. What is said at a row,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 
@@ -28,11 +27,23 @@ _CHUNK = 64
 """Blocks walked row by row at a time: their sums are held in memory."""
 
 
-class Looks(NamedTuple):
-    """Rows (positions, ascending) at which each cause to look stands; `ends`: rows at which all proofs may be in."""
+class Cause(Protocol):
+    """One reason to look."""
 
-    causes: list[Ints]
-    ends: Ints
+    def row_from(self, row: int) -> int | None:
+        """The first row at `row` or later at which the reason stands; None when there is none."""
+
+
+class Rows:
+    """A reason that stands at known rows (ascending)."""
+
+    def __init__(self, rows: Ints) -> None:
+        self._rows = rows
+
+    def row_from(self, row: int) -> int | None:
+        """The first of the rows that is not before `row`."""
+        place = int(np.searchsorted(self._rows, row))
+        return int(self._rows[place]) if place < len(self._rows) else None
 
 
 class _Walk:
@@ -137,40 +148,73 @@ class _Walk:
             sums[latest >= 0, :, k] = self._restart[mine[latest[latest >= 0]]]
         return sums
 
-    def rows(self, blocks: Ints) -> Iterator[tuple[Ints, Ints]]:
-        """The rows with increments in these blocks and the sums after each (as `stage_sums`), by and by."""
-        for part in np.array_split(blocks, -(-len(blocks) // _CHUNK)) if len(blocks) else ():
-            lows, highs = self._first + part * BLOCK, self._first + (part + 1) * BLOCK
-            inside = [_in_ranges(posting.position, lows, highs) for posting in self._bearing]
-            held = [(posting.only(keep)) for posting, keep in zip(self._bearing, inside, strict=True) if keep.any()]
-            if not held:
-                continue
-            position = np.unique(np.concatenate([posting.position for posting in held]))
-            each = np.zeros((len(position) * self._count, self._places, self._start.shape[-1]), dtype=np.int64)
-            for posting in held:
-                row = np.searchsorted(position, posting.position)
-                self._add(posting, row * self._count + self._place_of[posting.stage], each, None)
-            shape = (len(position), self._count, self._places, each.shape[-1])
-            sums = each.reshape(shape).swapaxes(1, 2)
-            run = sums.cumsum(axis=0)
-            block = (position - self._first) // BLOCK
-            opening = np.flatnonzero(np.r_[True, block[1:] != block[:-1]])
-            base = self.stage_sums(block[opening] - 1) - run[opening] + sums[opening]
-            yield position, run + np.repeat(base, np.diff(np.r_[opening, len(block)]), axis=0)
+    def rows(self, blocks: Ints) -> tuple[Ints, Ints]:
+        """The rows with increments in these blocks (ascending) and the sums after each (as `stage_sums`)."""
+        lows, highs = self._first + blocks * BLOCK, self._first + (blocks + 1) * BLOCK
+        held = []
+        for posting in self._bearing:
+            keep = _in_ranges(posting.position, lows, highs)
+            if len(keep):
+                held.append(posting.only(keep))
+        none = np.zeros((0, self._places, self._count, self._start.shape[-1]), dtype=np.int64)
+        if not held:
+            return np.zeros(0, dtype=np.int64), none
+        position = np.unique(np.concatenate([posting.position for posting in held]))
+        each = np.zeros((len(position) * self._count, self._places, self._start.shape[-1]), dtype=np.int64)
+        for posting in held:
+            row = np.searchsorted(position, posting.position)
+            self._add(posting, row * self._count + self._place_of[posting.stage], each, None)
+        sums = each.reshape(len(position), self._count, self._places, each.shape[-1]).swapaxes(1, 2)
+        run = sums.cumsum(axis=0)
+        block = (position - self._first) // BLOCK
+        opening = np.flatnonzero(np.r_[True, block[1:] != block[:-1]])
+        base = self.stage_sums(block[opening] - 1) - run[opening] + sums[opening]
+        return position, run + np.repeat(base, np.diff(np.r_[opening, len(block)]), axis=0)
 
 
 def _width(columns: slice) -> int:
     return int(columns.stop - columns.start)
 
 
-def _in_ranges(position: Ints, lows: Ints, highs: Ints) -> Bools:
-    """Which positions (ascending) lie in one of the ranges low <= x < high."""
+def _in_ranges(position: Ints, lows: Ints, highs: Ints) -> Ints:
+    """The indices of the positions (ascending) that lie in one of the ascending, disjoint ranges low <= x < high."""
     edges = np.searchsorted(position, np.stack([lows, highs]))
-    change = np.zeros(len(position) + 1, dtype=np.int64)
-    np.add.at(change, edges[0], 1)
-    np.add.at(change, edges[1], -1)
-    inside: Bools = change.cumsum()[:-1] > 0
+    sizes = edges[1] - edges[0]
+    shift = np.repeat(edges[0] - np.r_[0, sizes.cumsum()[:-1]], sizes)
+    inside: Ints = np.arange(int(sizes.sum())) + shift
     return inside
+
+
+class _Harm:
+    """The rows after which a family's e-value stands at its bar: blocks are walked only as far as one asks."""
+
+    def __init__(self, walk: _Walk, need: float, seen: Ints, first: int, *, max_slices: int, sticky: bool) -> None:
+        self._walk, self._need, self._first = walk, need, first
+        self._blocks = walk.near(need)
+        self._seen, self._max_slices, self._sticky = seen, max_slices, sticky
+
+    def row_from(self, row: int) -> int | None:
+        """The first row, not before `row`, at which the e-value moves and stands at its bar or above."""
+        place = int(np.searchsorted(self._blocks, (row - self._first) // BLOCK))
+        size = 2
+        while place < len(self._blocks):
+            position, sums = self._walk.rows(self._blocks[place : place + size])
+            met = position[self._log_e(position, sums) >= self._need - _SLACK]
+            met = met[met >= row]
+            if len(met):
+                return int(met[0])
+            place, size = place + size, min(2 * size, _CHUNK)
+        return None
+
+    def _log_e(self, position: Ints, sums: Ints) -> Floats:
+        log_e = np.zeros(len(position))
+        number = np.searchsorted(np.sort(self._seen), position, side="right")
+        for count in np.unique(number).tolist():
+            rows = number == count
+            # Slices not seen yet have only zeros: leaving out as many of them as are missing is leaving out those.
+            kept = np.r_[0, 1 + np.flatnonzero(self._seen <= position[rows].max())]
+            log_e[rows] = harm(sums[rows][:, kept], max_slices=self._max_slices, sticky=self._sticky).log_e
+        return log_e
 
 
 class _Screen:
@@ -184,19 +228,15 @@ class _Screen:
         for posting in step.postings:
             self._postings.setdefault(posting.metric, []).append(posting)
 
-    def harm(self, name: str, stages: tuple[str, ...], bar: float, *, sliced: bool = True) -> Ints:
+    def harm(self, name: str, stages: tuple[str, ...], bar: float, *, sliced: bool = True) -> Cause:
         """The rows after which the family's e-value stands at its bar or above, where it moves."""
-        none = np.zeros(0, dtype=np.int64)
         if name not in self._postings or not stages or not math.isfinite(bar):
-            return none
-        need = math.log(bar)
+            return Rows(np.zeros(0, dtype=np.int64))
         slices = len(self._step.slices) if sliced else 0
         walk = _Walk(self._postings[name], self._step, [self._names.index(s) for s in stages], slices, HARM)
-        near, met = walk.near(need), []
-        seen = self._first_seen(name, slices) if len(near) else none
-        for position, sums in walk.rows(near):
-            met.append(position[self._log_e(position, sums, seen, sliced=sliced) >= need - _SLACK])
-        return np.concatenate(met) if met else none
+        limit, sticky = (self._policy.max_slices, self._sticky) if sliced else (1, False)
+        seen = self._first_seen(name, slices)
+        return _Harm(walk, math.log(bar), seen, self._step.first, max_slices=limit, sticky=sticky)
 
     def _first_seen(self, name: str, slices: int) -> Ints:
         """(slices,) the row at which each slice is first observed: from there on it counts, as it does live."""
@@ -207,17 +247,6 @@ class _Screen:
                 at = posting.position[place][code >= 0]
                 seen[code[code >= 0]] = np.minimum(seen[code[code >= 0]], at)
         return seen
-
-    def _log_e(self, position: Ints, sums: Ints, seen: Ints, *, sliced: bool) -> Floats:
-        limit, sticky = (self._policy.max_slices, self._sticky) if sliced else (1, False)
-        log_e = np.zeros(len(position))
-        number = np.searchsorted(np.sort(seen), position, side="right")
-        for count in np.unique(number).tolist():
-            rows = number == count
-            # Slices not seen yet have only zeros: leaving out as many of them as are missing is leaving out those.
-            kept = np.r_[0, 1 + np.flatnonzero(seen <= position[rows].max())]
-            log_e[rows] = harm(sums[rows][:, kept], max_slices=limit, sticky=sticky).log_e
-        return log_e
 
     def ends(self, last_assigned: Ints) -> Ints:
         """The rows after which every required proof may be in and the last stage has its requests."""
@@ -259,7 +288,8 @@ class _Screen:
     def _trace(self, walk: _Walk, blocks: Ints, need: float) -> tuple[Ints, Bools]:
         """Rows, and whether the proof stands after each: just before each of the blocks, and every row in them."""
         position, states = [self._step.first + blocks * BLOCK - 1], [self._proven(walk.stage_sums(blocks - 1), need)]
-        for rows, sums in walk.rows(blocks):
+        for part in np.array_split(blocks, -(-len(blocks) // _CHUNK)):
+            rows, sums = walk.rows(part)
             position.append(rows)
             states.append(self._proven(sums, need))
         at = np.concatenate(position)
@@ -276,8 +306,8 @@ class _Screen:
         return np.sort(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
-def looks(policy: Policy, step: Step) -> Looks:
-    """The rows at which the judge has to be asked about `step`, the whole of a rollout."""
+def causes_to_look(policy: Policy, step: Step) -> list[Cause]:
+    """What the judge has to be asked for about `step`, the whole of a rollout."""
     screen = _Screen(policy, step)
     causes = [screen.harm(check, live_stages(policy, check), hold_bar(policy)) for check in policy.integrity]
     for metric in policy.metrics:
@@ -288,5 +318,5 @@ def looks(policy: Policy, step: Step) -> Looks:
         if metric.kind == "quantile":
             causes.append(screen.harm(metric.name + SUFFIX, stages, bar, sliced=False))
     position, _, stage = step.assigned
-    causes.append(screen.gaps())
-    return Looks([rows for rows in causes if len(rows)], screen.ends(position[stage == len(policy.stages) - 1]))
+    ends = screen.ends(position[stage == len(policy.stages) - 1])
+    return [*causes, Rows(screen.gaps()), Rows(ends)]

@@ -26,8 +26,8 @@ class Posting(NamedTuple):
     table: Ints | None = None
     rows: Ints | None = None
 
-    def only(self, keep: npt.NDArray[np.bool_]) -> Posting:
-        """The increments marked in `keep` (n,)."""
+    def only(self, keep: Ints | npt.NDArray[np.bool_]) -> Posting:
+        """The increments that a mask marks or indices name."""
         return self._replace(
             position=self.position[keep],
             stage=self.stage[keep],
