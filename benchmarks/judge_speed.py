@@ -1,6 +1,6 @@
 """How fast the judge is: one look at a live rollout, and the whole replay of a case, on one core.
 
-    .venv/bin/python benchmarks/judge_speed.py [--requests 20000] [--looks 200]
+    .venv/bin/python -m benchmarks.judge_speed [--requests 20000] [--looks 200]
 
 A look turns evidence into verdicts: 20 metrics and 10 slices, over shadow and three canaries. Its evidence comes from
 simulated traffic; the fold that made it is the replay's time, told in requests a second for the policy of `gates.py`.
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from gates import METRICS, policy
 
+from benchmarks.proof.policies import METRICS, policy
 from pipelines.collect.fold import Fold
 from pipelines.rollout.judge import judge
 from pipelines.rollout.offline import judge as judge_case

@@ -90,8 +90,9 @@ def simulate(
     from pipelines.rollout.catalogue import FAULTS, TRAPS, outcome, rates
     from pipelines.rollout.offline import judge as replay
     from pipelines.rollout.policy import Policy
-    from pipelines.rollout.simulator import HEALTHY, Traffic
+    from pipelines.rollout.simulator import HEALTHY
     from pipelines.rollout.simulator import simulate as rollout
+    from pipelines.rollout.traffic import Traffic
 
     names = ["healthy", *TRAPS, *FAULTS]
     if what not in names:

@@ -51,8 +51,8 @@ class Admission:
         # A worker whose segments come late brings its answers with them: its deadlines run from the watermark it met.
         met_wall, met_event = wall[position - 1], event[position - 1]
         own_wall = micros(table["wall_ts"]) if "wall_ts" in table.column_names else part.ts
-        fresh["wall"][:] = own_wall
-        fresh["deadline"][:] = np.maximum(own_wall, met_wall) + round(self._policy.response_deadline_s * 1e6) + 1
+        fresh["wall"][:] = np.maximum(own_wall, met_wall)
+        fresh["deadline"][:] = fresh["wall"] + round(self._policy.response_deadline_s * 1e6) + 1
         fresh["due"][:] = np.maximum(part.ts, met_event) + round(self._policy.label_maturity_s * 1e6)
         fresh["warm"][:] = self._warm(table, keep)
         if self._policy.unit == "unit":

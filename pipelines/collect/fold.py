@@ -38,6 +38,7 @@ class Fold:
         self._next = 0
         self._event_mark = -FAR
         self._wall_mark = -FAR
+        self._two_clocks: bool | None = None
         self._requests = OpenRequests(lambda size: empty(size, len(policy.slices)))
         self._admission = Admission(policy, self._requests)
         units = UnitBets(policy)
@@ -116,12 +117,14 @@ class Fold:
         """Running maxima of event time and wall time by position, the past included."""
         event = np.empty(size, dtype=np.int64)
         wall = np.full(size, -FAR, dtype=np.int64)
-        two_clocks = any("wall_ts" in part.table.column_names for part in rows.values())
+        if "assignments" in rows or "responses" in rows:
+            self._two_clocks = any("wall_ts" in part.table.column_names for part in rows.values())
         for part in rows.values():
             event[part.position] = part.ts
             if "wall_ts" in part.table.column_names:
                 wall[part.position] = micros(part.table["wall_ts"])
-            elif not two_clocks:
+            elif self._two_clocks is False:
+                # Labels and KPIs carry event time alone, also where a batch holds nothing else.
                 wall[part.position] = part.ts
         event = np.maximum(np.maximum.accumulate(event), self._event_mark)
         wall = np.maximum(np.maximum.accumulate(wall), self._wall_mark)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.rollout.simulator import Fault, Traffic
+from pipelines.rollout.simulator import Fault
+from pipelines.rollout.traffic import Traffic
 
 TRAPS: dict[str, Traffic] = {
     "cold start": Traffic(cold_start=150),

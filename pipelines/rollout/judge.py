@@ -134,11 +134,15 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
     part, scoped, steady = _loudest(policy, cells, live, family) if reached else (None, levels, levels)
     may_act = acts(policy, metric, evidence, estimate.lower, levels.champion)
 
-    proof_units = cells.whole[_places(stages, proof_stages(policy, metric))]
-    log_proof, log_better, log_worse = 0.0, 0.0, 0.0
-    if len(proof_units):
-        questions = np.stack([proof_units[:, columns] for columns in (PROOF, BETTER, HARM)])
+    proof_units = cells.all[:, _places(stages, proof_stages(policy, metric))]
+    log_proof, log_better, log_worse, weakest = 0.0, 0.0, 0.0, None
+    if proof_units.shape[1]:
+        questions = np.stack([proof_units[0][:, columns] for columns in (PROOF, BETTER, HARM)])
         log_proof, log_better, log_worse = proof(questions, sticky=sticky).tolist()
+        if metric.per_slice and cells.names:
+            each = proof(proof_units[1:, :, PROOF], sticky=sticky)
+            if float(each.min()) < log_proof:
+                log_proof, weakest = float(each.min()), cells.names[int(np.argmin(each))]
     need = math.log(proof_bar(policy))
     waited = not metric.paired or evidence.event_time_s >= policy.min_event_time_s
     proven = metric.provable and log_proof >= need and waited
@@ -172,7 +176,7 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
         proof_threshold=proof_bar(policy) if metric.provable else 0.0, better=better, estimate=estimate.estimate,
         lower=estimate.lower, upper=estimate.upper, champion=levels.champion if levels.n else None,
         challenger=levels.challenger if levels.n else None, n=levels.n,
-        sentence=sentence + proof_text(policy, metric, log_proof, proven=proven, waited=waited),
+        sentence=sentence + proof_text(policy, metric, log_proof, proven=proven, waited=waited, weakest=weakest),
     )  # fmt: skip
     return _Finding(verdict, stop, pause, proven, log_e - math.log(min(bar, 1e300)))
 

@@ -18,7 +18,8 @@ from pipelines.collect.row_order import KINDS
 from pipelines.rollout.judge import judge as judge_evidence
 from pipelines.rollout.judgement import Judgement
 from pipelines.rollout.policy import Policy
-from pipelines.rollout.screening import BLOCK, Cause, Rows, causes_to_look
+from pipelines.rollout.screening import Cause, Rows, causes_to_look
+from pipelines.stats.block_sums import BLOCK
 from pipelines.stats.evidence import Evidence
 from pipelines.stats.nats import Ints
 
@@ -93,6 +94,10 @@ def _replay(policy: Policy, rollout_id: int, tables: dict[str, pa.Table | None])
         return []
     opening = position[np.r_[True, stage[1:] != stage[:-1]]]
     schedule = _Schedule(opening, causes_to_look(policy, step))
+    last = np.flatnonzero(stage == len(policy.stages) - 1)
+    # The last stage lasts at least its minimum; the others end where the rows say.
+    least_us = int(step.row_us[position[last[0]] - step.first]) if len(last) else 0
+    least_us += round((policy.stages[-1].min_event_time_s or 0.0) * 1e6)
     lines: list[dict[str, Any]] = []
     evidence, done = Evidence(), step.first - 1
     paused: str | None = None
@@ -106,6 +111,8 @@ def _replay(policy: Policy, rollout_id: int, tables: dict[str, pa.Table | None])
         found = judge_evidence(policy, evidence, name)
         line = _Line(rollout_id, _stamp(int(step.watermark_us[row - step.first])), int(seq[latest]), name, found)
         verdict = _ending(policy, found, at_end=row == step.last)
+        if verdict == "promote" and int(step.watermark_us[row - step.first]) < least_us:
+            verdict = "inconclusive" if row == step.last else None
         if verdict is not None and verdict != "inconclusive":
             stop = found.stop
             return [*lines, line.of(verdict, stop.metric if stop else None, stop.slice if stop else None, final=True)]

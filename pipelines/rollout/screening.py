@@ -13,14 +13,13 @@ import numpy as np
 
 from pipelines.rollout.bars import hold_bar, live_stages, proof_bar, proof_stages, rollback_bar
 from pipelines.rollout.policy import Policy
+from pipelines.stats.block_sums import BLOCK, BlockSums
 from pipelines.stats.evidence import HARM, PROOF
 from pipelines.stats.families import harm, proof
 from pipelines.stats.latency_blocks import SUFFIX
-from pipelines.stats.nats import SCALE, Bools, Floats, Ints
+from pipelines.stats.nats import Bools, Floats, Ints
 from pipelines.stats.postings import Posting, Step
 
-BLOCK = 128
-"""Rows passed over together."""
 _SLACK = 1e-9
 """Nats by which the screening is more generous than the judge, against rounding."""
 _CHUNK = 64
@@ -46,151 +45,12 @@ class Rows:
         return int(self._rows[place]) if place < len(self._rows) else None
 
 
-class _Walk:
-    """One family of bets through all blocks: what its sums can have been within each.
-
-    An entry is a block and a stage with increments there. Axes of sums: entries or rows, places (all traffic first,
-    then the slices), bets; `stage_sums` have an axis of stages before the bets.
-    """
-
-    def __init__(self, postings: list[Posting], step: Step, stages: list[int], slices: int, columns: slice) -> None:
-        self._columns, self._places, self._count = columns, 1 + slices, len(stages)
-        self._first = step.first
-        self._place_of = np.full(len(step.stages), -1, dtype=np.int64)
-        self._place_of[stages] = np.arange(len(stages))
-        self._bearing = [posting for posting in map(self._telling, postings) if len(posting.position)]
-        keys = [self._key(posting) for posting in self._bearing]
-        present = np.zeros((len(step.row_us) // BLOCK + 1) * self._count, dtype=np.bool_)
-        for key in keys:
-            present[key] = True
-        entries = np.flatnonzero(present)
-        lookup = np.cumsum(present) - 1
-        self.block, self._stage = np.divmod(entries, self._count)
-        sums, rises = (np.zeros((len(entries), self._places, _width(columns)), dtype=np.int64) for _ in range(2))
-        for posting, key in zip(self._bearing, keys, strict=True):
-            self._add(posting, lookup[key], sums, rises)
-        # Over all stages, and from the beginning of each.
-        self._start, self._restart = sums.cumsum(axis=0), np.zeros_like(sums)
-        self._of_stage = [np.flatnonzero(self._stage == k) for k in range(self._count)]
-        for mine in self._of_stage:
-            self._restart[mine] = sums[mine].cumsum(axis=0)
-        self._rises = rises - sums
-
-    def _telling(self, posting: Posting) -> Posting:
-        """Without the increments that leave these bets as they are, and those of other stages."""
-        here = self._place_of >= 0
-        keep = np.ones(len(posting.position), dtype=np.bool_) if here.all() else here[posting.stage]
-        if posting.classes is not None and posting.table is not None:
-            bears: Bools = np.any(posting.table[:, self._columns] != 0, axis=1, keepdims=True)[:, 0]
-            keep &= bears[posting.classes]
-        return posting if keep.all() else posting.only(keep)
-
-    def _key(self, posting: Posting) -> Ints:
-        key: Ints = (posting.position - self._first) // BLOCK * self._count + self._place_of[posting.stage]
-        return key
-
-    def _add(self, posting: Posting, row: Ints, sums: Ints, rises: Ints | None) -> None:
-        """Adds increments to `sums` (and those above zero to `rises`) by row. Sums of a row are below 2**53: floats
-        are exact.
-        """
-        groups, width = len(sums) * self._places, sums.shape[-1]
-        placed: list[tuple[Ints, Bools | None]] = [(row * self._places, None)]
-        for column in posting.parts.T if self._places > 1 else ():
-            known = column >= 0
-            placed.append((row * self._places + 1 + column, None if known.all() else known))
-        for code, mask in placed:
-            at = code if mask is None else code[mask]
-            if posting.classes is not None and posting.table is not None:
-                classes = posting.classes if mask is None else posting.classes[mask]
-                used = np.flatnonzero(np.bincount(classes, minlength=len(posting.table)))
-                kind = np.zeros(len(posting.table), dtype=np.int64)
-                kind[used] = np.arange(len(used))
-                counts = np.bincount(at * len(used) + kind[classes], minlength=groups * len(used))
-                worth = posting.table[used, self._columns].astype(np.float64)
-                worth = np.hstack([worth, np.maximum(worth, 0.0)]) if rises is not None else worth
-                added = (counts.reshape(groups, len(used)).astype(np.float64) @ worth).astype(np.int64)
-                sums += added[:, :width].reshape(sums.shape)
-                if rises is not None:
-                    rises += added[:, width:].reshape(rises.shape)
-                continue
-            assert posting.rows is not None
-            if not len(at):
-                continue
-            rows = posting.rows[:, self._columns] if mask is None else posting.rows[mask, self._columns]
-            if (at[1:] < at[:-1]).any():
-                order = np.argsort(at.astype(np.min_scalar_type(groups)), kind="stable")
-                at, rows = at[order], rows[order]
-            starts = np.flatnonzero(np.r_[True, at[1:] != at[:-1]])
-            sums.reshape(groups, width)[at[starts]] += np.add.reduceat(rows, starts, axis=0)
-            if rises is not None:
-                rises.reshape(groups, width)[at[starts]] += np.add.reduceat(np.maximum(rows, 0), starts, axis=0)
-
-    def near(self, need: float) -> Ints:
-        """The blocks in which the log e-value may have stood at `need` nats: no mixture is above its best bet."""
-        limit = math.floor((need - _SLACK) * SCALE)
-        most = (np.maximum(self._start, self._restart) + self._rises).max(axis=(1, 2))
-        index = np.arange(len(most))
-        for mine in self._of_stage:
-            # What an earlier stage has reached stays in the mixture.
-            held = np.searchsorted(mine, index, side="right") - 1
-            reached = self._restart[mine].max(axis=(1, 2))
-            most[held >= 0] = np.maximum(most[held >= 0], reached[held[held >= 0]])
-        # Where two stages share a block nothing is known of the order within it.
-        shared = np.zeros(len(self.block), dtype=np.bool_)
-        shared[1:] = self.block[1:] == self.block[:-1]
-        return np.unique(self.block[shared | (most >= limit)])
-
-    def stage_sums(self, block: Ints) -> Ints:
-        """(n, places, stages, bets): the sums after each of the blocks."""
-        sums = np.zeros((len(block), self._places, self._count, self._start.shape[-1]), dtype=np.int64)
-        for k, mine in enumerate(self._of_stage):
-            latest = np.searchsorted(self.block[mine], block, side="right") - 1
-            sums[latest >= 0, :, k] = self._restart[mine[latest[latest >= 0]]]
-        return sums
-
-    def rows(self, blocks: Ints) -> tuple[Ints, Ints]:
-        """The rows with increments in these blocks (ascending) and the sums after each (as `stage_sums`)."""
-        lows, highs = self._first + blocks * BLOCK, self._first + (blocks + 1) * BLOCK
-        held = []
-        for posting in self._bearing:
-            keep = _in_ranges(posting.position, lows, highs)
-            if len(keep):
-                held.append(posting.only(keep))
-        none = np.zeros((0, self._places, self._count, self._start.shape[-1]), dtype=np.int64)
-        if not held:
-            return np.zeros(0, dtype=np.int64), none
-        position = np.unique(np.concatenate([posting.position for posting in held]))
-        each = np.zeros((len(position) * self._count, self._places, self._start.shape[-1]), dtype=np.int64)
-        for posting in held:
-            row = np.searchsorted(position, posting.position)
-            self._add(posting, row * self._count + self._place_of[posting.stage], each, None)
-        sums = each.reshape(len(position), self._count, self._places, each.shape[-1]).swapaxes(1, 2)
-        run = sums.cumsum(axis=0)
-        block = (position - self._first) // BLOCK
-        opening = np.flatnonzero(np.r_[True, block[1:] != block[:-1]])
-        base = self.stage_sums(block[opening] - 1) - run[opening] + sums[opening]
-        return position, run + np.repeat(base, np.diff(np.r_[opening, len(block)]), axis=0)
-
-
-def _width(columns: slice) -> int:
-    return int(columns.stop - columns.start)
-
-
-def _in_ranges(position: Ints, lows: Ints, highs: Ints) -> Ints:
-    """The indices of the positions (ascending) that lie in one of the ascending, disjoint ranges low <= x < high."""
-    edges = np.searchsorted(position, np.stack([lows, highs]))
-    sizes = edges[1] - edges[0]
-    shift = np.repeat(edges[0] - np.r_[0, sizes.cumsum()[:-1]], sizes)
-    inside: Ints = np.arange(int(sizes.sum())) + shift
-    return inside
-
-
 class _Harm:
     """The rows after which a family's e-value stands at its bar: blocks are walked only as far as one asks."""
 
-    def __init__(self, walk: _Walk, need: float, seen: Ints, first: int, *, max_slices: int, sticky: bool) -> None:
+    def __init__(self, walk: BlockSums, need: float, seen: Ints, first: int, *, max_slices: int, sticky: bool) -> None:
         self._walk, self._need, self._first = walk, need, first
-        self._blocks = walk.near(need)
+        self._blocks = walk.near(need - _SLACK)
         self._seen, self._max_slices, self._sticky = seen, max_slices, sticky
 
     def row_from(self, row: int) -> int | None:
@@ -217,6 +77,42 @@ class _Harm:
         return log_e
 
 
+class _Proof:
+    """Where the proof of a metric stands: over all traffic, and in each slice seen so far when the walk has slices."""
+
+    def __init__(self, walk: BlockSums, need: float, seen: Ints, first: int, *, sticky: bool) -> None:
+        self._walk, self._need, self._first = walk, need, first
+        self._seen, self._sticky = seen, sticky
+
+    def _stands(self, row: Ints, sums: Ints) -> Bools:
+        good = proof(sums, sticky=self._sticky) >= self._need - _SLACK
+        good[:, 1:] |= self._seen > row[:, None]
+        stands: Bools = np.logical_and.reduce(good, axis=1)
+        return stands
+
+    def _end(self, block: Ints) -> Ints:
+        """The last row of each block."""
+        return self._first + (block + 1) * BLOCK - 1
+
+    def possible(self, blocks: Ints) -> Bools:
+        """The blocks in which the proof may stand after some row; one without increments is as the one before."""
+        possible = self._stands(self._end(blocks - 1), self._walk.stage_sums(blocks))
+        possible[self._walk.near(self._need - _SLACK)] = True
+        return possible
+
+    def trace(self, blocks: Ints) -> tuple[Ints, Bools]:
+        """Rows, and whether the proof stands after each: just before each of the blocks, and every row in them."""
+        position = [self._end(blocks - 1)]
+        states = [self._stands(position[0], self._walk.stage_sums(blocks - 1))]
+        for part in np.array_split(blocks, -(-len(blocks) // _CHUNK)):
+            rows, sums = self._walk.rows(part)
+            position.append(rows)
+            states.append(self._stands(rows, sums))
+        at = np.concatenate(position)
+        order = np.argsort(at, kind="stable")
+        return at[order], np.concatenate(states)[order]
+
+
 class _Screen:
     """The families of one step."""
 
@@ -233,7 +129,7 @@ class _Screen:
         if name not in self._postings or not stages or not math.isfinite(bar):
             return Rows(np.zeros(0, dtype=np.int64))
         slices = len(self._step.slices) if sliced else 0
-        walk = _Walk(self._postings[name], self._step, [self._names.index(s) for s in stages], slices, HARM)
+        walk = BlockSums(self._postings[name], self._step, [self._names.index(s) for s in stages], slices, HARM)
         limit, sticky = (self._policy.max_slices, self._sticky) if sliced else (1, False)
         seen = self._first_seen(name, slices)
         return _Harm(walk, math.log(bar), seen, self._step.first, max_slices=limit, sticky=sticky)
@@ -257,22 +153,24 @@ class _Screen:
         begins = int(last_assigned[least - 1])
         blocks = np.arange((step.last - step.first) // BLOCK + 1)
         chosen = blocks >= (begins - step.first) // BLOCK
-        need, walks = math.log(proof_bar(policy)), []
+        need = math.log(proof_bar(policy))
+        proofs: list[_Proof] = []
         for name in policy.require:
             stages = [self._names.index(stage) for stage in proof_stages(policy, policy.metric(name))]
             if name not in self._postings or not stages:
                 return np.zeros(0, dtype=np.int64)
-            walk = _Walk(self._postings[name], step, stages, 0, PROOF)
-            # Within a block a proof may stand for some rows alone; a block without increments is as the one before.
-            possible = self._proven(walk.stage_sums(blocks), need)
-            possible[walk.near(need)] = True
-            chosen &= possible
-            walks.append(walk)
+            slices = len(step.slices) if policy.metric(name).per_slice else 0
+            proof_of = _Proof(
+                BlockSums(self._postings[name], step, stages, slices, PROOF),
+                need, self._first_seen(name, slices), step.first, sticky=self._sticky,
+            )  # fmt: skip
+            chosen &= proof_of.possible(blocks)
+            proofs.append(proof_of)
         if not chosen.any():
             return np.zeros(0, dtype=np.int64)
         inside = blocks[chosen]
         edges = step.first + np.minimum((inside + 1) * BLOCK, len(step.row_us)) - 1
-        traces = [self._trace(walk, inside, need) for walk in walks]
+        traces = [proof_of.trace(inside) for proof_of in proofs]
         rows = np.unique(np.concatenate([np.array([begins]), edges, *(position for position, _ in traces)]))
         rows = rows[(rows >= begins) & chosen[(rows - step.first) // BLOCK]]
         good = np.ones(len(rows), dtype=np.bool_)
@@ -280,21 +178,6 @@ class _Screen:
             good &= proven[np.searchsorted(position, rows, side="right") - 1]
         ends: Ints = rows[good]
         return ends
-
-    def _proven(self, stage_sums: Ints, need: float) -> Bools:
-        good: Bools = proof(stage_sums[:, 0], sticky=self._sticky) >= need - _SLACK
-        return good
-
-    def _trace(self, walk: _Walk, blocks: Ints, need: float) -> tuple[Ints, Bools]:
-        """Rows, and whether the proof stands after each: just before each of the blocks, and every row in them."""
-        position, states = [self._step.first + blocks * BLOCK - 1], [self._proven(walk.stage_sums(blocks - 1), need)]
-        for part in np.array_split(blocks, -(-len(blocks) // _CHUNK)):
-            rows, sums = walk.rows(part)
-            position.append(rows)
-            states.append(self._proven(sums, need))
-        at = np.concatenate(position)
-        order = np.argsort(at, kind="stable")
-        return at[order], np.concatenate(states)[order]
 
     def gaps(self) -> Ints:
         """Rows that left sequence numbers out: the judge looks whether they are too many."""

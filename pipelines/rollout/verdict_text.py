@@ -49,10 +49,19 @@ def sentence_of(metric: Metric, found: Estimate, log_e: float, bar: float) -> st
     return f"{text}; harm: {bar_text(log_e, bar)}"
 
 
-def proof_text(policy: Policy, metric: Metric, log_proof: float, *, proven: bool, waited: bool) -> str:
-    """Whether the promotion margin is ruled out; empty for a metric without one."""
+def proof_text(
+    policy: Policy, metric: Metric, log_proof: float, *, proven: bool, waited: bool, weakest: str | None = None
+) -> str:
+    """Whether the promotion margin is ruled out; empty for a metric without one. `weakest`: the slice whose proof it
+    is, where each slice has to be proven and one of them is behind all traffic.
+    """
     if not metric.provable:
         return ""
+    where = "" if weakest is None else f" in slice {weakest}"
+    return _proof_of(policy, metric, log_proof, proven=proven, waited=waited) + where
+
+
+def _proof_of(policy: Policy, metric: Metric, log_proof: float, *, proven: bool, waited: bool) -> str:
     if metric.promote == "better":
         found = f"e-value {as_number(e_value(log_proof))}"
         if proven:

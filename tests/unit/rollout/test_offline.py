@@ -18,7 +18,8 @@ from pipelines.collect.fold import Fold
 from pipelines.rollout.judge import judge as judge_evidence
 from pipelines.rollout.offline import judge
 from pipelines.rollout.policy import Policy
-from pipelines.rollout.simulator import HEALTHY, Fault, Traffic, simulate
+from pipelines.rollout.simulator import HEALTHY, Fault, simulate
+from pipelines.rollout.traffic import Traffic
 from tests.unit.stats.cases import between, mapping, shuffled, stamps
 
 TRAFFIC = Traffic(requests_per_s=0.2)

@@ -13,9 +13,10 @@ from pipelines.contracts import assignment
 from pipelines.contracts.clocks import wall_us
 from pipelines.rollout.offline import judge
 from pipelines.rollout.policy import Policy
-from pipelines.rollout.simulator import Fault, Traffic, simulate
+from pipelines.rollout.simulator import Fault, simulate
 from pipelines.rollout.stages import from_spec
 from pipelines.rollout.state import Plan
+from pipelines.rollout.traffic import Traffic
 from pipelines.spec.durations import parse
 from pipelines.wiring import rollouts
 from pipelines.wiring.collect import collect_once

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pipelines.collect.fold import Fold
 from pipelines.contracts.errors import ContractError
 from pipelines.rollout.policy import Policy
-from pipelines.rollout.simulator import Fault, Traffic, simulate
+from pipelines.rollout.simulator import Fault, simulate
+from pipelines.rollout.traffic import Traffic
 from pipelines.stats.evidence import Evidence
 from pipelines.stats.nats import MOMENT
 from tests.unit.stats.cases import between, policy, shuffled, stamps
