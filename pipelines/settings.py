@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     """Where features are read online. `sqlite`: a file in `home`; `redis`: the server at `redis_url`."""
     redis_url: SecretStr = SecretStr("")
     """`redis://[user:password@]host[:port][/database]`, `rediss://...` (TLS) or `unix://...`, for `redis`."""
+    client_token: SecretStr = SecretStr("")
+    """Bearer token that predictions, labels and KPIs need at the gateway; empty: none is asked for."""
     token: SecretStr = SecretStr("")
     """Bearer token of a rollback at the gateway; empty: the one in `home/secrets`, made by `slipway up`."""
     webhook_secret: SecretStr = SecretStr("")

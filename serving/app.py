@@ -73,9 +73,11 @@ class GatewayApp:
         match parts:
             case ["v2", "models", model, "infer"]:
                 _method(scope, "POST")
+                self.gateway.clients.check(header(scope, b"authorization"))
                 await self._infer(model, scope, receive, send)
             case ["v2", "models", model, "versions", version, "infer"]:
                 _method(scope, "POST")
+                self.gateway.clients.check(header(scope, b"authorization"))
                 body = await self._body(scope, receive)
                 loaded = await self.pinned.get(model, version)
                 request = oip_http.infer_request(scope["headers"], body, self.gateway.limits)
@@ -83,13 +85,14 @@ class GatewayApp:
                 await _reply(send, 200, *oip_http.infer_response(request, prediction))
             case ["v1", "models", model, "labels" | "kpis" as kind]:
                 _method(scope, "POST")
+                self.gateway.clients.check(header(scope, b"authorization"))
                 self.gateway.table.plan(model)
                 body = await self._json(scope, receive)
                 take = feedback.take_labels if kind == "labels" else feedback.take_kpis
                 await _reply(send, 202, to_json({"accepted": await take(self.gateway, model, body)}))
             case ["v1", "models", model, "rollback"]:
                 _method(scope, "POST")
-                rollback.authorize(self.gateway, header(scope, b"authorization"))
+                self.gateway.operators.check(header(scope, b"authorization"))
                 body = await self._json(scope, receive)
                 done = await rollback.roll_back(self.gateway, self.gateway.table.plan(model), body)
                 await _reply(send, 200, to_json(done))

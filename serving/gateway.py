@@ -15,6 +15,7 @@ from pipelines.contracts.errors import SlipwayError
 from pipelines.contracts.events import EventId, Override
 from pipelines.contracts.pii import KeyedHash
 from pipelines.settings import Settings
+from serving.access import Bearer, ClientAccess
 from serving.arms import Arms
 from serving.batching import Batches
 from serving.circuit_breaker import CallWindow
@@ -50,6 +51,8 @@ class Gateway:
         self.clock = settings.event_clock()
         key = settings.pii_key.get_secret_value()
         self.keyed = KeyedHash(key) if key else None
+        self.operators = Bearer(settings.token, "SLIPWAY_TOKEN")
+        self.clients = ClientAccess(settings.client_token, "SLIPWAY_CLIENT_TOKEN")
         home = settings.root / "gateway" / settings.gateway_name
         self.store = open_store(settings, limits.features_budget_ms)
         self.overrides = OverrideStore(home / "overrides")

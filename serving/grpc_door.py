@@ -29,6 +29,8 @@ _log = logging.getLogger("slipway.grpc")
 METHODS = ("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer")
 STATUS: dict[int, grpc.StatusCode] = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     409: grpc.StatusCode.FAILED_PRECONDITION,
     413: grpc.StatusCode.INVALID_ARGUMENT,
@@ -90,7 +92,9 @@ class GrpcDoor:
                 except DecodeError as error:
                     raise Malformed(name, got=str(error), expected=f"a {name}Request") from None
                 if name == "ModelInfer":
-                    return await self._admitted(request, _traceparent(context))
+                    authorization = _sent(context, "authorization")
+                    self._gateway.clients.check(authorization.encode() if authorization is not None else None)
+                    return await self._admitted(request, _sent(context, "traceparent"))
                 return response_class(**await self._describe(name, request))
             except Refusal as refusal:
                 self._gateway.metrics.refused.labels(str(refusal.status)).inc()
@@ -164,8 +168,8 @@ class GrpcDoor:
             self._gateway.metrics.request_times(message.model_name).observe(took_us)
 
 
-def _traceparent(context: Any) -> str | None:
+def _sent(context: Any, wanted: str) -> str | None:
     for name, value in context.invocation_metadata() or ():
-        if name == "traceparent":
+        if name == wanted:
             return str(value)
     return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hmac
 from typing import Any
 
 import msgspec
 
 from serving.gateway import Gateway
 from serving.inference_log import LogWriteError
-from serving.oip.errors import Conflict, Forbidden, Malformed, Unauthorized, Unavailable
+from serving.oip.errors import Conflict, Malformed, Unavailable
 from serving.route_table import Plan
 
 
@@ -22,18 +21,6 @@ class RollbackBody(msgspec.Struct):
 
 _PATIENCE_S = 2.0
 _decoder = msgspec.json.Decoder(RollbackBody)
-
-
-def authorize(gateway: Gateway, header: bytes | None) -> None:
-    """Raises Unauthorized without a bearer token and Forbidden with a wrong one (compared in constant time)."""
-    scheme, _, sent = (header or b"").partition(b" ")
-    if scheme.lower() != b"bearer" or not sent.strip():
-        raise Unauthorized("authorization", got="no bearer token", expected="Authorization: Bearer <SLIPWAY_TOKEN>")
-    token = gateway.settings.token.get_secret_value().encode()
-    if not token:
-        raise Forbidden("authorization", got="a token", expected="a gateway with SLIPWAY_TOKEN set: this one has none")
-    if not hmac.compare_digest(sent.strip(), token):
-        raise Forbidden("authorization", got="another token", expected="the gateway's SLIPWAY_TOKEN")
 
 
 async def roll_back(gateway: Gateway, plan: Plan, body: bytes) -> dict[str, Any]:

@@ -74,12 +74,15 @@ class ShortWay:
     def take(self, connection: DirectProtocol, model: str, headers: Headers, body: bytes, since: float) -> Asked | None:
         """Take on a request whose body is here; None when it has to take the general way.
 
-        It has to when more than features would have to be waited for, and when no route in force is of its model.
+        It has to when more than features would have to be waited for, when no route in force is of its model, and when
+        it lacks the clients' token.
         Past the limit of requests in flight it has its reply already.
         """
         gateway = self._gateway
         plan = gateway.table.plans.get(model)
         if plan is None or not gateway.answers_at_once(plan) or len(body) > gateway.limits.max_body_bytes:
+            return None
+        if not gateway.clients.allows(headers):
             return None
         asked = Asked(connection, model, plan, headers, body, since)
         self._admission.inflight += 1

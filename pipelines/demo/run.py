@@ -46,7 +46,7 @@ from pipelines.wiring.rollout_replay import replay
 DAY_US = 86_400_000_000
 AHEAD_US = 10 * DAY_US
 _DATABASES = frozenset({"control_url", "airflow_db", "mlflow_db", "feast_registry"})
-OWN = _DATABASES | {"home", "clock", "include_dir", "gateway_workers", "token", "pii_key"}
+OWN = _DATABASES | {"home", "clock", "include_dir", "gateway_workers", "token", "client_token", "pii_key"}
 WIDEST_SPEC = "late_arrival.v3.yaml"  # asks for every input that any act sends
 
 

@@ -280,7 +280,7 @@ def test_a_killed_workers_port_is_taken_over_and_sigterm_answers_the_calls_on_th
 
 
 def test_every_refusal_of_a_prediction_has_a_status_in_grpc() -> None:
-    http_only = {"Unauthorized", "Forbidden", "WrongMethod", "UnsupportedEncoding"}
+    http_only = {"WrongMethod", "UnsupportedEncoding"}
     kinds = [kind for kind in errors.Refusal.__subclasses__() if kind.__name__ not in http_only]
     assert len(kinds) >= 6
     assert {kind.status for kind in kinds} <= set(STATUS)
