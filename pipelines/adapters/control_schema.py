@@ -206,16 +206,6 @@ override_seen = Table(
     Column("settled", Integer),
 )
 
-anchor = Table(
-    "anchor",
-    metadata,
-    Column("day", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("n", Integer, nullable=False),
-    Column("hash", Text, nullable=False),
-    PrimaryKeyConstraint("day", "model"),
-)
-
 asset_event = Table(
     "asset_event",
     metadata,
@@ -245,7 +235,7 @@ retrain = Table(
     PrimaryKeyConstraint("model", "n"),
 )
 
-_APPEND_ONLY = (decision, decision_effect, route, anchor)
+_APPEND_ONLY = (decision, decision_effect, route)
 
 _POSTGRES_FUNCTIONS = (
     ("slipway_append_only", "RAISE EXCEPTION '%% is append-only', TG_TABLE_NAME"),

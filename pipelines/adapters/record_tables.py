@@ -9,9 +9,12 @@ import sqlalchemy as sa
 
 from pipelines.adapters import control_schema as schema
 from pipelines.adapters.control_db import ControlDb
+from pipelines.contracts.clocks import wall_us
 from pipelines.rollout import actions as acts
 from pipelines.rollout import record
 from pipelines.rollout.state import Decision, Rollout, apply
+
+ANCHOR = "slipway-anchor/1"
 
 
 class RecordTables:
@@ -35,26 +38,28 @@ class RecordTables:
             return list(connection.execute(sa.select(schema.decision.c.model).distinct().order_by("model")).scalars())
 
     def anchor(self, day: str) -> int:
-        """Write each model's newest hash into the global record for `day` (ISO date), once a day; returns how many."""
-        table, decision, made = schema.anchor, schema.decision, 0
+        """Write the newest hash of every model's record into the global one, for `day` (ISO date), once a day.
+
+        The global record (`record.ANCHORS`) is a chain like the models' own. Returns how many hashes were written.
+        """
+        decision = schema.decision
+        newest = sa.select(decision.c.model, sa.func.max(decision.c.n)).group_by(decision.c.model)
+        query = sa.select(decision.c.model, decision.c.n, decision.c.hash).where(
+            sa.tuple_(decision.c.model, decision.c.n).in_(newest), decision.c.model != record.ANCHORS
+        )
         with self.db.write() as connection:
-            heads = connection.execute(sa.select(decision.c.model, sa.func.max(decision.c.n)).group_by("model")).all()
-            there = set(connection.execute(sa.select(table.c.model).where(table.c.day == day)).scalars())
-            for model, n in heads:
-                if model not in there:
-                    newest = connection.execute(
-                        sa.select(decision.c.hash).where(decision.c.model == model, decision.c.n == n)
-                    ).scalar_one()
-                    connection.execute(sa.insert(table).values(day=day, model=model, n=n, hash=newest))
-                    made += 1
-        return made
+            previous = head(connection, record.ANCHORS)
+            heads = {model: [n, hash_] for model, n, hash_ in connection.execute(query)}
+            if not heads or (previous is not None and msgspec.json.decode(previous.body)["day"] >= day):
+                return 0
+            line = record.entry(record.ANCHORS, previous, {"schema": ANCHOR, "day": day, "heads": heads})
+            insert_entry(connection, line, None, "anchored", 0, wall_us())
+        return len(heads)
 
     def anchors(self, model: str) -> dict[int, str]:
         """Anchored hashes of a model's record by entry number."""
-        table = schema.anchor
-        with self.db.read() as connection:
-            rows = connection.execute(sa.select(table.c.n, table.c.hash).where(table.c.model == model)).all()
-        return dict(row.tuple() for row in rows)
+        days = (msgspec.json.decode(line.body)["heads"] for line in self.entries(record.ANCHORS))
+        return {n: hash_ for heads in days if model in heads for n, hash_ in [heads[model]]}
 
 
 def decision_of(line: record.Entry) -> Decision | None:

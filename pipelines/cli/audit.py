@@ -12,6 +12,7 @@ app = typer.Typer(help="The decision record.", no_args_is_help=True)
 @app.command()
 def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Recompute every hash chain; compare it with its anchors, MLflow and its copy in the lake. Exit 1 on any fault."""
+    from pipelines.rollout.record import ANCHORS
     from pipelines.settings import Settings
     from pipelines.wiring.rollouts import audit
 
@@ -26,7 +27,8 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         )
     else:
         for model, found in faults.items():
-            print(f"{model}: {'holds' if not found else 'BROKEN'}")
+            name = "the global record" if model == ANCHORS else model
+            print(f"{name}: {'holds' if not found else 'BROKEN'}")
             for fault in found:
                 print(f"  {fault}")
         if not faults:

@@ -11,6 +11,8 @@ import msgspec
 from pipelines.contracts.canonical import canonical_json
 
 GENESIS = "0" * 64
+ANCHORS = "*"
+"""In the place of a model's name: the global record, into which the heads of all others are written each day."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,8 +36,10 @@ from pipelines.contracts.kafka import connection
 from pipelines.contracts.segments import Frame
 from pipelines.contracts.streams import StreamKey, stands_still
 from pipelines.rollout.policy import Policy
+from pipelines.rollout.record import ANCHORS
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
+from pipelines.wiring import record_copy
 from pipelines.wiring.rollouts import guard_held, observe_overrides, rollout_store
 
 DAY_S = 86_400.0
@@ -280,7 +282,8 @@ def run(
             report = collector.once()
             day = datetime.now(UTC).date().isoformat()
             if day != anchored:
-                collector.rollouts.anchor(day)
+                if collector.rollouts.anchor(day):
+                    record_copy.copy(settings, collector.rollouts, ANCHORS)
                 anchored = day
             if began - removed_s > REMOVE_EVERY_S:
                 collector.remove_old_segments()

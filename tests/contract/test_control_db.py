@@ -18,6 +18,7 @@ from pipelines.adapters.control_db import ControlDb, ReleaseRow, control_db, ins
 from pipelines.cli import audit
 from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError, TransientError
 from pipelines.contracts.routes import CHANNEL, Route
+from pipelines.rollout import record
 from pipelines.rollout.decide import Standing, begin, decide
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
@@ -57,26 +58,26 @@ def started(settings: Settings) -> Rollout:
     return after
 
 
-@pytest.mark.parametrize("table", ["decision", "decision_effect", "route", "anchor"])
+@pytest.mark.parametrize("table", ["decision", "decision_effect", "route"])
 @pytest.mark.parametrize("verb", ["update", "delete"])
 def test_what_was_recorded_cannot_be_changed_or_removed(settings: Settings, table: str, verb: str) -> None:
     state = started(settings)
     store = rollouts.rollout_store(settings)
     store.commit(state, decide(state, Standing(), NOW))
     rollouts.advance(settings, state.id)
-    store.anchor("2026-01-01")
+
     where = schema.metadata.tables[table]
     statement = sa.delete(where) if verb == "delete" else sa.update(where).values(model="x")
     with pytest.raises(DBAPIError, match=f"{table} is append-only"), store.db.write() as connection:
         connection.execute(statement)
 
 
-@pytest.mark.parametrize("table", ["decision", "decision_effect", "route", "anchor"])
+@pytest.mark.parametrize("table", ["decision", "decision_effect", "route"])
 def test_nor_by_the_ways_round_updates_and_deletes(settings: Settings, table: str) -> None:
     state = started(settings)
     store = rollouts.rollout_store(settings)
     store.commit(state, decide(state, Standing(), NOW))
-    store.anchor("2026-01-01")
+
     store.db.set_route(Route(model="m", version=0, mode="single", champion=OLD))
     statement = f"TRUNCATE {table}" if settings.control_url else f"INSERT OR REPLACE INTO {table} SELECT * FROM {table}"
     with pytest.raises(DBAPIError, match=f"{table} is append-only"), store.db.write() as connection:
@@ -104,9 +105,20 @@ def test_a_record_cut_behind_the_triggers_is_found_by_its_anchor(settings: Setti
     store.commit(state, decide(state, Standing(), NOW))
     assert store.anchor("2026-01-01") == 1
     assert store.anchor("2026-01-01") == 0, "once a day"
-    behind_the_triggers(settings, "DELETE FROM decision WHERE n = 2", drop="decision_no_delete")
+    assert store.anchor("2026-01-02") == 1
+    behind_the_triggers(settings, "DELETE FROM decision WHERE model = 'm' AND n = 2", drop="decision_no_delete")
     (fault,) = rollouts.audit(settings)["m"]
     assert "entry 2: anchored hash" in fault
+
+
+def test_the_days_of_the_global_record_are_a_chain_themselves(settings: Settings) -> None:
+    started(settings)
+    store = rollouts.rollout_store(settings)
+    for day in ("2026-01-01", "2026-01-02", "2026-01-03"):
+        store.anchor(day)
+    assert rollouts.audit(settings)[record.ANCHORS] == []
+    behind_the_triggers(settings, "DELETE FROM decision WHERE model = '*' AND n = 2", drop="decision_no_delete")
+    assert any("entry 2 is missing" in fault for fault in rollouts.audit(settings)[record.ANCHORS])
 
 
 def test_a_second_running_or_waiting_rollout_is_refused_by_the_database(db: ControlDb, settings: Settings) -> None:
