@@ -96,6 +96,16 @@ class DeltaLake:
         """
         return self._write(table, data, partition_by, txn, _How(evolve=evolve))
 
+    def append_marked(
+        self, table: str, data: pa.Table, marks: Mapping[str, int], partition_by: Sequence[str] = ()
+    ) -> None:
+        """Append rows as one commit that also makes each mark its application's last number (`applied`).
+
+        The table has one writer, who knows that they are not applied yet. Raises as `append`.
+        """
+        opened = self.open(table) if self.exists(table) else None
+        self._commit(table, opened, data, partition_by, None, replace=False, where=None, marks=marks)
+
     def advance(
         self,
         table: str,

@@ -21,8 +21,13 @@ class OnlineWriter(Protocol):
     def through_us(self, view: str) -> int | None:
         """The event time up to which the view is materialised; None for never."""
 
-    def write(self, view: str, features: Sequence[str], rows: OnlineRows, through_us: int) -> None:
-        """Write rows, values in the order of `features`, and how far the view now is. Repeating changes nothing."""
+    def write(
+        self, view: str, features: Sequence[str], rows: OnlineRows, through_us: int, *, correct: bool = False
+    ) -> None:
+        """Write rows, values in the order of `features`, and how far the view now is. Repeating changes nothing.
+
+        correct: a row also replaces the one of its own time: it is the view's one writer, and knows more now.
+        """
 
     def close(self) -> None:
         """Close the connection."""

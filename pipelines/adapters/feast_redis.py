@@ -23,8 +23,8 @@ from pipelines.features.publishing import OnlineRows
 _ROWS_PER_TRIP = 1000
 _TIMEOUT_S = 30
 
-# KEYS: the hash. ARGV: the view's `_ts` field, the row's seconds and nanoseconds, then pairs of field and value with
-# the `_ts` pair first. Answers whether it has written.
+# KEYS: the hash. ARGV: the view's `_ts` field, the row's seconds and nanoseconds, 1 if it may replace a row of its own
+# time, then pairs of field and value with the `_ts` pair first. Answers whether it has written.
 _WRITE_NEWER = """
 local held = redis.call('HGET', KEYS[1], ARGV[1])
 if held then
@@ -43,9 +43,10 @@ if held then
   -- Before 1970: two's complement, which a double holds to some 2000 s only.
   if part[8] >= 2^63 then part[8] = part[8] - 2^64 end
   local seconds, nanos = tonumber(ARGV[2]), tonumber(ARGV[3])
-  if seconds < part[8] or (seconds == part[8] and nanos <= part[16]) then return 0 end
+  if seconds < part[8] or (seconds == part[8] and nanos < part[16]) then return 0 end
+  if seconds == part[8] and nanos == part[16] and ARGV[4] ~= '1' then return 0 end
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 return 1
 """
 
@@ -83,23 +84,29 @@ class FeastRedis:
             found = self._client.hget(self._progress, view)
         return None if found is None else int(found)  # type: ignore[arg-type]  # redis-py types both its clients as one
 
-    def write(self, view: str, features: Sequence[str], rows: OnlineRows, through_us: int) -> None:
-        """Write rows, then how far the view now is. Cut short, it is done again from the start and changes nothing."""
+    def write(
+        self, view: str, features: Sequence[str], rows: OnlineRows, through_us: int, *, correct: bool = False
+    ) -> None:
+        """Write rows, then how far the view now is. Cut short, it is done again from the start and changes nothing.
+
+        correct: a row of the same time replaces what is there.
+        """
         stamp_field = f"_ts:{view}".encode()
         with _reported():
             script = str(self._client.script_load(_WRITE_NEWER)).encode()
-            remaining = iter(self._commands(script, stamp_field, [_field(view, name) for name in features], rows))
+            fields = [_field(view, name) for name in features]
+            remaining = iter(self._commands(script, stamp_field, fields, rows, correct=correct))
             while trip := list(islice(remaining, _ROWS_PER_TRIP)):
                 self._send(trip)
             self._client.eval(_ADVANCE, 1, self._progress, view, str(through_us))
 
     def _commands(
-        self, script: bytes, stamp_field: bytes, fields: Sequence[bytes], rows: OnlineRows
+        self, script: bytes, stamp_field: bytes, fields: Sequence[bytes], rows: OnlineRows, *, correct: bool
     ) -> Iterator[bytes]:
         """A call of the script a row, as Redis' protocol has it; what is alike in all rows is made once."""
-        arguments = 9 + 2 * len(fields)
+        arguments = 10 + 2 * len(fields)
         head = b"*%d\r\n" % arguments + _bulk(b"EVALSHA") + _bulk(script) + _bulk(b"1")
-        stamp = _bulk(stamp_field)
+        stamp, may_correct = _bulk(stamp_field), _bulk(b"%d" % correct)
         columns = []
         for field, messages in zip(fields, rows.messages(), strict=True):
             name = _bulk(field)
@@ -108,7 +115,7 @@ class FeastRedis:
             seconds, micros = divmod(event_us, 1_000_000)
             times = (_bulk(b"%d" % seconds), _bulk(b"%d" % (micros * 1000)))
             written = _bulk(timestamp_message(event_us))
-            yield b"".join((head, _bulk(key + self._project), stamp, *times, stamp, written, *values))
+            yield b"".join((head, _bulk(key + self._project), stamp, *times, may_correct, stamp, written, *values))
 
     def _send(self, commands: list[bytes]) -> None:
         """All commands in one write, all replies after it: what a pipeline does, without its work for each command."""

@@ -61,12 +61,17 @@ class FeastSqlite:
         ).fetchone()
         return int(found[0]) if found else None
 
-    def write(self, view: str, features: Sequence[str], rows: OnlineRows, through_us: int) -> None:
-        """Write rows and how far the view now is, in one transaction. A row that is not newer changes nothing."""
+    def write(
+        self, view: str, features: Sequence[str], rows: OnlineRows, through_us: int, *, correct: bool = False
+    ) -> None:
+        """Write rows and how far the view now is, in one transaction. A row that is not newer changes nothing.
+
+        correct: one of the same time replaces what is there.
+        """
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         try:
-            self._connection.executemany(self._upsert(view, features), _values(rows))
+            self._connection.executemany(self._upsert(view, features, correct=correct), _values(rows))
             execute(
                 f"INSERT INTO {_PROGRESS} VALUES (?, ?) ON CONFLICT(feature_view) DO UPDATE SET through_us = "
                 "max(through_us, excluded.through_us)",
@@ -77,11 +82,13 @@ class FeastSqlite:
             execute("ROLLBACK")
             raise
 
-    def _upsert(self, view: str, features: Sequence[str]) -> str:
+    def _upsert(self, view: str, features: Sequence[str], *, correct: bool) -> str:
         """Writes the whole row of a key: parameters are the key, its two times, then value and text of each feature.
 
         A statement a key, not a value, halves the work: the table has a row and two index entries a value.
         """
+        # Both are whole seconds: two rows created within one cannot be told apart by it.
+        same_time = "true" if correct else "excluded.created_ts > created_ts"
         # In the order of the index, its pages are each filled once.
         inserted = ", ".join(
             f"(?1, '{name.replace(chr(39), chr(39) * 2)}', ?{4 + 2 * at}, ?{5 + 2 * at}, ?2, ?3)"
@@ -92,7 +99,7 @@ class FeastSqlite:
             f"VALUES {inserted} ON CONFLICT(entity_key, feature_name) DO UPDATE SET value = excluded.value, "
             "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts "
             "WHERE excluded.event_ts > event_ts "
-            "OR (excluded.event_ts = event_ts AND excluded.created_ts > created_ts)"
+            f"OR (excluded.event_ts = event_ts AND {same_time})"
         )
 
     def _table(self, view: str) -> str:

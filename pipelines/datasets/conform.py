@@ -28,16 +28,8 @@ def key_sql(spec: DatasetSpec, json_column: str | None = None) -> str:
     return f"list_value({', '.join(parts)})"
 
 
-def conforming_sql(
-    spec: DatasetSpec, source: str, after_us: int | None, as_of_us: int, settled: str | None = None
-) -> str:
-    """SELECT of the declared columns, `known_at`, `day` and the batch's own columns, for a span of knowledge.
-
-    source: a relation's name, with at least the declared columns. A value that cannot be read as its type is null and
-    named in `_unreadable`; NaN is null. A row whose time of knowledge cannot be read counts as known at `as_of_us`.
-    settled: a relation with a column `key` (`key_sql`) of all rows that were dealt with before. Then a row from before
-    the span that is not among them turned up late: it is taken too, as known at `as_of_us`, which is the truth.
-    """
+def read_as_declared(spec: DatasetSpec) -> tuple[list[str], str]:
+    """SQL of each declared column read as its type, and of what of a row cannot be read (null: all can)."""
     typed, faults = [], []
     for name, column in spec.columns.items():
         kind = SQL_TYPES[column.type]
@@ -50,8 +42,21 @@ def conforming_sql(
             f'CASE WHEN "{name}" IS NOT NULL AND TRY_CAST("{name}" AS {kind}) IS NULL '
             f"THEN '{name}: ''' || CAST(\"{name}\" AS VARCHAR) || ''' is not a {shown} ({column.type})' END"
         )
+    return typed, f"nullif(concat_ws('; ', {', '.join(faults)}), '')"
+
+
+def conforming_sql(
+    spec: DatasetSpec, source: str, after_us: int | None, as_of_us: int, settled: str | None = None
+) -> str:
+    """SELECT of the declared columns, `known_at`, `day` and the batch's own columns, for a span of knowledge.
+
+    source: a relation's name, with at least the declared columns. A value that cannot be read as its type is null and
+    named in `_unreadable`; NaN is null. A row whose time of knowledge cannot be read counts as known at `as_of_us`.
+    settled: a relation with a column `key` (`key_sql`) of all rows that were dealt with before. Then a row from before
+    the span that is not among them turned up late: it is taken too, as known at `as_of_us`, which is the truth.
+    """
+    typed, unreadable = read_as_declared(spec)
     known = f'CAST("{spec.known_at}" AS TIMESTAMPTZ) + to_microseconds({spec.arrival_delay.us})'
-    unreadable = f"nullif(concat_ws('; ', {', '.join(faults)}), '')"
     unsure = [f"{UNREADABLE} IS NOT NULL", *(f'"{name}" IS NULL' for name in (spec.known_at, *spec.key))]
     raw = f"CASE WHEN {' OR '.join(unsure)} THEN to_json(whole)::VARCHAR END AS {RAW}"
     now = f"make_timestamptz({as_of_us})"

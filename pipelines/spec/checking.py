@@ -93,6 +93,27 @@ def view_references(spec: ViewSpec, specs: Specs, known: Mapping[str, list[str]]
     yield from _datasets(spec.datasets, ("datasets",), known)
     yield from _transform(specs.include, spec.transform, ("transform",))
     yield from personal.view_problems(spec, specs.datasets)
+    yield from _stream(spec, specs)
+
+
+def _stream(spec: ViewSpec, specs: Specs) -> Iterator[Problem]:
+    """A stream into a dataset that is filled otherwise, or that another view reads from elsewhere."""
+    if spec.stream is None or (dataset := specs.datasets.get(spec.stream.dataset)) is None:
+        return
+    if dataset.source.kind != "stream":
+        what = f"dataset '{dataset.name}' has source {dataset.source.kind}; a stream fills one whose source is stream"
+        yield Problem(("stream", "dataset"), what)
+    if spec.stream.independent_keys and (missing := sorted(set(spec.entity.keys) - set(dataset.columns))):
+        what = f"independent_keys: '{dataset.name}' has no column {', '.join(missing)} to tell keys by"
+        yield Problem(("stream", "independent_keys"), what)
+    for other in specs.views.values():
+        if other.stream is None or other.stream.dataset != dataset.name:
+            continue
+        for field in ("topic", "watermark", "dead_topic"):
+            ours, theirs = getattr(spec.stream, field), getattr(other.stream, field)
+            if ours != theirs and spec.name > other.name:
+                what = f"{field} {ours} differs from {theirs} of view {other.name}; one stream fills '{dataset.name}'"
+                yield Problem(("stream", "dead_letters" if field == "dead_topic" else field), what)
 
 
 def model_references(spec: ModelSpec, specs: Specs, known: Mapping[str, list[str]]) -> Iterator[Problem]:

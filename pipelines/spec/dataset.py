@@ -34,6 +34,12 @@ class FileSource(Strict):
     null_values: list[str] = Field(default_factory=lambda: ["", "NA", "NaN", "nan"])
 
 
+class StreamSource(Strict):
+    """Rows come as messages: by the topic that a view's `stream` names, or by `slipway push`."""
+
+    kind: Literal["stream"]
+
+
 class Column(Strict):
     """One column. `min` and `max` are closed bounds; a value outside puts its row into quarantine.
 
@@ -74,7 +80,7 @@ class DatasetSpec(Strict):
     name: Name
     owner: str
     description: str
-    source: Annotated[FlightsSample | FileSource, Field(discriminator="kind")]
+    source: Annotated[FlightsSample | FileSource | StreamSource, Field(discriminator="kind")]
     key: Annotated[list[str], Field(min_length=1)]
     event_time: str
     known_at: str

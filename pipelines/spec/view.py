@@ -68,6 +68,26 @@ class PartitionDrift(Strict):
     """Those that are held against it; all numbers when none is named."""
 
 
+class Stream(Strict):
+    """How messages become rows of one of the view's datasets, whose `source` is `stream`, and so of the view.
+
+    `watermark`: how much later than it says of itself a row may arrive, and how much earlier. `dead_letters`: the topic
+    of what cannot be used; `<topic>.dead` when it is not given. `independent_keys`: a key's rows arise from the rows of
+    that key alone, and bear the `available_at` of one of them; then only the keys of new rows are computed again.
+    """
+
+    topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,240}$")]
+    dataset: Name
+    watermark: EventDuration
+    dead_letters: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] | None = None
+    independent_keys: bool = False
+
+    @property
+    def dead_topic(self) -> str:
+        """The topic of dead letters."""
+        return self.dead_letters or f"{self.topic}.dead"
+
+
 class ViewSpec(Strict):
     """`include/features/<view>.yaml`."""
 
@@ -93,6 +113,7 @@ class ViewSpec(Strict):
     schedule: Schedule | None = None
     engine: Literal["duckdb", "spark"] | None = None
     """What computes it; None: what the installation's settings say. The values are the same, so no new version."""
+    stream: Stream | None = None
 
     def version(self, include: Path) -> str:
         """Four hex digits that change with whatever changes values: transform source, features, entity, windows."""
@@ -123,6 +144,11 @@ def problems(spec: ViewSpec) -> Iterator[Problem]:
     for index, name in enumerate(spec.static):
         if name not in spec.datasets:
             yield Problem.unknown(("static", index), "dataset of this view", name, spec.datasets)
+    if spec.stream is not None:
+        if spec.stream.dataset not in spec.datasets:
+            yield Problem.unknown(("stream", "dataset"), "dataset of this view", spec.stream.dataset, spec.datasets)
+        if spec.stream.dead_topic == spec.stream.topic:
+            yield Problem(("stream", "dead_letters"), "dead letters would come back: it is the stream's own topic")
     if spec.publish_every.us <= 0:
         yield Problem(("publish_every",), "publish_every is zero; a view is published at steps of some length")
     elif 86_400_000_000 % spec.publish_every.us:

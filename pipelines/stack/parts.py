@@ -9,6 +9,7 @@ from typing import Literal
 
 from pipelines.contracts.errors import NotFoundError
 from pipelines.settings import Settings
+from pipelines.spec.loading import load_view, names
 from pipelines.stack.environment import orchestration_bin, serving_python
 from pipelines.stack.ports import listeners
 from pipelines.stack.processes import Record, members
@@ -77,6 +78,16 @@ def _collector(settings: Settings) -> list[str]:  # noqa: ARG001 - the environme
 
 def _shipper(settings: Settings) -> list[str]:  # noqa: ARG001 - the environment says which home and brokers
     return [str(serving_python()), "-m", "serving.shipper"]
+
+
+def _stream(settings: Settings) -> list[str]:  # noqa: ARG001 - the environment says which home and brokers
+    return [str(orchestration_bin() / "slipway"), "stream"]
+
+
+def _streams(settings: Settings) -> bool:
+    """Whether there are brokers, and a view that takes messages from them."""
+    include = settings.include_dir
+    return bool(settings.kafka) and any(load_view(include, name).stream for name in names(include, "features"))
 
 
 def _answers(path: str, port_setting: str) -> Callable[[Settings, Record], bool]:
@@ -152,6 +163,13 @@ PARTS: tuple[Part, ...] = (
         lambda settings, record: beats(settings.run_dir / "collector.beat", record.created),
         "slipway",
         database="control",
+    ),
+    Part(
+        "stream",
+        _stream,
+        lambda settings, record: beats(settings.run_dir / "stream.beat", record.created),
+        "slipway",
+        wanted=_streams,
     ),
 )
 PART_NAMES: tuple[str, ...] = tuple(part.name for part in PARTS)

@@ -69,7 +69,8 @@ def stage(settings: Settings, name: str, as_of_us: int) -> StageRef:
     spec = load_dataset(settings.include_dir, name)
     after_us = published_through(settings, name)
     folder = settings.root / "stage" / name / str(as_of_us)
-    if after_us is not None and after_us >= as_of_us:
+    if spec.source.kind == "stream" or (after_us is not None and after_us >= as_of_us):
+        # A stream's rows are checked and published one by one as they come.
         return StageRef(
             dataset=name, as_of_us=as_of_us, after_us=after_us, rows=0, folder=str(folder), digest="", empty=True
         )
@@ -79,7 +80,7 @@ def stage(settings: Settings, name: str, as_of_us: int) -> StageRef:
         settled = _bind_settled(settings, connection, spec) if after_us is not None else None
         query = conforming_sql(spec, "source", after_us, as_of_us, settled)
         rows = connection.execute(query).fetch_arrow_table()
-    rows = _without_seen(settings, name, _hashed(settings, spec, rows))
+    rows = _without_seen(settings, name, hashed(settings, spec, rows))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "staged.parquet"
     pq.write_table(rows, path, compression="zstd")
@@ -271,7 +272,7 @@ def _bind_source(
 ) -> None:
     if spec.source.kind == "file":
         file_source.bind(connection, settings.include_dir, spec, spec.source, "source")
-    else:
+    elif spec.source.kind == "flights_sample":
         cache = settings.root / "cache"
         shift, span = sample_shift(settings), (after_us, as_of_us)
         flights_sample.bind(connection, cache, spec.source.table, shift, span, "source", spec.source.december)
@@ -294,7 +295,7 @@ def _bind_settled(settings: Settings, connection: duckdb.DuckDBPyConnection, spe
     return "settled"
 
 
-def _hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:
+def hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:
     """PII columns replaced by the installation's keyed hash: equal values stay equal, and nothing can be read back."""
     personal = [name for name, column in spec.columns.items() if column.pii]
     if not personal:
@@ -307,6 +308,8 @@ def _hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:
     for name in personal:
         values = [None if value is None else keyed.of(str(value)) for value in rows.column(name).to_pylist()]
         rows = rows.set_column(rows.column_names.index(name), name, pa.array(values, pa.string()))
+    if RAW not in rows.column_names:
+        return rows
     # The raw text would carry the values past the hash.
     return rows.set_column(rows.column_names.index(RAW), RAW, pa.nulls(rows.num_rows, pa.string()))
 

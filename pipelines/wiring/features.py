@@ -31,6 +31,8 @@ from pipelines.wiring import datasets, on_spark, view_checks
 BUILD = "build"
 CORRECTED = "corrected"
 """Keeps when rows that had been published were last made anew, in microseconds."""
+STREAM = "stream"
+"""Marks a table to which a stream has added: several rows may share keys and time, and the one created last counts."""
 
 
 class BuildRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +126,8 @@ def build(settings: Settings, view: str, as_of_us: int) -> BuildRef:
             raise NotYetError(f"view {view}: dataset {name}", got="never published", hint=f"Run dataset.{name} first.")
         complete.append(through)
     until_us = engine.horizon_us(spec, as_of_us, complete)
+    if spec.stream is not None:  # its rows are made as messages come: `pipelines.wiring.streams`
+        until_us = built_through(settings, version) or 0
     span = Span(built_through(settings, version), until_us)
     read = dataset_versions(settings, spec)
     folder = settings.root / "stage" / version
@@ -279,7 +283,9 @@ class Publisher:
             if (DeltaLake(self.settings.lake).applied(table_of(version), CORRECTED) or 0) > online_us:
                 newer = f"({newer}) OR created_timestamp > make_timestamptz({online_us})"
         rows = DeltaLake(self.settings.lake).read(table_of(version), where=newer)
-        return Pending(spec, rows.sort_by("event_timestamp")), through_us
+        return Pending(
+            spec, rows.sort_by([("event_timestamp", "ascending"), ("created_timestamp", "ascending")])
+        ), through_us
 
     def _prepare(self, spec: ViewSpec, until_us: int) -> None:
         for name in spec.datasets:
@@ -315,7 +321,8 @@ def historical(
             features={name: name for name in pin.features},
             ttl_us=pin.ttl_us,
             stamp_name=f"{pin.view}{asof.STAMP_SUFFIX}" if stamps else None,
-            unique=True,  # a view's check refuses rows that share keys and time
+            # A view's check refuses rows that share keys and time; a stream corrects its rows by further ones.
+            unique=lake.applied(table_of(pin.view), STREAM) is None,
         )
         for pin in views
     ]

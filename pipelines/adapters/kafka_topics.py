@@ -1,0 +1,87 @@
+"""Topics of streams: made when they are missing, named with their ids; and the dead letters that go to one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.contracts.errors import TransientError
+from pipelines.contracts.kafka import Connection
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message, Producer
+
+_WAIT_S = 10.0
+
+
+def ensure(connection: Connection, topics: Sequence[str]) -> None:
+    """Make the topics that are not there, as the brokers make topics. Raises TransientError."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
+
+    try:
+        client = AdminClient(connection.options)
+        there = client.list_topics(timeout=_WAIT_S).topics
+        if missing := [NewTopic(topic) for topic in topics if topic not in there]:
+            for made in client.create_topics(missing, request_timeout=_WAIT_S).values():
+                made.result(2 * _WAIT_S)
+    except KafkaException as error:
+        raise _unreachable(topics, error) from error
+
+
+def sources(connection: Connection, topic: str) -> dict[int, str]:
+    """The name of each partition, with the topic's id: one made again under the old name has other messages."""
+    from confluent_kafka import KafkaException, TopicCollection
+    from confluent_kafka.admin import AdminClient
+
+    try:
+        client = AdminClient(connection.options)  # kept by its name: with the client its answers would go
+        described = client.describe_topics(TopicCollection([topic]), request_timeout=_WAIT_S)[topic].result(2 * _WAIT_S)
+    except KafkaException as error:
+        raise _unreachable([topic], error) from error
+    return {one.id: f"{topic}@{described.topic_id}/{one.id}" for one in described.partitions}
+
+
+class DeadLetters:
+    """Sends refused messages to a topic, all or TransientError. After a crash one may be sent again: its key tells.
+
+    The value is the message as it came; headers `source`, `offset` and `reason` say where it lay and what is wrong.
+    """
+
+    def __init__(self, connection: Connection, topic: str) -> None:
+        from confluent_kafka import Producer
+
+        self._topic = topic
+        self._producer: Producer = Producer({**connection.options, "enable.idempotence": True, "acks": "all"})
+
+    def send(self, letters: Sequence[tuple[bytes | None, Mapping[str, object]]]) -> None:
+        """(value, headers) of each; the headers' `source` and `offset` make the key."""
+        failed: list[str] = []
+
+        def told(error: object, _message: Message) -> None:
+            if error is not None:
+                failed.append(str(error))
+
+        for value, headers in letters:
+            key = json.dumps([headers["source"], headers["offset"]]).encode()
+            texts = [(name, str(text).encode()) for name, text in headers.items()]
+            self._produce(value, key, texts, told)
+        left = self._producer.flush(2 * _WAIT_S)
+        if failed or left:
+            got = failed[0] if failed else f"{left} of {len(letters)} not acknowledged"
+            raise TransientError(f"dead letters to topic {self._topic}", got=got)
+
+    def _produce(
+        self, value: bytes | None, key: bytes, headers: list[tuple[str, bytes]], told: Callable[..., None]
+    ) -> None:
+        try:
+            self._producer.produce(self._topic, value, key, headers=list(headers), on_delivery=told)
+        except BufferError:
+            self._producer.flush(_WAIT_S)
+            self._producer.produce(self._topic, value, key, headers=list(headers), on_delivery=told)
+
+
+def _unreachable(topics: Sequence[str], error: Exception) -> TransientError:
+    return TransientError(f"topics {', '.join(topics)}", got=str(error), hint="Are the brokers of SLIPWAY_KAFKA up?")

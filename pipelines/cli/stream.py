@@ -1,0 +1,57 @@
+"""`slipway stream` and `slipway push`: messages into the datasets and views whose specs say `stream`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+
+def stream(
+    view: Annotated[str, typer.Argument(help="A view; every stream of the project when it is not given.")] = "",
+    trigger_ms: Annotated[int, typer.Option(min=0, help="Least time between two batches.")] = 200,
+) -> None:
+    """Take messages from Kafka into the lake and the online store, until SIGTERM or SIGINT. Needs Spark."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    stop = False
+
+    def stopping(_number: int, _frame: object) -> None:
+        nonlocal stop
+        stop = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stopping)
+    from pipelines.settings import Settings
+    from pipelines.wiring import stream_service
+
+    settings = Settings()
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
+    beat = settings.run_dir / "stream.beat"  # touched while it runs: what `slipway status` looks at
+    stream_service.run(settings, lambda: stop, view=view, trigger_ms=trigger_ms, alive=beat.touch)
+
+
+def push(
+    view: Annotated[str, typer.Argument(help="A view with `stream`.")],
+    file: Annotated[typer.FileText, typer.Argument(help="A JSON object a line; `-`: standard input.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Take rows from a file, as the view's stream would from Kafka. Exit 1 when any is refused."""
+    import msgspec
+
+    from pipelines.settings import Settings
+    from pipelines.wiring.pushing import push as push_rows
+
+    pushed = push_rows(Settings(), view, file)
+    if json:
+        print(msgspec.json.encode(pushed).decode())
+    else:
+        print(f"{pushed.rows} rows taken, {pushed.refused} refused")
+        for reason, count in pushed.reasons.items():
+            print(f"  {count} x {reason}")
+        if pushed.refused:
+            print(f"The refused ones are in the lake: {pushed.quarantine}")
+    if pushed.refused:
+        raise typer.Exit(1)
