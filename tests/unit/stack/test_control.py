@@ -17,6 +17,7 @@ from pipelines.settings import Settings
 from pipelines.stack import PartStatus, control, down, parts, status, up
 from pipelines.stack.processes import read_record
 from pipelines.stack.readiness import beats
+from tests import streamed_project
 from tests.free_ports import free_port
 from tests.waiting import wait_until
 
@@ -138,14 +139,23 @@ def test_airflow_stands_for_its_four_parts():
 
 def test_the_shipper_is_a_part_where_kafka_is_configured_and_everywhere_it_may_be_stopped(settings):
     with_kafka = settings.model_copy(update={"kafka": "localhost:9092"})
-    assert [part.name for part in parts.choose(None, with_kafka)] == list(parts.PART_NAMES)
+    nothing_streams = [name for name in parts.PART_NAMES if name != "stream"]
+    assert [part.name for part in parts.choose(None, with_kafka)] == nothing_streams
     assert "shipper" not in [part.name for part in parts.choose(None, settings)]
     assert "shipper" in [part.name for part in parts.choose(None)]
 
 
+def test_streams_are_a_part_where_kafka_is_configured_and_a_view_has_one(settings, tmp_path):
+    include = streamed_project.write(tmp_path, {"weather_at_origin": ("weather", True)})
+    streaming = settings.model_copy(update={"include_dir": include})
+    assert "stream" not in [part.name for part in parts.choose(None, streaming)]
+    with_kafka = streaming.model_copy(update={"kafka": "localhost:9092"})
+    assert "stream" in [part.name for part in parts.choose(None, with_kafka)]
+
+
 def test_status_of_a_home_where_nothing_was_started(settings):
     statuses = status(settings)
-    assert [part.part for part in statuses] == [name for name in parts.PART_NAMES if name != "shipper"]
+    assert [part.part for part in statuses] == [name for name in parts.PART_NAMES if name not in {"shipper", "stream"}]
     assert {part.state for part in statuses} == {"stopped"}
     assert all(part.version for part in statuses)
 
