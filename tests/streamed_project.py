@@ -122,10 +122,9 @@ def expected_online(settings: Settings, view: str) -> dict[bytes, dict[str, tupl
     assert spec.stream is not None
     newest = datasets.published_through(settings, spec.stream.dataset)
     assert newest is not None
+    due = Pending(spec, rows).take(frontier_us(spec, newest))
+    values = zip(*due.messages(), strict=True)
     return {
-        row.key: {
-            name: (message, stored_seconds(row.event_us))
-            for name, message in zip(spec.features, row.messages, strict=True)
-        }
-        for row in Pending(spec, rows).take(frontier_us(spec, newest))
+        key: {name: (message, stored_seconds(event_us)) for name, message in zip(spec.features, of_key, strict=True)}
+        for key, event_us, of_key in zip(due.keys, due.event_us, values, strict=True)
     }

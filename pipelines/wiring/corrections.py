@@ -48,12 +48,13 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
 def amend(settings: Settings, view: str, as_of_us: int) -> Amended:
     """Make anew the published days that facts have touched which arrived, changed or went since they were made.
 
-    Nothing for a view that was never published. Raises DataError when the new rows fail the view's checks.
+    Nothing for a view that was never published, or that streams: its stream corrects itself. Raises DataError when the
+    new rows fail the view's checks.
     """
     spec = load_view(settings.include_dir, view)
     version = spec.feast_name(settings.include_dir)
     through_us = features.built_through(settings, version)
-    if through_us is None:
+    if through_us is None or spec.stream is not None:
         return Amended(view=view, version=version, days=0, changed=0)
     lake, table = DeltaLake(settings.lake), features.table_of(version)
     now = features.dataset_versions(settings, spec)

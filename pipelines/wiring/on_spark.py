@@ -36,4 +36,4 @@ def join(settings: Settings, entity: pa.Table, timestamp: str, joins: Mapping[st
 
 def _source(settings: Settings, table: str) -> spark_engine.Source:
     lake = DeltaLake(settings.lake)
-    return spark_engine.delta_source(str(lake.path(table)), lake.version(table))
+    return spark_engine.delta_source(lake.uri(table), lake.version(table))

@@ -204,37 +204,37 @@ def test_a_build_of_a_streamed_view_adds_nothing(project: Callable[..., Settings
     assert DeltaLake(settings.lake).read("datasets/weather").num_rows == before
 
 
-def pushed(settings: Settings, folder: Path, lines: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
-    """`slipway push` over a file of these objects: its exit code and what it prints."""
-    import os
-    import subprocess
-    import sys
+@pytest.fixture
+def pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """`slipway push` over a file of objects: its exit code and what it prints."""
 
-    file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n")
-    environment = {
-        **os.environ,
-        "SLIPWAY_HOME": str(settings.home),
-        "SLIPWAY_INCLUDE_DIR": str(settings.include_dir),
-        "SLIPWAY_CLOCK": "replay",
-    }
-    command = [sys.executable, "-m", "pipelines.cli.main", "push", "weather_at_origin", str(file), "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stderr
-    return done.returncode, json.loads(done.stdout)
+    def push(settings: Settings, lines: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
+        from typer.testing import CliRunner
+
+        from pipelines.cli.main import app
+
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "\n")
+        for name in ("home", "include_dir", "clock"):
+            monkeypatch.setenv(f"SLIPWAY_{name.upper()}", str(getattr(settings, name)))
+        done = CliRunner().invoke(app, ["push", "weather_at_origin", str(file), "--json"])
+        assert done.exit_code in (0, 1), done.output
+        return done.exit_code, json.loads(done.stdout)
+
+    return push
 
 
 def test_a_push_has_the_effect_of_a_stream_and_takes_a_row_once(
-    project: Callable[..., Settings], tmp_path: Path
+    project: Callable[..., Settings], pushed: Callable[..., tuple[int, dict[str, Any]]]
 ) -> None:
     settings = project({"weather_at_origin": ("weather", True)})
     observed = [{"origin": "JFK", "observed_at": f"2013-03-10T0{hour}:00:00Z", "temp": 40 + hour} for hour in range(5)]
     settings.event_clock().tick(1_362_900_600_000_000)  # 07:30Z
-    code, told = pushed(settings, tmp_path, [*observed[3:], {"origin": "JFK"}])
+    code, told = pushed(settings, [*observed[3:], {"origin": "JFK"}])
     assert (code, told["rows"], told["refused"]) == (1, 0, 3)  # 03:00 and 04:00 are more than two hours late
     settings.event_clock().tick(1_362_900_600_000_000 - 2 * 3_600_000_000)
-    assert pushed(settings, tmp_path, observed[3:])[0] == 0
-    code, told = pushed(settings, tmp_path, observed[3:])
+    assert pushed(settings, observed[3:])[0] == 0
+    code, told = pushed(settings, observed[3:])
     assert (code, told["reasons"]) == (1, {"its key is already published": 2})
     assert latest(settings, "weather_at_origin") == rebuilt(settings, "weather_at_origin")
     assert online(settings, "weather_at_origin") == expected_online(settings, "weather_at_origin")
