@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import msgspec
@@ -105,7 +106,7 @@ def _base(policy: Policy, metric: Metric, answers: Answers, backtest: Evidence |
         return BaseRates(rate=(int(events.sum()) + 0.5) / (len(events) + 1))
     if metric.kind == "quantile":
         latency = answers.latency_ms[answers.latency_ms > 0.0]
-        return BaseRates(sigma=max(float(np.log(latency).std()), 0.05)) if len(latency) >= LEAST else None
+        return BaseRates(sigma=_sigma(metric, latency)) if len(latency) >= LEAST else None
     if metric.loss == RANK:
         return _ranking(answers, _paired_sd(metric, backtest))
     if metric.kind == "mean":
@@ -121,6 +122,17 @@ def _base(policy: Policy, metric: Metric, answers: Answers, backtest: Evidence |
         return None
     spread = _paired_sd(metric, backtest) if metric.paired else None
     return BaseRates(mean=float(values.mean()), sd=float(values.std()), paired_sd=spread)
+
+
+def _sigma(metric: Metric, latency: Floats) -> float:
+    """The spread of the log-normal whose share above the metric's quantile grows as these latencies' would, were they
+    longer by the metric's own margin: tails are heavier than bodies.
+    """
+    factor = metric.harm_ratio or 1.0 + (metric.promote_margin_rel or 0.1)
+    beyond = float((latency * factor > np.quantile(latency, metric.q or 0.5)).mean())
+    reached = NormalDist().inv_cdf(min(max(1.0 - beyond, 1e-4), 1.0 - 1e-4))
+    gap = NormalDist().inv_cdf(metric.q or 0.5) - reached
+    return min(max(float(np.log(factor)) / gap, 0.05), 5.0) if gap > 0.0 else float(np.log(latency).std() + 0.05)
 
 
 def _ranking(answers: Answers, spread: float | None) -> BaseRates | None:

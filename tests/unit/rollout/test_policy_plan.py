@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from pipelines.cli.gate import app
 from pipelines.contracts.errors import ContractError
+from pipelines.rollout.base_rates import Answers, measured
 from pipelines.rollout.planner import Need, plan
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.rates import Rates
@@ -134,3 +136,21 @@ def test_the_command_exits_1_when_a_proof_does_not_fit(tmp_path: Path) -> None:
     assert result.exit_code == 1
     body = json.loads(out.read_text(encoding="utf-8"))
     assert set(body["metrics"]["kpi"]) == {"challenger_requests", "requests", "hours", "feasible"}
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
+def test_the_spread_of_latencies_is_measured_where_the_quantile_lies(q: float) -> None:
+    rng, n = np.random.default_rng(3), 40_000
+    nothing = np.full(n, np.nan)
+    latency = 20.0 * np.exp(rng.normal(0.0, 0.4, n))
+    metric = {"name": "slow", "kind": "quantile", "q": q, "harm_ratio": 1.2}
+    policy = Policy.parse({"stages": [SHADOW], "metrics": [metric]})
+
+    def sigma(latency_ms: Any) -> float:
+        event_us = np.arange(n) * 1_000_000
+        answers = Answers(event_us, np.zeros(n, dtype=bool), nothing, latency_ms, nothing, nothing)
+        return measured(policy, answers).of("slow").sigma
+
+    assert sigma(latency) == pytest.approx(0.4, rel=0.1)
+    heavy = latency * np.where(rng.random(n) < 0.02, 1.0 + rng.pareto(1.5, n), 1.0)
+    assert sigma(heavy) > (0.5 if q == 0.99 else 0.38)
