@@ -75,34 +75,37 @@ def judge(
 
 @app.command()
 def simulate(
-    policy: Annotated[Path, typer.Option(help="Policy in the format of slipway-gate/1 (YAML).")],
-    what: Annotated[
-        str, typer.Option(help="`healthy`, or the name of a trap or fault (an unknown name lists them).")
+    model: Annotated[str | None, typer.Option(help="Play rollouts of this model's policy on its own traffic.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Or: a policy in the format of slipway-gate/1 (YAML), on made-up traffic.")
+    ] = None,
+    fault: Annotated[
+        str,
+        typer.Option(
+            "--fault", "--what", help="`healthy`, the name of a fault (with --policy also of a trap), or `list`."
+        ),
     ] = "healthy",
     runs: Annotated[int, typer.Option(min=1, help="Rollouts to simulate.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first rollout; the others follow.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Where the shares go (JSON); default: standard output.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON with --model too.")] = False,
 ) -> None:
-    """Say how a policy behaves on made-up traffic: false stops, detection, exposure."""
-    import difflib
+    """Say how a policy behaves: false stops, detection, exposure, time."""
+    from pipelines.cli import gate_simulate
 
-    from pipelines.contracts.errors import NotFoundError
-    from pipelines.rollout.catalogue import FAULTS, TRAPS, outcome, rates
-    from pipelines.rollout.offline import judge as replay
-    from pipelines.rollout.policy import Policy
-    from pipelines.rollout.simulator import HEALTHY
-    from pipelines.rollout.simulator import simulate as rollout
-    from pipelines.rollout.traffic import Traffic
-
-    names = ["healthy", *TRAPS, *FAULTS]
-    if what not in names:
-        near = difflib.get_close_matches(what, names, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else ""
-        raise NotFoundError("simulation", got=repr(what), expected="one of " + "; ".join(names), hint=hint)
-    body = _mapping(policy, "policy")
-    parsed, traffic, fault = Policy.parse(body), TRAPS.get(what, Traffic()), FAULTS.get(what, HEALTHY)
-    found = [outcome(replay(body, rollout(parsed, seed=seed + n, traffic=traffic, fault=fault))) for n in range(runs)]
-    _write(out, json.dumps({"simulated": what, "seed": seed} | rates(found), indent=2, allow_nan=False) + "\n")
+    if fault == "list":
+        print("\n".join(gate_simulate.names(made_up=model is None)))
+        return
+    if (model is None) == (policy is None):
+        raise typer.BadParameter("give --model, or --policy")
+    if model is not None:
+        told = gate_simulate.of_model(model, fault, runs, seed)
+        if not json_ and out is None:
+            gate_simulate.show(model, told)
+            return
+    else:
+        told = gate_simulate.of_policy(_mapping(policy, "policy"), fault, runs, seed)  # type: ignore[arg-type]  # one of both
+    _write(out, json.dumps(told, indent=2, allow_nan=False) + "\n")
 
 
 @app.command()
