@@ -96,7 +96,7 @@ class Killing(Site):
         good = number % 2 == 0
         before = control_db(self.settings).champion(MODEL)
         began, hit = time.monotonic(), list[str]()
-        rollout_id = self.begin(admin, MODEL, number, error_share=0.0 if good else 0.25)
+        rollout_id = self.begin(admin, MODEL, number, error_share=0.0 if good else 0.04)
         release = rollouts.load(self.settings, rollout_id).challenger
         for _ in range(kills):
             time.sleep(self.rng.uniform(0.2, 6.0))

@@ -16,7 +16,12 @@ import yaml
 
 from pipelines.adapters.airflow_rest import AirflowRest, DagRun, TaskState
 from pipelines.adapters.control_db import control_db
+from pipelines.adapters.rollout_store import EvidenceRow
+from pipelines.collect.fold import Fold
 from pipelines.contracts.errors import NotFoundError, TerminalError, TransientError
+from pipelines.rollout.policy import Policy
+from pipelines.rollout.simulator import simulate
+from pipelines.rollout.state import Rollout
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack import airflow_password, down, processes, up
 from pipelines.wiring import rollouts
@@ -186,16 +191,40 @@ def test_a_rollback_fails_the_gate_and_the_champion_answers_alone(settings, admi
     assert route.challenger is None
 
 
-def test_a_stage_without_data_is_held_and_goes_on_in_a_new_run_when_approved(settings, admin, approver, challenge):
+def put_evidence(settings: Settings, rollout: Rollout) -> str:
+    """Some traffic of the shadow stage becomes the rollout's evidence, as the collector would store it; its digest."""
+    policy = Policy.parse(rollout.plan.policy)
+    fold = Fold(policy)
+    fold.add(**simulate(policy, seed=3))
+    row = EvidenceRow.of(rollout.id, "live", 1, fold.evidence())
+    rollouts.rollout_store(settings).put_evidence(row)
+    return row.digest
+
+
+def test_a_stage_without_data_is_held_and_the_answer_counts_for_the_evidence_that_was_shown(
+    settings, admin, approver, challenge
+):
     run_id, rollout_id = challenge.dag_run_id, newest(settings).id
     settings.event_clock().tick(settings.event_clock().event_now_us() + 4 * DAY_US)
     wait_until(admin, run_id, "decide", "awaiting_input")
     assert newest(settings).status == "held"
+    digest = put_evidence(settings, newest(settings))
     approver.answer(DAG, run_id, "decide", "Approve", {"reason": "the traffic comes tomorrow"})
     assert admin.wait(DAG, run_id, timeout_s=PATIENCE_S).state == "failed"
-    assert states(admin, run_id)["go_on"] == "success"
-    taken_up = next(run for run in admin.runs(DAG) if run.dag_run_id.startswith(f"{rollout_id}__"))
-    wait_until(admin, taken_up.dag_run_id, f"gate_{newest(settings).stage}", "deferred")
+    assert newest(settings).status == "held", "there is evidence that the approver has not seen"
+
+    asked_anew = f"{rollout_id}__{newest(settings).revision}"
+    wait_until(admin, asked_anew, "decide", "awaiting_input")
+    question = admin.questions(DAG, asked_anew)[0]
+    assert digest[:12] in question.body
+    assert question.assigned_users == ["approver"]
+    approver.answer(DAG, asked_anew, "decide", "Approve", {"reason": "it came"})
+    assert admin.wait(DAG, asked_anew, timeout_s=PATIENCE_S).state == "failed"
+    assert states(admin, asked_anew)["go_on"] == "success"
+    approved = rollouts.show(settings, rollout_id)["decisions"][-1]
+    assert (approved["command"], approved["shown"]) == ("approve", digest)
+    taken_up = f"{rollout_id}__{newest(settings).revision}"
+    wait_until(admin, taken_up, f"gate_{newest(settings).stage}", "deferred")
     assert (newest(settings).id, newest(settings).status) == (rollout_id, "running")
 
 

@@ -36,7 +36,7 @@ from pipelines.rollout.executor import Pending, execute
 from pipelines.rollout.standing import Now, Standing
 from pipelines.rollout.state import Rollout, apply
 from pipelines.settings import Settings
-from pipelines.wiring import rollouts
+from pipelines.wiring import rollout_commands, rollouts
 from tests.unit.rollout.examples import PLAN
 
 TWO = msgspec.structs.replace(PLAN, approvals=2)
@@ -140,7 +140,8 @@ class Rollouts(RuleBasedStateMachine):
         self.standing = Standing()
         self.snapshot: list[Pending] | None = None
         self.patched = pytest.MonkeyPatch()
-        self.patched.setattr(rollouts, "standing_of", self.judged)
+        for jobs in (rollouts, rollout_commands):
+            self.patched.setattr(jobs, "standing_of", self.judged)
         self.patched.setattr(rollouts, "mirrors", lambda _: self.mirrors.handlers())
         self.patched.setattr(rollouts.record_copy, "copy", lambda *_: self.life.boundary())
         self.connect()
