@@ -15,7 +15,7 @@ PROTOTYPE: dict[str, tuple[Fault, tuple[int, int]]] = {
     "errors .1 -> 1 %": (Fault(error_rate=0.01), (631, 1385)),
     "errors .1 -> 5 %": (Fault(error_rate=0.05), (68, 145)),
     "p50 +10 %": (Fault(latency_factor=1.1), (804, 1371)),
-    "p99 x 2": (Fault(tail_factor=2.0), (949, 1878)),
+    "p99 x 2: 2 % five times slower": (Fault(tail_factor=5.0), (949, 1878)),
     "kpi -8 %": (Fault(kpi_factor=0.92), (590, 1039)),
 }
 """Faults, and what a prototype of this design exposed: median and 90 %."""
