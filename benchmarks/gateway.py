@@ -64,9 +64,8 @@ class Setup:
         self.version += 1
         if mode != "single":
             fields |= {"challenger": self.digests["challenger"], "rollout_id": "r", "salt": "s", "shadow": True}
-        route = Route(
-            model=MODEL, version=self.version, mode=mode, champion=self.digests["champion"], **fields  # type: ignore[arg-type]
-        )  # fmt: skip
+        common = {"model": MODEL, "version": self.version, "champion": self.digests["champion"]}
+        route = Route(mode=mode, **common, **fields)  # type: ignore[arg-type] # benchmarks name their modes by text
         publish_route(self.home / "control.db", route)
 
     def gateway(self) -> list[str]:

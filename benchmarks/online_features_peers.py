@@ -52,7 +52,7 @@ def entity(number: int) -> dict[str, Any]:
 
 
 def settings_of(home: Path, kind: str, url: str) -> Settings:
-    return Settings(home=home, online_store=kind, redis_url=url)  # type: ignore[arg-type]
+    return Settings(home=home, online_store=kind, redis_url=url)  # type: ignore[arg-type] # a kind by its name
 
 
 def prepare(home: Path, url: str) -> str:

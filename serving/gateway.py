@@ -187,9 +187,9 @@ class Gateway:
         except SlipwayError:
             event_us = wall_us()
 
-        def event_of(event_id: object) -> Override:
+        def event_of(event_id: EventId) -> Override:
             return Override(
-                id=event_id,  # type: ignore[arg-type]
+                id=event_id,
                 model=route.model,
                 rollout_id=route.rollout_id,
                 route_version=route.version,
@@ -255,7 +255,7 @@ class Gateway:
                 await self.persist(held)
             except (OSError, LogWriteError) as error:
                 _log.error("override %s is not durable yet: %s", held.event.id, error)
-                await asyncio.sleep(_PERSIST_AGAIN_S)
+                await asyncio.sleep(_PERSIST_AGAIN_S)  # a disk tells nobody that it takes events again
             else:
                 return
 
@@ -276,7 +276,7 @@ class Gateway:
         while True:
             before_us = wall_us() - round(self.settings.log_retention_days * _DAY_US)
             await asyncio.to_thread(self.overrides.remove_settled, before_us, found)
-            await asyncio.sleep(_HOUSEKEEPING_S)
+            await asyncio.sleep(_HOUSEKEEPING_S)  # its rhythm
 
     def _recover_overrides(self) -> None:
         for held in logged_overrides(self.log.folder.parent, self.log.folder):

@@ -64,10 +64,10 @@ class Times:
         if not any(self._counts):
             return
         # The client library has no call for many observations at once; these are what its `observe` adds to.
-        for bucket, count in zip(self._series._buckets, self._counts, strict=True):  # noqa: SLF001
+        for bucket, count in zip(self._series._buckets, self._counts, strict=True):  # noqa: SLF001 - see above
             if count:
                 bucket.inc(count)
-        self._series._sum.inc(self._sum / 1e6)  # noqa: SLF001
+        self._series._sum.inc(self._sum / 1e6)  # noqa: SLF001 - see above
         self._counts = [0] * len(self._counts)
         self._sum = 0
 
@@ -228,7 +228,7 @@ class Metrics:
         shown = self.registry
         if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             shown = CollectorRegistry()
-            multiprocess.MultiProcessCollector(shown)  # type: ignore[no-untyped-call]
+            multiprocess.MultiProcessCollector(shown)  # type: ignore[no-untyped-call] # the library has no types here
         return generate_latest(shown) + generate_latest(_Cost(shown))
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:

@@ -85,7 +85,7 @@ class RouteTable:
         deadline = time.monotonic() + load_timeout_s
         self._tick()
         while self._loading and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.005)  # releases load in threads that tell nobody
             self._tick()
         self._thread.start()
 

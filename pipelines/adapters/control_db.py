@@ -79,7 +79,7 @@ class ControlDb:
         with named_lock(self.engine, name) as try_lock:
             is_mine = try_lock()
             while not is_mine and time.monotonic() < deadline:
-                time.sleep(0.05)
+                time.sleep(0.05)  # a lock that is tried for wakes nobody
                 is_mine = try_lock()
             yield is_mine
 

@@ -293,7 +293,7 @@ def run(
             if collector is not None:
                 collector.close()
             collector = None  # what it knew may be behind what is stored
-            _sleep(1.0, stopping)
+            _sleep(1.0, stopping)  # what is away is asked for once a second
             continue
         on_report(report)
         if report.problems != told:
@@ -309,7 +309,7 @@ def run(
 def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0 and not stopping():
-        time.sleep(min(left, 0.1))
+        time.sleep(min(left, 0.1))  # a signal sets a flag, and is obeyed within this
 
 
 def verify_log(settings: Settings) -> list[StreamReport]:

@@ -45,7 +45,7 @@ class EntityKey:
                 made += _HEAD(_STRING, len(data)) + data
                 continue
             try:
-                number = int(value)  # type: ignore[call-overload]
+                number = int(value)  # type: ignore[call-overload] # what cannot be one raises, below
                 if number != value:
                     raise ValueError("it has a fraction")
                 made += _INT(kind, 4, number) if kind == _INT32 else _LONG(kind, 8, number)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import httpx
@@ -30,6 +31,7 @@ from pipelines.wiring.collect import verify_log
 from tests.builders import constant_release
 from tests.free_ports import free_port
 from tests.kafka_broker import Broker
+from tests.threads import Threads
 
 MODEL = "steady"
 CONNECTIONS = 8
@@ -40,29 +42,23 @@ WRITTEN_BETWEEN = 40_000
 """A death in a write of the log comes within so many bytes: some dozens of requests."""
 
 
-class Client:
+class Client(Threads):
     """Sends requests over several connections; writes down each acknowledged id, fsynced, as its answer arrives."""
 
     def __init__(self, settings: Settings, file: Path) -> None:
+        super().__init__(self._send, CONNECTIONS)
         self.url = f"{settings.gateway_url}/v2/models/{MODEL}/infer"
         self.file = file
         self.in_flight: set[str] = set()
         self.outcomes: Counter[str] = Counter()
         self.lost: set[str] = set()
         self._lock = threading.Lock()
-        self._stop = threading.Event()
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._threads = [threading.Thread(target=self._send, args=(n,)) for n in range(CONNECTIONS)]
 
-    def __enter__(self) -> Client:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
         os.close(self._descriptor)
 
     @property
@@ -77,10 +73,10 @@ class Client:
     def _send(self, number: int) -> None:
         tensor = {"name": "x", "shape": [1], "datatype": "FP64", "data": [0.5]}
         count = 0
-        while not self._stop.is_set():
+        while not self.stopping:
             with httpx.Client(timeout=5) as client:
                 try:
-                    while not self._stop.is_set():
+                    while not self.stopping:
                         count += 1
                         self._ask(client, f"{number}-{count}", tensor)
                 except httpx.TransportError:

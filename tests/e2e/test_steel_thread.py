@@ -13,7 +13,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from pipelines.wiring import rollouts
 from pipelines.wiring.collect import verify_log
 from tests.builders import constant_release
 from tests.free_ports import free_port
+from tests.threads import Threads
 from tests.waiting import wait_until
 
 SERVING = PROJECT / "serving" / ".venv" / "bin" / "python"
@@ -133,31 +133,20 @@ def _alive(url: str, gateway: subprocess.Popen[bytes]) -> bool:
         return False
 
 
-class Client:
+class Client(Threads):
     """Sends requests over a few connections until told to stop; remembers every acknowledged id and the arm it got."""
 
     def __init__(self, url: str, model: str, seed: int) -> None:
+        super().__init__(self._send, 2)
         self.url, self.model, self.seed = url, model, seed
         self.answers: dict[str, dict[str, Any]] = {}
         self.refused: Counter[int] = Counter()
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._send, args=(n,)) for n in range(2)]
-
-    def __enter__(self) -> Client:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
     def _send(self, number: int) -> None:
         rng = random.Random(f"{self.seed}/{number}")
         with httpx.Client(base_url=self.url, timeout=30) as client:
             for count in itertools.count():
-                if self._stop.is_set():
+                if self.stopping:
                     return
                 request = f"{self.model}-{number}-{count}"
                 tensors = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -210,29 +211,38 @@ def degraded(answer: Any) -> str:
     return said
 
 
+@asynccontextmanager
+async def over_redis(
+    start: Start, *, up: bool = True, budget_ms: float = 2000
+) -> AsyncIterator[tuple[Running, RedisServer]]:
+    """A gateway over a Redis of its own, with EWR's row in it; or one whose Redis has not been started yet."""
+    with running_redis(start=up) as server:
+        if up:
+            put(server, view(), {"origin": "EWR"}, NOON - HOUR, {"temp": 39.5})
+        limits = {"features_budget_ms": budget_ms}
+        async with start(clock="replay", online_store="redis", redis_url=server.url, limits=limits) as running:
+            yield running, server
+
+
 async def test_killed_under_requests_the_defaults_answer_and_a_restart_needs_no_restart_here(
     home: Installation, start: Start
 ) -> None:
     home.publish(champion=release(home, 0.3, "2.0.0"))
-    with running_redis() as server:
-        put(server, view(), {"origin": "EWR"}, NOON - HOUR, {"temp": 39.5})
-        async with start(
-            clock="replay", online_store="redis", redis_url=server.url, limits={"features_budget_ms": 2000}
-        ) as running:
-            assert degraded(await ask(running)) == ""
+    async with over_redis(start) as (running, server):
+        assert degraded(await ask(running)) == ""
 
-            async def client() -> list[Any]:
-                return [await ask(running) for _ in range(30)]
+        async def client() -> list[Any]:
+            return [await ask(running) for _ in range(30)]
 
-            clients = [asyncio.create_task(client()) for _ in range(8)]
-            await asyncio.sleep(0.02)  # some requests are answered, some are on their way
-            server.kill()
-            answers = [answer for one in clients for answer in await one]
-            assert {answer.status_code for answer in answers} == {200}
-            assert "unavailable" in degraded(await ask(running))
-            server.start()
-            put(server, view(), {"origin": "EWR"}, NOON - HOUR, {"temp": 40.5})
-            assert degraded(await until(running, lambda answer: not degraded(answer))) == ""
+        clients = [asyncio.create_task(client()) for _ in range(8)]
+        await asyncio.sleep(0.02)  # some requests are answered, some are on their way
+        server.kill()
+        answers = [answer for one in clients for answer in await one]
+        assert {answer.status_code for answer in answers} == {200}
+        assert "unavailable" in degraded(await ask(running))
+        server.start()
+        put(server, view(), {"origin": "EWR"}, NOON - HOUR, {"temp": 40.5})
+        assert degraded(await until(running, lambda answer: not degraded(answer))) == ""
     responses = home.events(Response)
     assert {one.status for one in responses} == {"ok"}
     assert responses[-1].features[0].values == [[40.5]]
@@ -245,21 +255,17 @@ async def test_a_release_that_refuses_gives_503_while_the_store_is_down_and_not_
     home: Installation, start: Start
 ) -> None:
     home.publish(champion=release(home, 0.3, "2.0.0", "refuse"))
-    with running_redis() as server:
-        put(server, view(), {"origin": "EWR"}, NOON - HOUR, {"temp": 39.5})
-        async with start(
-            clock="replay", online_store="redis", redis_url=server.url, limits={"features_budget_ms": 2000}
-        ) as running:
-            assert (await ask(running)).status_code == 200
-            missing = await ask(running, "JFK")
-            assert (missing.status_code, degraded(missing)) == (200, "weather__3f2a: missing")
-            server.kill()
-            refused = await ask(running)
-            assert refused.status_code == 503
-            assert refused.headers["retry-after"] == "1"
-            assert "online features" in refused.json()["error"]
-            server.start()
-            await until(running, lambda answer: answer.status_code == 200)
+    async with over_redis(start) as (running, server):
+        assert (await ask(running)).status_code == 200
+        missing = await ask(running, "JFK")
+        assert (missing.status_code, degraded(missing)) == (200, "weather__3f2a: missing")
+        server.kill()
+        refused = await ask(running)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert "online features" in refused.json()["error"]
+        server.start()
+        await until(running, lambda answer: answer.status_code == 200)
     assert "error" in {one.status for one in home.events(Response)}
 
 
@@ -272,10 +278,9 @@ async def test_a_challenger_that_refuses_is_answered_for_and_does_not_trip_the_b
         challenger=release(home, 0.7, "2.1.0", "refuse"),
         share_ppm=1_000_000,
     )
-    with running_redis(start=False) as server:
-        async with start(clock="replay", online_store="redis", redis_url=server.url) as running:
-            answers = [await ask(running) for _ in range(40)]
-            await running.shadows_done()
+    async with over_redis(start, up=False) as (running, _):
+        answers = [await ask(running) for _ in range(40)]
+        await running.shadows_done()
     assert {(one.status_code, one.json()["parameters"]["arm"]) for one in answers} == {(200, "champion")}
     assert home.events(Override) == []
 
@@ -284,27 +289,23 @@ async def test_a_frozen_server_costs_one_budget_and_then_nothing_until_it_answer
     home: Installation, start: Start
 ) -> None:
     home.publish(champion=release(home, 0.3, "2.0.0"))
-    with running_redis() as server:
-        put(server, view(), {"origin": "EWR"}, NOON - HOUR, {"temp": 39.5})
-        async with start(
-            clock="replay", online_store="redis", redis_url=server.url, limits={"features_budget_ms": 50}
-        ) as running:
-            await until(running, lambda answer: not degraded(answer))
-            server.freeze()
-            late = await ask(running)
-            assert "over its time budget" in degraded(late)
-            behind = [await ask(running) for _ in range(20)]
-            # On a slow machine the link may have been given up meanwhile.
-            assert {degraded(one) for one in behind} <= {
-                f"weather__3f2a: unavailable ({why})" for why in ("behind", "it does not answer")
-            }
-            server.thaw()
-            await until(running, lambda answer: not degraded(answer))
-            # Long enough frozen, it is left, and taken up again when it comes back.
-            server.freeze()
-            await until(running, lambda answer: "does not answer" in degraded(answer))
-            server.thaw()
-            await until(running, lambda answer: not degraded(answer))
+    async with over_redis(start, budget_ms=50) as (running, server):
+        await until(running, lambda answer: not degraded(answer))
+        server.freeze()
+        late = await ask(running)
+        assert "over its time budget" in degraded(late)
+        behind = [await ask(running) for _ in range(20)]
+        # On a slow machine the link may have been given up meanwhile.
+        assert {degraded(one) for one in behind} <= {
+            f"weather__3f2a: unavailable ({why})" for why in ("behind", "it does not answer")
+        }
+        server.thaw()
+        await until(running, lambda answer: not degraded(answer))
+        # Long enough frozen, it is left, and taken up again when it comes back.
+        server.freeze()
+        await until(running, lambda answer: "does not answer" in degraded(answer))
+        server.thaw()
+        await until(running, lambda answer: not degraded(answer))
     waits: dict[str, list[int]] = {}
     for one in home.events(Response):
         if one.degraded:
@@ -317,12 +318,9 @@ async def test_refused_at_the_start_the_gateway_serves_and_finds_the_server_late
     home: Installation, start: Start
 ) -> None:
     home.publish(champion=release(home, 0.3, "2.0.0"))
-    with running_redis(start=False) as server:
-        async with start(
-            clock="replay", online_store="redis", redis_url=server.url, limits={"features_budget_ms": 2000}
-        ) as running:
-            assert degraded(await ask(running)) == "weather__3f2a: unavailable (connection refused)"
-            server.start()
-            put(server, view(), {"origin": "EWR"}, NOON - HOUR, {"temp": 39.5})
-            await until(running, lambda answer: not degraded(answer))
+    async with over_redis(start, up=False) as (running, server):
+        assert degraded(await ask(running)) == "weather__3f2a: unavailable (connection refused)"
+        server.start()
+        put(server, view(), {"origin": "EWR"}, NOON - HOUR, {"temp": 39.5})
+        await until(running, lambda answer: not degraded(answer))
     assert home.events(Response)[-1].features[0].values == [[39.5]]

@@ -14,6 +14,7 @@ import httpx
 from pipelines.contracts.events import Assignment, Response
 from tests.serving.conftest import Installation
 from tests.serving.processes import GatewayProcess, bentoml_serve
+from tests.threads import Threads
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}
 
@@ -61,20 +62,17 @@ def test_a_worker_whose_supervisor_is_killed_answers_what_is_in_flight_and_ends(
     assert (epoch / "closed").exists()
 
 
-class Clients:
+class Clients(Threads):
     """Threads that open a new connection for every request, and count how each ended."""
 
     def __init__(self, url: str, threads: int) -> None:
+        super().__init__(self._run, threads)
         self._url = url
-        self._stop = threading.Event()
         self.ends: Counter[str] = Counter()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._run) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
+    def _run(self, _: int) -> None:
+        while not self.stopping:
             try:
                 answer = httpx.post(f"{self._url}/v2/models/m/infer", json=BODY, timeout=60.0)
                 end = str(answer.status_code)
@@ -82,12 +80,6 @@ class Clients:
                 end = type(error).__name__
             with self._lock:
                 self.ends[end] += 1
-
-    def end(self) -> Counter[str]:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        return self.ends
 
 
 def test_a_worker_is_replaced_without_a_refused_connection(home: Installation) -> None:
@@ -97,15 +89,13 @@ def test_a_worker_is_replaced_without_a_refused_connection(home: Installation) -
         ends = {}
         for signal_number in (signal.SIGTERM, signal.SIGKILL):
             (worker,) = gateway.workers()
-            clients = Clients(gateway.url, threads=4)
-            try:
+            with Clients(gateway.url, threads=4) as clients:
+                ends[signal_number] = clients.ends
                 until(lambda clients=clients: clients.ends["200"] > 20, "requests run")
                 worker.send_signal(signal_number)
                 until(lambda worker=worker: live(gateway) not in (set(), {worker.pid}), "another takes its place")
                 answered = clients.ends["200"]
                 until(lambda n=answered, clients=clients: clients.ends["200"] > n + 20, "requests run")
-            finally:
-                ends[signal_number] = clients.end()
             print(f"{signal_number.name}: {dict(ends[signal_number])}")
         gateway.stop()
     assert set(ends[signal.SIGTERM]) == {"200"}, "a worker that is asked to end finishes what it has taken"
