@@ -13,12 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from pipelines.contracts.release import InputField, ModelFeature
 from pipelines.settings import PROJECT
 from tests.prometheus_server import Prometheus, program, prometheus
 from tests.serving.conftest import Installation, Start
 from tests.serving.processes import GatewayProcess, bentoml_serve
-from tests.serving.test_online_features import put, view
+from tests.serving.test_online_features import put, two_releases, view
 from tests.waiting import wait_until
 
 DASHBOARDS = PROJECT / "include" / "dashboards"
@@ -45,13 +44,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     """Two workers with a rollout and a feature view, after some of everything that is counted."""
     home = Installation(tmp_path_factory.mktemp("metrics"))
     pin = view(entity={"origin": "origin"}, features=["temp"], ttl_us=None)
-    fields = [
-        InputField(name="x", datatype="FP64", required=False),
-        InputField(name="origin", datatype="BYTES", required=False),
-    ]
-    features = [ModelFeature(name="temp", source="view", view=pin.view, default=-1.0)]
-    one = home.release(0.4, semver="2.0.0", inputs=fields, views=[pin], features=features)
-    two = home.release(0.5, semver="2.1.0", inputs=fields, views=[pin], features=features)
+    one, two = two_releases(home, pin)
     home.publish("split", champion=one, challenger=two, share_ppm=500_000)
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
     put(home.home / "feast" / "online_store.db", pin, {"origin": "EWR"}, now, {"temp": 39.5})

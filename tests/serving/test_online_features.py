@@ -197,18 +197,22 @@ def test_a_statement_over_many_keys_is_cut_at_the_budget(tmp_path: Path) -> None
     assert not read_by(SqliteStore(path, budget_ms=1000), view(), keys, 5000, NOON).unavailable
 
 
+def two_releases(home: Installation, pin: ViewPin) -> tuple[str, str]:
+    """Champion and challenger that read `temp` of the view `pin`, and take `x` and `origin`, both optional."""
+    inputs = [
+        InputField(name=name, datatype=kind, required=False) for name, kind in (("x", "FP64"), ("origin", "BYTES"))
+    ]
+    features = [ModelFeature(name="temp", source="view", view=pin.view, default=-1.0)]
+    one = home.release(0.4, semver="2.0.0", inputs=inputs, views=[pin], features=features)
+    return one, home.release(0.5, semver="2.1.0", inputs=inputs, views=[pin], features=features)
+
+
 @pytest.mark.anyio
 async def test_features_reach_the_model_the_log_and_the_answer_says_when_they_are_missing(
     home: Installation, start: Start
 ) -> None:
     pin = view(entity={"origin": "origin"}, features=["temp"])
-    fields = [
-        InputField(name="x", datatype="FP64", required=False),
-        InputField(name="origin", datatype="BYTES", required=False),
-    ]
-    features = [ModelFeature(name="temp", source="view", view=pin.view, default=-1.0)]
-    one = home.release(0.4, semver="2.0.0", inputs=fields, views=[pin], features=features)
-    two = home.release(0.5, semver="2.1.0", inputs=fields, views=[pin], features=features)
+    one, two = two_releases(home, pin)
     home.publish("shadow", champion=one, challenger=two)
     path = home.home / "feast" / "online_store.db"
     put(path, pin, {"origin": "EWR"}, "2013-01-01 11:00:00", {"temp": 39.5})

@@ -8,9 +8,8 @@ import pytest
 
 from pipelines.contracts.assignment import payload_is_logged
 from pipelines.contracts.events import Assignment, Response
-from pipelines.contracts.release import InputField, ModelFeature
 from tests.serving.conftest import Installation, Start
-from tests.serving.test_online_features import view
+from tests.serving.test_online_features import two_releases, view
 
 pytestmark = pytest.mark.anyio
 
@@ -19,10 +18,7 @@ PPM = 300_000
 
 async def test_both_arms_and_a_retry_log_the_payloads_of_the_same_requests(home: Installation, start: Start) -> None:
     pin = view(entity={"origin": "origin"}, features=["temp"])
-    inputs = [InputField(name="x", datatype="FP64"), InputField(name="origin", datatype="BYTES", required=False)]
-    features = [ModelFeature(name="temp", source="view", view=pin.view, default=-1.0)]
-    made = {"inputs": inputs, "views": [pin], "features": features}
-    champion, challenger = home.release(0.4, semver="2.0.0", **made), home.release(0.5, semver="2.1.0", **made)
+    champion, challenger = two_releases(home, pin)
     home.publish(
         "shadow", champion=champion, challenger=challenger, stage="shadow", payload_ppm=PPM, slice_inputs=["x"]
     )
