@@ -47,6 +47,7 @@ if "scheduler" in sys.argv:
     import pipelines.wiring.monitoring
     import pipelines.wiring.rollout_runs
     import pipelines.wiring.training
+    import pipelines.wiring.view_versions
 
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the parent
     gc.enable()

@@ -11,6 +11,7 @@ from pipelines.spec.loading import load_view
 
 JOBS = "pipelines.wiring.features"
 CORRECTIONS = "pipelines.wiring.corrections"
+VERSIONS = "pipelines.wiring.view_versions"
 AT_ONCE = 2
 
 for name in spec_names("features"):
@@ -54,4 +55,8 @@ for name in spec_names("features"):
             asset=view_asset(name),
         )
 
-        chain(plan, backfill, amend, build, check, publish, materialise)
+        pinned = JobOperator(
+            task_id="pinned_versions", job=f"{VERSIONS}:refresh_pinned", arguments={"view": name}, as_of=as_of
+        )
+
+        chain(plan, backfill, amend, build, check, publish, materialise, pinned)

@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     """Names the gateway in event ids, and its folders under `bus` and `gateway`."""
     gateway_workers: int = Field(0, ge=0)
     """Worker processes of the gateway; 0: as many as cores that it may use."""
+    openlineage: bool = False
+    """Whether Airflow's tasks write OpenLineage events into `logs/openlineage.jsonl` of the home."""
     route_poll_ms: int = 200
     """How often the gateway looks for new routes."""
     core_price_per_hour: float = 0.04

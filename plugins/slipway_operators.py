@@ -74,6 +74,7 @@ class JobOperator(BaseOperator):
         self.skip_unless = skip_unless
         self.fail_when = fail_when
         self.needs = needs
+        self.result: Any = None
 
     def execute(self, context: Context) -> Any:
         result = self.run_job(context)
@@ -97,9 +98,26 @@ class JobOperator(BaseOperator):
             as_of_us = run_as_of_us(context, settings.event_clock().event_now_us)
             context["ti"].xcom_push(AS_OF, as_of_us)
         result = call(self.job, settings, self.arguments, as_of_us)
+        self.result = result
         if self.asset is not None:
             context["outlet_events"][self.asset].extra = {AS_OF: as_of_us, "digest": reference(result)}
         return result
+
+    def get_openlineage_facets_on_complete(self, _task_instance: Any) -> Any:
+        """What the task has read and written, for OpenLineage; nothing where it did nothing."""
+        from airflow.providers.openlineage.extractors import OperatorLineage
+        from openlineage.client.event_v2 import Dataset
+
+        from pipelines.settings import Settings
+        from pipelines.wiring.task_lineage import touched
+
+        if self.result is None:
+            return OperatorLineage()
+        found = touched(Settings(), self.job, self.arguments, self.result)
+        return OperatorLineage(
+            inputs=[Dataset(namespace=one.namespace, name=one.name) for one in found.inputs],
+            outputs=[Dataset(namespace=one.namespace, name=one.name) for one in found.outputs],
+        )
 
 
 class BranchJobOperator(JobOperator, BranchMixIn, SkipMixin):

@@ -233,6 +233,12 @@ class DeltaLake:
         options = self._options or {}
         return arrow_filesystem(uri, options.get("AWS_ENDPOINT_URL", ""), options)
 
+    def drop(self, table: str) -> None:
+        """Remove a table with all its versions."""
+        filesystem, path = self.files(table)
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            filesystem.delete_dir(path)
+
     def open(self, table: str, version: int | None = None) -> DeltaTable:
         """The table at its newest (or the given) version. Raises NotFoundError when it does not exist."""
         from deltalake import DeltaTable

@@ -29,6 +29,12 @@ class OnlineWriter(Protocol):
         correct: a row also replaces the one of its own time: it is the view's one writer, and knows more now.
         """
 
+    def views(self) -> list[str]:
+        """Every view that has been materialised."""
+
+    def drop(self, view: str, features: Sequence[str]) -> None:
+        """Remove a view's rows, and how far it was."""
+
     def close(self) -> None:
         """Close the connection."""
 

@@ -100,6 +100,19 @@ class FeastRedis:
                 self._send(trip)
             self._client.eval(_ADVANCE, 1, self._progress, view, str(through_us))
 
+    def views(self) -> list[str]:
+        """Every view that has been materialised."""
+        with _reported():
+            return [name.decode() for name in self._client.hkeys(self._progress)]  # type: ignore[union-attr]  # as above
+
+    def drop(self, view: str, features: Sequence[str]) -> None:
+        """Remove a view's fields from every entity's hash, then how far it was."""
+        fields = [f"_ts:{view}".encode(), *(_field(view, name) for name in features)]
+        with _reported():
+            for key in self._client.scan_iter(match=b"*" + self._project, count=_ROWS_PER_TRIP, _type="HASH"):
+                self._client.hdel(key, *fields)  # type: ignore[arg-type]  # its stub says text alone
+            self._client.hdel(self._progress, view)
+
     def _commands(
         self, script: bytes, stamp_field: bytes, fields: Sequence[bytes], rows: OnlineRows, *, correct: bool
     ) -> Iterator[bytes]:

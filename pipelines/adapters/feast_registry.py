@@ -146,6 +146,13 @@ def apply(settings: Settings, views: Sequence[ViewSpec]) -> list[str]:
     return [view.name for view in made]
 
 
+def forget(settings: Settings, version: str) -> None:
+    """Remove a view version from the registry, if it is there."""
+    store = open_store(settings)
+    if version in {view.name for view in store.list_feature_views()}:
+        store.registry.delete_feature_view(version, PROJECT)
+
+
 def registered(settings: Settings) -> list[Registered]:
     """Every view version in the registry, by name."""
     store = open_store(settings)

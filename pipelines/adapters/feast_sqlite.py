@@ -102,6 +102,18 @@ class FeastSqlite:
             f"OR (excluded.event_ts = event_ts AND {same_time})"
         )
 
+    def views(self) -> list[str]:
+        """Every view that has been materialised."""
+        return [row[0] for row in self._connection.execute(f"SELECT feature_view FROM {_PROGRESS}")]
+
+    def drop(self, view: str, features: Sequence[str]) -> None:  # noqa: ARG002  # a table holds them all
+        """Remove a view's table, and how far it was, in one transaction."""
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        execute(f"DROP TABLE IF EXISTS {self._table(view)}")
+        execute(f"DELETE FROM {_PROGRESS} WHERE feature_view = ?", (view,))
+        execute("COMMIT")
+
     def _table(self, view: str) -> str:
         name = f"{self.project}_{view}".replace('"', '""')
         return f'"{name}"'

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pipelines.cli import feature_versions
+
+if TYPE_CHECKING:
+    from pipelines.wiring.view_versions import Pin
 
 app = typer.Typer(help="Feature views: what there is, how fresh it is, who uses it.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -26,19 +31,22 @@ def list_(json_: Json = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("view", "keys", "features", "readable through", "lag", "allowed", "used by")
+    table = Table("view", "owner", "keys", "features", "readable through", "age", "allowed", "state", "used by", "live")
     for entry in found:
         fresh = entry.freshness
         lag = "never" if fresh.lag_s is None else _hours(fresh.lag_s)
         colour = "green" if fresh.fresh else "red"
         table.add_row(
             entry.version,
+            entry.owner,
             ", ".join(entry.entity),
             str(len(entry.features)),
             (fresh.online_through or "-")[:16],
-            f"[{colour}]{lag}[/{colour}]",
+            lag,
             _hours(fresh.allowed_s),
+            f"[{colour}]{fresh.state}[/{colour}]",
             ", ".join(entry.used_by) or "-",
+            str(len(entry.live_releases)),
         )
     Console().print(table)
 
@@ -69,8 +77,14 @@ def show(view: Annotated[str, typer.Argument(help="The view's name.")], json_: J
         "time to live": entry.ttl or "no limit",
         "built through": entry.freshness.built_through or "never",
         "readable through": entry.freshness.online_through or "never",
+        "age": f"{entry.freshness.state}, {_hours(entry.freshness.allowed_s)} allowed, alert {entry.freshness.alert}",
+        "personal keys": ", ".join(entry.personal) or "none",
         "used by": ", ".join(entry.used_by) or "no model",
-        "older versions": ", ".join(entry.older_versions) or "none",
+        "live releases": _pins(entry.live_releases) or "none",
+        "older versions": "; ".join(
+            f"{version} ({_pins(pins) or 'read by no live release'})" for version, pins in entry.older_versions.items()
+        )
+        or "none",
     }
     for name, value in facts.items():
         console.print(f"  {name:17} {value}")
@@ -82,6 +96,9 @@ def show(view: Annotated[str, typer.Argument(help="The view's name.")], json_: J
         )
         table.add_row(name, feature["type"], feature.get("unit", ""), bounds, feature.get("description", ""))
     console.print(table)
+    for finding in entry.findings:
+        what = "refused" if finding.refused else "reported"
+        console.print(f"{what} at {finding.as_of[:16]}: {' | '.join(finding.reasons[:3])} {finding.path}")
 
 
 @app.command()
@@ -134,6 +151,15 @@ def alerts() -> None:
     include = Settings().include_dir
     specs = [load_view(include, name) for name in names(include, "features")]
     print(yaml.safe_dump(rules((spec.feast_name(include), spec) for spec in specs), sort_keys=False, width=120), end="")
+
+
+app.command()(feature_versions.lineage)
+app.command()(feature_versions.diff)
+app.command()(feature_versions.gc)
+
+
+def _pins(pins: list[Pin]) -> str:
+    return ", ".join(f"{pin.model} {pin.semver} ({pin.role})" for pin in pins)
 
 
 def _hours(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -86,6 +87,7 @@ def _airflow(settings: Settings) -> dict[str, str]:
         "dag_processor": {"min_file_process_interval": "60", "refresh_interval": "30"},
         "logging": {"base_log_folder": str(home / "logs")},
         "usage_data_collection": {"enabled": "False"},
+        "openlineage": _openlineage(settings),
     }
     variables = {
         f"AIRFLOW__{section.upper()}__{key.upper()}": value
@@ -93,6 +95,16 @@ def _airflow(settings: Settings) -> dict[str, str]:
         for key, value in keys.items()
     }
     return {**variables, "AIRFLOW_HOME": str(home)}
+
+
+def _openlineage(settings: Settings) -> dict[str, str]:
+    """Events of the tasks into a file of the home; a transport that the environment names is left alone."""
+    if not settings.openlineage:
+        return {"disabled": "True"}
+    if "AIRFLOW__OPENLINEAGE__TRANSPORT" in os.environ:
+        return {"namespace": "slipway"}
+    file = {"type": "file", "log_file_path": str(settings.logs_dir / "openlineage.jsonl"), "append": True}
+    return {"namespace": "slipway", "transport": json.dumps(file)}
 
 
 def _fernet_key(settings: Settings) -> str:

@@ -11,20 +11,27 @@ from pipelines.adapters.feast_online import readable_through
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError
 from pipelines.settings import Settings
-from pipelines.spec.loading import load_view, names
+from pipelines.spec.loading import load_dataset, load_view, names
 from pipelines.spec.view import ViewSpec
-from pipelines.wiring import features
+from pipelines.wiring import features, view_checks, view_versions
 from pipelines.wiring.projects import check
+from pipelines.wiring.view_checks import Finding
+from pipelines.wiring.view_versions import Pin
 
 
 class Freshness(msgspec.Struct, frozen=True):
-    """How far a view is, in event time. `lag_s`: event now minus what can be read online; None when never."""
+    """How far a view is, in event time. `lag_s`: event now minus what can be read online; None when never.
+
+    `state`: `fresh`, `stale` (older than its spec allows) or `never` (nothing can be read).
+    """
 
     built_through: str | None
     online_through: str | None
     lag_s: float | None
     allowed_s: float
     fresh: bool
+    state: str
+    alert: str
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True):
@@ -42,7 +49,10 @@ class CatalogueEntry(msgspec.Struct, frozen=True):
     look_back: str
     freshness: Freshness
     used_by: list[str]
-    older_versions: list[str]
+    live_releases: list[Pin]
+    older_versions: dict[str, list[Pin]]
+    personal: list[str]
+    findings: list[Finding]
 
 
 def entries(settings: Settings) -> list[CatalogueEntry]:
@@ -55,7 +65,8 @@ def entry(settings: Settings, view: str) -> CatalogueEntry:
     spec = load_view(settings.include_dir, view)
     version = spec.feast_name(settings.include_dir)
     models = check(settings).specs.models
-    tables = (settings.lake / "features").glob(f"{view}__*")
+    pinned = view_versions.pinned(settings)
+    others = sorted(one for one in view_versions.versions(settings) if one.rpartition("__")[0] == view)
     return CatalogueEntry(
         name=view,
         version=version,
@@ -69,8 +80,22 @@ def entry(settings: Settings, view: str) -> CatalogueEntry:
         look_back=str(spec.look_back),
         freshness=freshness(settings, spec, version),
         used_by=sorted(name for name, model in models.items() if any(use.view == view for use in model.views)),
-        older_versions=sorted(path.name for path in tables if path.name != version),
+        live_releases=pinned.get(version, []),
+        older_versions={other: pinned.get(other, []) for other in others if other != version},
+        personal=personal_keys(settings, spec),
+        findings=view_checks.kept(settings, view)[-5:],
     )
+
+
+def personal_keys(settings: Settings, spec: ViewSpec) -> list[str]:
+    """The view's keys that a dataset of it marks as personal: the lake and the online store have their hashes."""
+    marked = {
+        name
+        for dataset in spec.datasets
+        for name, column in load_dataset(settings.include_dir, dataset).columns.items()
+        if column.pii
+    }
+    return [name for name in spec.entity.keys if name in marked]
 
 
 def freshness(settings: Settings, spec: ViewSpec, version: str) -> Freshness:
@@ -86,10 +111,13 @@ def freshness(settings: Settings, spec: ViewSpec, version: str) -> Freshness:
     except ContractError:  # a replay that has not begun
         now = None
     lag = None if online is None or now is None else (now - online) / 1e6
+    fresh = lag is not None and lag <= spec.freshness.us / 1e6
     return Freshness(
         built_through=from_us(built).isoformat() if built is not None else None,
         online_through=from_us(online).isoformat() if online is not None else None,
         lag_s=lag,
         allowed_s=spec.freshness.us / 1e6,
-        fresh=lag is not None and lag <= spec.freshness.us / 1e6,
+        fresh=fresh,
+        state="never" if lag is None else "fresh" if fresh else "stale",
+        alert=spec.alert,
     )
