@@ -94,6 +94,8 @@ def test_feature_list_and_show_tell_versions_freshness_and_users(include: Path) 
         "lag_s": None,
         "allowed_s": 30 * 86400.0,
         "fresh": False,
+        "state": "never",
+        "alert": "SlipwayViewStale",
     }
     assert json.loads(_run("feature", "show", "plane", "--json").stdout) == plane
     assert "seats" in _run("feature", "show", "plane").stdout

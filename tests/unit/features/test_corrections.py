@@ -68,7 +68,7 @@ def test_merged_files_of_a_dataset_are_no_change(shop: Shop) -> None:
     shop.tell([(10, 1.0)], 241)
     shop.run(241)
     version = shop.lake.version(features.table_of(shop.version))
-    shop.lake.compact(datasets.table_of("sales"))
+    shop.lake.open(datasets.table_of("sales")).optimize.compact()
     assert shop.run(241).days == 0
     assert shop.lake.version(features.table_of(shop.version)) == (version or 0) + 1  # its mark alone
 
