@@ -17,8 +17,10 @@ from pipelines.wiring.rollout_gate import plan_of, policy_mapping, unplanned
 from pipelines.wiring.rollout_traffic import known_to_check
 
 
-def problems(settings: Settings, spec: ModelSpec) -> Iterator[Problem]:
-    """What is wrong with the policy, else what of it cannot be reached at the declared or logged traffic."""
+def problems(settings: Settings, spec: ModelSpec, *, logged: bool = True) -> Iterator[Problem]:
+    """What is wrong with the policy, else what of it cannot be reached at the declared or (with `logged`) the logged
+    traffic.
+    """
     mapping = policy_mapping(spec)
     try:
         unplanned(spec)
@@ -27,7 +29,7 @@ def problems(settings: Settings, spec: ModelSpec) -> Iterator[Problem]:
     except (SlipwayError, ValueError) as error:
         yield Problem(policy_location(spec, getattr(error, "got", None)), f"rollout.policy: {error}")
         return
-    known = known_to_check(settings, spec)
+    known = known_to_check(settings, spec) if logged or spec.traffic is not None else None
     short = unprovable(unplanned(spec))
     if known is not None and not short:
         try:

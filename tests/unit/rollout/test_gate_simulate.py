@@ -17,6 +17,8 @@ from pipelines.contracts.routes import Route
 from pipelines.rollout.base_rates import Answers
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.resampling import DAY_US, prepared, resample
+from pipelines.spec.loading import load_model
+from pipelines.wiring import rollout_check
 from pipelines.wiring.collect import collect_once
 from pipelines.wiring.gate_simulate import faults, simulate_model
 from tests.unit.collect.installation import Installation
@@ -133,3 +135,16 @@ def test_the_catalogue_is_listed_and_an_unknown_fault_gets_the_nearest_name(tmp_
     assert CliRunner().invoke(app, ["simulate", "--model", "m", "--fault", "list"]).stdout.splitlines() == faults()
     with pytest.raises(NotFoundError, match=r"Did you mean 'kpi -8 %'\?"):
         simulate_model(installed(tmp_path).model_copy(), "m", "kpi -9 %")
+
+
+def test_what_logged_traffic_cannot_reach_is_refused_by_check_and_not_by_apply(played: Installation) -> None:
+    greedy = spec()
+    greedy["rollout"]["policy"]["metrics"][1]["promote_margin_rel"] = 0.01
+    installed(played.settings.root / "greedy", **greedy)
+    settings = played.settings.model_copy(update={"include_dir": played.settings.root / "greedy" / "include"})
+    model = load_model(settings.include_dir, "m")
+    [problem] = rollout_check.problems(settings, model)
+    assert problem.location == ("rollout", "policy", "metrics", 1)
+    assert problem.message.startswith("logloss +1 % needs ")
+    assert problem.message.endswith("(traffic of the inference log)")
+    assert list(rollout_check.problems(settings, model, logged=False)) == []

@@ -29,6 +29,7 @@ class Case(NamedTuple):
     harm: float = 1.0
     worse: float = 0.0
     units: int = 0
+    slices: int = 0
 
 
 ERRORS = {"name": "m", "kind": "event", "weight": 0.25}
@@ -48,6 +49,9 @@ CASES = {
     "p99, blocks": Case(SLOW | {"q": 0.99}, "harm", 16_000, share=0.2, per_s=2.0, harm=1.8),
     "log loss": Case(LOSS, "harm", 2_500, worse=0.8),
     "log loss, proof": Case(LOSS | {"promote_margin_rel": 0.05}, "proof", 3_500),
+    "log loss, proof in each slice": Case(
+        LOSS | {"promote_margin_rel": 0.1, "per_slice": True}, "proof", 6_000, slices=4
+    ),
     "brier": Case(LOSS | {"loss": "brier"}, "harm", 3_500, worse=0.8),
     "squared": Case(LOSS | {"loss": "squared", "cap": 30}, "harm", 3_000, worse=0.6),
     "squared, proof": Case(LOSS | {"loss": "squared", "cap": 30, "promote_margin_rel": 0.1}, "proof", 4_000),
@@ -67,6 +71,7 @@ def needed(case: Case) -> tuple[float, float]:
     # A proof is in when the last stage, of one request, may end; harm when the rollout does.
     stage = {"name": name, "share": case.share, "requests": 1 if case.question == "proof" else case.requests}
     body = {"label_maturity_s": 60, "integrity": [], "stages": [stage], "metrics": [case.metric]}
+    body["slices"] = ["part"] if case.slices else []
     body["unit"] = "unit" if case.units else "request"
     policy = Policy.parse(body)
     metric = policy.metrics[0]
@@ -75,7 +80,8 @@ def needed(case: Case) -> tuple[float, float]:
         base = type(base)(rate=base.rate, sigma=base.sigma, effect=case.harm if case.question != "proof" else None)
     if metric.promote == "better":
         base = type(base)(mean=base.mean, sd=base.sd, effect=-(base.effect or 0.0))
-    rates = Rates(requests_per_hour=case.per_s * 3600.0, units=case.units or None, metrics={"m": base})
+    shares = dict.fromkeys("abcd"[: case.slices], 1.0 / max(case.slices, 1))
+    rates = Rates(requests_per_hour=case.per_s * 3600.0, units=case.units or None, slices=shares, metrics={"m": base})
     planned = next(need.requests for need in plan(policy, rates).needs if need.question == case.question)
     assert planned is not None
     seen = []
