@@ -104,7 +104,7 @@ class DeltaLake:
         The table has one writer, who knows that they are not applied yet. Raises as `append`.
         """
         opened = self.open(table) if self.exists(table) else None
-        self._commit(table, opened, data, partition_by, None, replace=False, where=None, marks=marks)
+        self._commit(table, opened, data, partition_by, None, _How(marks=marks))
 
     def advance(
         self,

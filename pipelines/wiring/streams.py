@@ -289,7 +289,7 @@ class Feed:
         self._state.prune()
         for table in (datasets.table_of(self.spec.name), *map(features.table_of, self._versions.values())):
             if self._lake.exists(table):
-                self._lake.compact(table)
+                self._lake.open(table).optimize.compact()  # old files go when the lake is maintained
 
     def _take_turn(self) -> Any:
         folder = self.settings.root / "stream" / self.spec.name

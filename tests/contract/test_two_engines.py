@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from pipelines.adapters import spark_join, spark_session
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import ViewPin
 from pipelines.features import asof
@@ -49,6 +52,38 @@ def test_a_view_has_the_same_rows_on_both_engines(lake: Settings, view: str) -> 
     assert on_duckdb.num_rows > 100
     assert on_spark.schema.names == on_duckdb.schema.names
     assert on_spark.cast(on_duckdb.schema).to_pylist() == on_duckdb.to_pylist()
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_no_feature_on_spark_knows_what_was_not_yet_readable(lake: Settings, view: str) -> None:
+    """Whatever became readable later: the rows of before are as they were."""
+    assert on_spark_by(lake, view) == on_spark_until(lake, view)
+
+
+def test_a_view_stamped_an_hour_early_is_caught_on_spark(lake: Settings, tmp_path: Path) -> None:
+    include = tmp_path / "include"
+    shutil.copytree(lake.include_dir, include, ignore=shutil.ignore_patterns("__pycache__"))
+    file = include / "transforms" / "weather_at_origin.py"
+    stamp = "event_timestamp=newest.available_at"
+    assert stamp in file.read_text()
+    file.write_text(file.read_text().replace(stamp, f"{stamp} - ibis.interval(hours=1)"))
+    early = lake.model_copy(update={"include_dir": include})
+    seen = on_spark_until(early, "weather_at_origin")
+    assert on_spark_by(early, "weather_at_origin") != seen
+
+
+def on_spark_by(settings: Settings, view: str) -> list[dict[str, Any]]:
+    """The rows when no more is known than what was readable by the middle."""
+    spec = load_view(settings.include_dir, view).model_copy(update={"engine": "spark"})
+    return list(features.compute(settings, spec, Span(None, odd_days.MIDDLE_US), created_us=0).to_pylist())
+
+
+def on_spark_until(settings: Settings, view: str) -> list[dict[str, Any]]:
+    """The rows up to the middle, of all there are when everything is known."""
+    cut = pa.scalar(from_us(odd_days.MIDDLE_US), pa.timestamp("us", "UTC"))
+    spec = load_view(settings.include_dir, view).model_copy(update={"engine": "spark"})
+    rows = features.compute(settings, spec, Span(None, odd_days.END_US), created_us=0)
+    return list(rows.filter(pc.less_equal(rows.column("event_timestamp"), cut)).to_pylist())
 
 
 def test_an_increment_is_the_same_on_both_engines(lake: Settings) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import TransientError
 from pipelines.datasets.messages import Message
 from pipelines.settings import Settings
@@ -72,6 +73,23 @@ def test_a_stream_cut_anywhere_gives_what_a_build_of_everything_gives(
         assert len(latest(settings, view.name)) > 50
         assert latest(settings, view.name) == rebuilt(settings, view.name), view.name
         assert online(settings, view.name) == expected_online(settings, view.name), view.name
+
+
+@pytest.mark.parametrize("dataset", streamed_project.STREAMED)
+def test_no_streamed_feature_knows_what_came_later(project: Callable[..., Settings], dataset: str) -> None:
+    settings = project()
+    publish_others(settings)
+    messages = streamed_project.messages(settings.include_dir, dataset)
+    half = len(messages) // 2
+    now = from_us(messages[half - 1].time_us)
+    with streams.Feed(settings, dataset) as feed:
+        views = [view.name for view in streams.streamed(settings)[dataset]]
+        feed.apply(messages[:half])
+        before = {view: [row for row in latest(settings, view) if row["event_timestamp"] <= now] for view in views}
+        feed.apply(messages[half:])
+    for view in views:
+        assert len(before[view]) > 20
+        assert [row for row in latest(settings, view) if row["event_timestamp"] <= now] == before[view], view
 
 
 def test_a_feed_that_dies_anywhere_loses_and_repeats_nothing(
