@@ -5,8 +5,8 @@
 A size is that of the entity frame; the three views have a third, a third and 3.3 times as many rows, a time to live of
 30 days and five features. Both engines read the views from Parquet and hand back Arrow; the second of two runs counts,
 so that Spark's start and its compiled code are not in it. Told are wall and processor seconds (the JVM's with Spark),
-and what a further entity row costs each: Spark begins to pay where its line crosses DuckDB's, or where the rows no longer
-fit one machine. Needs setup.py --spark.
+and what a further entity row costs each. Spark begins to pay where its line crosses DuckDB's, or where the rows no
+longer fit one machine. Needs setup.py --spark.
 """
 
 from __future__ import annotations
