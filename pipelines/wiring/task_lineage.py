@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.settings import Settings
-from pipelines.spec.dataset import FileSource
+from pipelines.spec.dataset import FileSource, StreamSource
 from pipelines.spec.loading import load_dataset, load_model, load_view
 from pipelines.wiring import datasets, features, monitoring
 from pipelines.wiring.scoring import load_release
@@ -60,6 +60,8 @@ def _staged(settings: Settings, given: Given, _: Given) -> _Tables:
     if isinstance(source, FileSource):
         path = source.path if "://" in source.path else str((settings.include_dir / source.path).resolve())
         return [path], []
+    if isinstance(source, StreamSource):  # messages come by themselves: there is nothing to stage
+        return [], []
     return [str(settings.root / "cache" / f"{source.table}.parquet")], []
 
 
