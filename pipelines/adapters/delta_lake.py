@@ -315,15 +315,12 @@ class DeltaLake:
             target = conform(table, target, schema, evolve=how.evolve)
             if target.num_columns > len(schema) and EVOLVED not in opened.metadata().configuration:
                 opened.alter.set_table_properties({EVOLVED: "true"}, raise_if_not_exists=False)
-            write_deltalake(
-                opened,
-                target,
-                mode="overwrite" if how.replace else "append",
-                partition_by=partitions,
-                predicate=how.where,
-                commit_properties=properties,
-                schema_mode="merge" if how.evolve else None,
-            )
+            kind: dict[str, Any] = {"mode": "append"}
+            if how.replace:
+                kind = {"mode": "overwrite", "predicate": how.where}
+            if how.evolve:
+                kind["schema_mode"] = "merge"
+            write_deltalake(opened, target, partition_by=partitions, commit_properties=properties, **kind)
         except CommitFailedError as error:
             hint = "Another writer won; repeat the write."
             raise TransientError(f"lake table {table}", got=str(error), hint=hint) from error
