@@ -24,7 +24,7 @@ import psutil
 import uvloop
 
 from benchmarks.http_asking import Asking, request_bytes
-from tests.serving.processes import end_group
+from tests.serving.processes import end_group, end_with_starter
 
 PROJECT = Path(__file__).resolve().parent.parent
 MODEL = "bench"
@@ -72,7 +72,13 @@ def server(command: list[str], port: int, environment: dict[str, str], cwd: Path
     os.sched_setaffinity(0, {SERVER_CORE})  # inherited by every process and thread of the server
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            command, cwd=cwd, env=os.environ | environment, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=cwd,
+            env=os.environ | environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=end_with_starter,
         )
         os.sched_setaffinity(0, own)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -17,6 +18,15 @@ import psutil
 from tests.free_ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_starter() -> None:
+    """Have a server end when whoever started it dies without cleaning up (a time limit, a kill)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class GatewayProcess:
@@ -100,6 +110,7 @@ def bentoml_serve(
             stdout=handle,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=end_with_starter,
         )
     gateway = GatewayProcess(process, port, output)
     try:
