@@ -78,7 +78,7 @@ def server(command: list[str], port: int, environment: dict[str, str], cwd: Path
             stdout=output,
             stderr=output,
             start_new_session=True,
-            preexec_fn=end_with_starter,
+            preexec_fn=end_with_starter,  # noqa: PLW1509 - one system call, of a library that is loaded already
         )
         os.sched_setaffinity(0, own)
         try:
