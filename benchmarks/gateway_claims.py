@@ -33,6 +33,8 @@ ROWS = 100
 ROUNDS = 5
 FLAT_BYTES = 10.0
 """Bytes a request that a worker may grow by and still count as flat: 20 MB over 2 million requests."""
+_MANY, _SAMPLES = 500_000, 12
+"""Fewer requests are measured in shorter slices; a slope takes so many of them."""
 
 
 def model_alone(setup: Setup, rows: int, seconds: float) -> float:
@@ -126,11 +128,12 @@ def memory(setup: Setup, requests: int) -> dict[str, Any]:
     setup.route("single")
     request = body(1)
     done, samples = 0, []
+    slice_s = 5 if requests >= _MANY else 1
     with server(setup.gateway(), setup.port, setup.environment) as pid:
         worker = max(tree(pid), key=lambda one: one.memory_info().rss)
         print("\n   requests  worker MB", flush=True)
-        while done < requests:
-            row = closed_loop(setup.port, pid, request, 16, 5)
+        while done < requests or len(samples) < _SAMPLES:
+            row = closed_loop(setup.port, pid, request, 16, slice_s)
             done += row["requests"]
             for path in (setup.home / "bus").rglob("*.seg"):
                 if time.time() - path.stat().st_mtime > 10:
@@ -138,7 +141,7 @@ def memory(setup: Setup, requests: int) -> dict[str, Any]:
             samples.append((done, worker.memory_full_info().uss))
             print(f"{done:11,} {samples[-1][1] / 1e6:10.1f}", flush=True)
     # The first tenth fills caches, the memory of client ids among them.
-    kept = np.array([one for one in samples if one[0] > requests / 10], dtype=np.float64)
+    kept = np.array([one for one in samples if one[0] > done / 10], dtype=np.float64)
     slope, low, high = _slope(kept[:, 0], kept[:, 1])
     flat = high < FLAT_BYTES
     print(f"slope {slope:.2f} bytes a request, 95 % interval {low:.2f} to {high:.2f}: {'flat' if flat else 'NOT FLAT'}")
