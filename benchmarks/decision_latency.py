@@ -130,6 +130,8 @@ def trial(site: Site, admin: AirflowRest, load: Load, way: str, number: int) -> 
     rollout_id = site.begin(admin, way, number, error_share=WAYS[way][1])
     wait_until(lambda: rollouts.load(settings, rollout_id).slot == "ended", f"{rollout_id} ends", PATIENCE_S)
     wait_until(lambda: time.time() - load.answered.get(way, 0.0) > 2.0, "the challenger answers no more", PATIENCE_S)
+    newest = lambda: rollouts.show(settings, rollout_id)["decisions"][-1]  # noqa: E731  # asked again and again below
+    wait_until(lambda: newest()["seconds_to_route"] is not None, "the route is set", PATIENCE_S)
     shown = rollouts.show(settings, rollout_id)
     last = shown["decisions"][-1]
     if shown["status"] != "rolled_back" or last["cause"] != {"gate": "verdict", "breaker": "override"}[way]:

@@ -56,6 +56,11 @@ class Killing(Site):
         self.rng = rng
         self.kills: Counter[str] = Counter()
         self._executor = self._next_executor()
+        self._deck = self._shuffled()
+
+    def _shuffled(self) -> list[str]:
+        """Every victim comes as often as the others."""
+        return self.rng.sample(VICTIMS, len(VICTIMS))
 
     def _next_executor(self) -> subprocess.Popen[str]:
         """One that has imported everything, and waits to be told where to die."""
@@ -100,7 +105,8 @@ class Killing(Site):
         release = rollouts.load(self.settings, rollout_id).challenger
         for _ in range(kills):
             time.sleep(self.rng.uniform(0.2, 6.0))
-            victim = self.rng.choice(VICTIMS)
+            victim = self._deck.pop()
+            self._deck = self._deck or self._shuffled()
             stage = rollouts.load(self.settings, rollout_id).stage
             if rollouts.load(self.settings, rollout_id).slot == "ended":
                 break

@@ -40,7 +40,7 @@ from pipelines.rollout.record import ANCHORS
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
 from pipelines.wiring import record_copy
-from pipelines.wiring.rollouts import guard_held, observe_overrides, rollout_store
+from pipelines.wiring.rollouts import observe_overrides, rollout_store, withdraw_harm
 
 DAY_S = 86_400.0
 REMOVE_EVERY_S = 600.0
@@ -151,7 +151,7 @@ class Collector:
         self._offsets |= plan.offsets
         observe_overrides(self.settings)
         if touched:
-            guard_held(self.settings)
+            withdraw_harm(self.settings)
         newest = max((item.event.wall_us for item in numbered), default=0)
         return Report(
             batch=plan.n,

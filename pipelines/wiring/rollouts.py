@@ -39,7 +39,6 @@ __all__ = [
     "command",
     "explain",
     "find_release",
-    "guard_held",
     "list",
     "load",
     "look",
@@ -56,6 +55,7 @@ __all__ = [
     "show",
     "skip",
     "start",
+    "withdraw_harm",
 ]
 
 _overrides = msgspec.json.Decoder(Override)
@@ -292,16 +292,25 @@ def observe_overrides(settings: Settings) -> int:
     return len(fresh)
 
 
-def guard_held(settings: Settings) -> int:
-    """Withdraw held rollouts whose evidence has come to prove harm: no gate looks at them while a person is asked.
+def withdraw_harm(settings: Settings) -> int:
+    """Withdraw rollouts whose evidence proves harm, wherever they are: behind a gate that is not up yet, or held.
 
-    Sets the route; mirrors are left to the next `advance`. Returns how many were withdrawn.
+    A step forward is the gates' business; harm waits for none of them. Sets the route; mirrors are left to the next
+    `advance`. Returns how many were withdrawn.
     """
     store, withdrawn = rollout_store(settings), 0
     for rollout in store.rollouts(slot="running"):
-        if rollout.status == "held" and look(settings, rollout.id).decision is not None:
-            execute(store, {}, rollout.model)
-            withdrawn += 1
+        view = store.view(rollout.id)
+        standing = standing_of(view)
+        if standing.word != "rollback":
+            continue
+        decision = decide(view.rollout, standing, now(settings), overrides=view.overrides)
+        try:
+            store.commit(view.rollout, decision)
+        except StaleDecisionError:
+            continue  # decided by somebody else
+        execute(store, {}, rollout.model)
+        withdrawn += 1
     return withdrawn
 
 

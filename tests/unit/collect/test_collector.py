@@ -270,11 +270,15 @@ def test_an_override_of_the_fallback_after_the_promotion_brings_the_old_champion
     assert installation.route.champion == installation.champion
 
 
-def test_a_held_rollout_that_proves_harmful_is_withdrawn_by_the_collector(installation: Installation) -> None:
+@pytest.mark.parametrize("held", [True, False])
+def test_a_rollout_that_proves_harmful_is_withdrawn_by_the_collector_with_no_gate_there(
+    installation: Installation, held: bool
+) -> None:
     settings = installation.settings
     rollout = rollouts.load(settings, installation.rollout)
-    standing = Standing(word="hold", metrics=("sample_ratio",), sentence="odd")
-    rollouts.rollout_store(settings).commit(rollout, decide(rollout, standing, Now(0, 0)))
+    if held:
+        standing = Standing(word="hold", metrics=("sample_ratio",), sentence="odd")
+        rollouts.rollout_store(settings).commit(rollout, decide(rollout, standing, Now(0, 0)))
     worker = Worker(installation.bus)
     for number in range(100):
         worker.request(installation.route, f"q{number}", fails=frozenset({"challenger"}))

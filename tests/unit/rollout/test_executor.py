@@ -248,11 +248,11 @@ class Rollouts(RuleBasedStateMachine):
             rollouts.observe_overrides(self.settings)
 
     @rule(standing=STANDINGS, death=DEATHS)
-    def the_collector_guards_what_is_held(self, standing: Standing, death: int | None) -> None:
+    def the_collector_withdraws_harm(self, standing: Standing, death: int | None) -> None:
         self.now()
         self.standing = standing
         with self.life.until(death):
-            rollouts.guard_held(self.settings)
+            rollouts.withdraw_harm(self.settings)
 
     @rule(standing=STANDINGS)
     def two_decide_at_once(self, standing: Standing) -> None:
