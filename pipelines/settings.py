@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipelines.contracts.clocks import Clock
@@ -80,6 +80,12 @@ class Settings(BaseSettings):
     """Where Spark runs: `local[n]`, `spark://host:port`, `k8s://...`, as Spark itself reads it."""
     spark_config: str = ""
     """A file with more of Spark's properties, a `name=value` a line: memory, images, secrets."""
+    lake_uri: str = Field("", validation_alias=AliasChoices("lake_uri", "SLIPWAY_LAKE"), pattern=r"^(|s3://[^/]+.*)$")
+    """Where the lake lies: `s3://bucket/prefix`; empty: in `home`. Keys as the AWS SDKs read them (`AWS_...`)."""
+    lake_endpoint: str = ""
+    """Of an S3 store that is not Amazon's: `https://host:port`; plain `http://` only where it says so."""
+    lake_retention_hours: float = Field(168, ge=0)
+    """How long `slipway lake maintain` keeps files that the newest versions of tables no longer need."""
     online_store: Literal["sqlite", "redis"] = "sqlite"
     """Where features are read online. `sqlite`: a file in `home`; `redis`: the server at `redis_url`."""
     redis_url: SecretStr = SecretStr("")
@@ -118,6 +124,7 @@ class Settings(BaseSettings):
 
     @property
     def lake(self) -> Path:
+        """The lake's folder, unless `lake_uri` names another place."""
         return self.root / "lake"
 
     @property

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
+from pydantic import AliasChoices, SecretStr
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +130,14 @@ def _fields(kind: type[BaseSettings]) -> Iterator[str]:
     for name, field in kind.model_fields.items():
         if name not in texts:
             raise ValueError(f"{kind.__name__}.{name} has no text below it that says what it is")
-        yield f"| `{prefix}{name.upper()}` | {_default(field.default)} | {_cell(texts[name])} |"
+        variable = _alias(field) or f"{prefix}{name.upper()}"
+        yield f"| `{variable}` | {_default(field.default)} | {_cell(texts[name])} |"
+
+
+def _alias(field: FieldInfo) -> str | None:
+    """The variable of a field that does not go by its own name."""
+    named = field.validation_alias
+    return str(named.choices[-1]) if isinstance(named, AliasChoices) else None
 
 
 def _texts_below_fields(kind: type) -> dict[str, str]:

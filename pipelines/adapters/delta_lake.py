@@ -15,14 +15,15 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.adapters.delta_rows import EVOLVED, MICROS_UTC, canonical, conform, scan_sql
-from pipelines.adapters.s3_storage import arrow_filesystem, is_remote
+from pipelines.adapters.s3_storage import arrow_filesystem, is_remote, storage_options
 from pipelines.contracts.errors import DataError, NotFoundError, TransientError
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 TRIES = 5
-__all__ = ["MICROS_UTC", "TRIES", "DeltaLake", "connect"]
+__all__ = ["MICROS_UTC", "TRIES", "DeltaLake", "connect", "open_lake"]
 
 
 def connect(
@@ -36,6 +37,13 @@ def connect(
     connection = duckdb.connect(":memory:", config={name: value for name, value in given.items() if value is not None})
     connection.execute("SET TimeZone='UTC'; SET preserve_insertion_order=false")
     return connection
+
+
+def open_lake(settings: Settings) -> DeltaLake:
+    """The installation's lake: where `SLIPWAY_LAKE` says, or a folder of its home."""
+    if settings.lake_uri:
+        return DeltaLake(settings.lake_uri, storage_options(settings.lake_endpoint))
+    return DeltaLake(settings.lake)
 
 
 class _How(NamedTuple):
@@ -215,15 +223,16 @@ class DeltaLake:
         """The table's rows as a statement that any DuckDB can run on this machine."""
         return scan_sql(self.open(table, version))
 
-    def tables(self) -> list[str]:
-        """The names of all tables, in order."""
+    def tables(self, folder: str = "") -> list[str]:
+        """The names of the tables in a folder (and those below it), in order."""
         if not self.remote:
             root = Path(self.root)
-            return sorted(log.parent.relative_to(root).as_posix() for log in root.glob("**/_delta_log"))
-        filesystem, path = self.files("")
+            return sorted(log.parent.relative_to(root).as_posix() for log in (root / folder).glob("**/_delta_log"))
+        filesystem, path = self.files(folder)
         listed = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
         logs = {info.path.partition("/_delta_log/")[0] for info in listed if "/_delta_log/" in info.path}
-        return sorted(log.removeprefix(path).strip("/") for log in logs)
+        inside = (log.removeprefix(path).strip("/") for log in logs)
+        return sorted(f"{folder}/{name}".strip("/") for name in inside)
 
     def files(self, table: str) -> tuple[Any, str]:
         """Arrow's file system of the lake, and where a table lies in it."""

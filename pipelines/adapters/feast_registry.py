@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.contracts.errors import TerminalError
 from pipelines.settings import Settings
 from pipelines.spec.view import ViewSpec
@@ -109,7 +110,7 @@ def apply(settings: Settings, views: Sequence[ViewSpec]) -> list[str]:
     from feast.data_format import DeltaFormat
     from feast.types import Bool, Float32, Float64, Int32, Int64, String
 
-    lake, include = settings.lake, settings.include_dir
+    lake, include = open_lake(settings), settings.include_dir
     types = {"float64": Float64, "float32": Float32, "int64": Int64, "int32": Int32, "bool": Bool, "string": String}
     key_types = {"string": ValueType.STRING, "int64": ValueType.INT64, "int32": ValueType.INT32}
     entities: dict[str, Any] = {}
@@ -130,7 +131,8 @@ def apply(settings: Settings, views: Sequence[ViewSpec]) -> list[str]:
                 schema=[*keys, *features],
                 source=FileSource(
                     name=version,
-                    path=str(lake / "features" / version),
+                    path=lake.uri(f"features/{version}"),
+                    s3_endpoint_override=settings.lake_endpoint if lake.remote else None,
                     file_format=DeltaFormat(),
                     timestamp_field="event_timestamp",
                     created_timestamp_column="created_timestamp",

@@ -7,7 +7,6 @@ collector commits all the time. So tables stay open, and small files are merged 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -25,10 +24,10 @@ _KEEP_HOURS = 1
 
 
 class InferenceTables:
-    """Appends to `inference/<kind>` under `root`. Only one may write at a time."""
+    """Appends to `inference/<kind>` of a lake. Only one may write at a time."""
 
-    def __init__(self, root: Path, *, merge_every: int = MERGE_EVERY) -> None:
-        self._lake = DeltaLake(root)
+    def __init__(self, lake: DeltaLake, *, merge_every: int = MERGE_EVERY) -> None:
+        self._lake = lake
         self._merge_every = merge_every
         self._open: dict[str, DeltaTable] = {}
         self._commits: dict[str, int] = {}

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import TerminalError
 from pipelines.demo.application import Application
@@ -94,7 +94,7 @@ def load_lake(rehearsal: Rehearsal, through_us: int, name: str) -> None:
 def monitored(settings: Settings, as_of_us: int) -> list[tuple[str, str]]:
     """Name and sentence of each verdict of the monitor's report of that event time that asks or could ask."""
     where = f"as_of = TIMESTAMPTZ '{from_us(as_of_us).isoformat()}'"
-    documents = DeltaLake(settings.lake).read(monitoring.table_of(MODEL), ["document"], where).column("document")
+    documents = open_lake(settings).read(monitoring.table_of(MODEL), ["document"], where).column("document")
     return [(one.name, one.sentence) for text in documents.to_pylist() for one in from_json(text).verdicts]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.demo.rehearsal import Told
 from pipelines.rollout.charts import Series, evidence_chart
 from pipelines.rollout.page import environment
@@ -22,7 +22,7 @@ from pipelines.wiring import rollouts
 
 def exposed_in_log(settings: Settings, rollout_id: str) -> int:
     """Requests whose served answer was the challenger's, counted in the lake's inference log and nowhere else."""
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     if not lake.exists("inference/response"):
         return 0
     where = f"rollout_id = '{rollout_id}' AND served AND arm = 'challenger'"
@@ -32,7 +32,7 @@ def exposed_in_log(settings: Settings, rollout_id: str) -> int:
 
 def lost_answers(settings: Settings, model: str, answered: int) -> dict[str, Any]:
     """Whether every answer the application got is in the lake exactly once."""
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     served = lake.read("inference/response", ["request_id"], f"model = '{model}' AND served").column("request_id")
     found, distinct = len(served), len(served.unique())
     return check(

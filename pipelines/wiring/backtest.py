@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from pipelines.adapters.delta_lake import DeltaLake, connect
+from pipelines.adapters.delta_lake import connect, open_lake
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.release import Columns, Release
 from pipelines.rollout.policy import Policy
@@ -102,7 +102,7 @@ def no_data_reason(tables: Mapping[str, pa.Table]) -> str | None:
 
 def _read(settings: Settings, rollout: Rollout, after_us: int, until_us: int) -> tuple[Logged | None, float]:
     """The requests whose payload is logged, None without any, and their share of all."""
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     kinds = ("assignment", "response", "label")
     if not all(lake.exists(f"inference/{kind}") for kind in kinds):
         return None, 1.0

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
+from pipelines.adapters.delta_lake import MICROS_UTC, connect, open_lake
 from pipelines.contracts import batch_scores
 from pipelines.contracts.batch_scores import BatchScore
 from pipelines.contracts.clocks import from_us
@@ -70,7 +70,7 @@ def score(settings: Settings, model: str, as_of_us: int) -> BatchScored:
         },
         schema=SCHEMA,
     )
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     where = f"day = '{as_of.date()}'" if lake.exists(table_of(model)) else None
     lake.replace(table_of(model), rows, partition_by=["day"], where=where)
     batch_scores.write(batch_scores.file_of(settings.root, model), _by_request(rows, release.manifest.semver, as_of_us))

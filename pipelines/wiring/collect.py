@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipelines.adapters.collector_store import BatchDone, BatchPlan, CollectorStore
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import DeltaLake, open_lake
 from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.adapters.kafka_bus import KafkaBus
 from pipelines.adapters.rollout_store import EvidenceRow
@@ -108,8 +108,8 @@ class Collector:
         self.bus = bus_of(settings)
         self.store = CollectorStore(control_db(settings))
         self.rollouts = rollout_store(settings)
-        self.lake = DeltaLake(settings.lake)
-        self.tables = InferenceTables(settings.lake)
+        self.lake = open_lake(settings)
+        self.tables = InferenceTables(self.lake)
         self._live: dict[str, _Live] = {}
         self._broken: dict[str, str] = {}
         self._positions = self.store.positions()
@@ -314,7 +314,7 @@ def _sleep(seconds: float, stopping: Callable[[], bool]) -> None:
 
 def verify_log(settings: Settings) -> list[StreamReport]:
     """Completeness of the inference log, one report a worker epoch: bus against lake, as far back as the bus goes."""
-    store, lake = CollectorStore(control_db(settings)), DeltaLake(settings.lake)
+    store, lake = CollectorStore(control_db(settings)), open_lake(settings)
     parts: dict[StreamKey, list[np.ndarray]] = {}
     for kind in KINDS:
         if not lake.exists(f"inference/{kind}"):

@@ -15,7 +15,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.adapters.delta_lake import DeltaLake, connect
+from pipelines.adapters.delta_lake import DeltaLake, connect, open_lake
 from pipelines.contracts.errors import DataError
 from pipelines.features import touched
 from pipelines.features.engine import Span, available_at_sql
@@ -56,7 +56,7 @@ def amend(settings: Settings, view: str, as_of_us: int) -> Amended:
     through_us = features.built_through(settings, version)
     if through_us is None or spec.stream is not None:
         return Amended(view=view, version=version, days=0, changed=0)
-    lake, table = DeltaLake(settings.lake), features.table_of(version)
+    lake, table = open_lake(settings), features.table_of(version)
     now = features.dataset_versions(settings, spec)
     before = {name: lake.applied(table, features.read_mark(name)) for name in spec.datasets}
     moved = {name: number for name, number in now.items() if number != before[name]}
@@ -92,7 +92,7 @@ def backfill(settings: Settings, view: str, first: str, last: str, as_of_us: int
 def _rebuild(
     settings: Settings, spec: ViewSpec, days: Iterable[date], through_us: int, as_of_us: int, marks: dict[str, int]
 ) -> Amended:
-    lake, version = DeltaLake(settings.lake), spec.feast_name(settings.include_dir)
+    lake, version = open_lake(settings), spec.feast_name(settings.include_dir)
     table = features.table_of(version)
     spans = touched.spans(days, through_us)
     listed = [day for span in spans for day in _days_of(span)]

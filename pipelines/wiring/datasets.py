@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
+from pipelines.adapters.delta_lake import MICROS_UTC, connect, open_lake
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError, DataError, NotYetError
@@ -50,7 +50,7 @@ def table_of(name: str) -> str:
 
 def published_through(settings: Settings, name: str) -> int | None:
     """The time of knowledge up to which a dataset is complete in the lake; None before its first publication."""
-    return DeltaLake(settings.lake).applied(table_of(name), INGEST)
+    return open_lake(settings).applied(table_of(name), INGEST)
 
 
 def sample_shift(settings: Settings) -> Shift:
@@ -139,7 +139,7 @@ def quarantine(settings: Settings, ref: StageRef) -> int:
                 rows.filter(bad).sort_by(ROW).to_pylist(), reasons.column("reason").to_pylist(), strict=True
             )
         ]
-        DeltaLake(settings.lake).append(
+        open_lake(settings).append(
             f"quarantine/{ref.dataset}",
             pa.Table.from_pylist(aside, schema=QUARANTINE),
             txn=(INGEST, ref.as_of_us),
@@ -152,7 +152,7 @@ def publish(settings: Settings, ref: StageRef) -> Published:
 
     The batch's files are removed; publishing again is a no-op.
     """
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     table = table_of(ref.dataset)
     appended = None
     if not ref.empty:
@@ -207,7 +207,7 @@ def bind(
     as_name: the view's name; the dataset's when it is not given. Times are naive UTC, as the transforms see them.
     Raises NotYetError for a dataset that was never published.
     """
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     if not lake.exists(table_of(name)):
         raise NotYetError(f"dataset {table_of(name)}", got="never published", hint=f"Run dataset.{name} first.")
     lake.bind(connection, f"lake {name}", table_of(name))
@@ -285,7 +285,7 @@ def _bind_settled(settings: Settings, connection: duckdb.DuckDBPyConnection, spe
     """
     if spec.source.kind != "file" or any(spec.columns[name].pii for name in spec.key):
         return None
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     lake.bind(connection, "published", table_of(spec.name))
     keys = [f"SELECT {key_sql(spec)} AS key FROM published"]
     if lake.exists(aside := f"quarantine/{spec.name}"):
@@ -316,7 +316,7 @@ def hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:
 
 def _without_seen(settings: Settings, name: str, rows: pa.Table) -> pa.Table:
     """Rows without those whose time of knowledge cannot be read and that are in quarantine already."""
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     table = f"quarantine/{name}"
     if rows.column(RAW).null_count == rows.num_rows or not lake.exists(table):
         return rows
@@ -338,7 +338,7 @@ def _known_keys(settings: Settings, spec: DatasetSpec, rows: pa.Table, after_us:
         return []
     keys = ", ".join(f'"{key}"' for key in spec.key)
     with connect() as connection:
-        DeltaLake(settings.lake).bind(connection, "published", table_of(spec.name))
+        open_lake(settings).bind(connection, "published", table_of(spec.name))
         connection.register("batch", rows.select([*spec.key, ROW]))
         before = f"SELECT {keys} FROM published WHERE known_at <= make_timestamptz({after_us})"
         query = f"SELECT {ROW} FROM batch SEMI JOIN ({before}) USING ({keys}) ORDER BY {ROW}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.adapters.feast_online import readable_through
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError
@@ -101,9 +101,7 @@ def personal_keys(settings: Settings, spec: ViewSpec) -> list[str]:
 def freshness(settings: Settings, spec: ViewSpec, version: str) -> Freshness:
     """How old a view is at event now, against what its spec allows."""
     built = (
-        features.built_through(settings, version)
-        if DeltaLake(settings.lake).exists(features.table_of(version))
-        else None
+        features.built_through(settings, version) if open_lake(settings).exists(features.table_of(version)) else None
     )
     online = readable_through(settings, version)
     try:

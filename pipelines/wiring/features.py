@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
+from pipelines.adapters.delta_lake import MICROS_UTC, connect, open_lake
 from pipelines.adapters.feast_online import open_online
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
@@ -78,7 +78,7 @@ def table_of(version: str) -> str:
 
 def built_through(settings: Settings, version: str) -> int | None:
     """The stamp up to which a view is complete in the lake; None before its first publication."""
-    return DeltaLake(settings.lake).applied(table_of(version), BUILD)
+    return open_lake(settings).applied(table_of(version), BUILD)
 
 
 def pins(settings: Settings, model: str) -> list[ViewPin]:
@@ -142,7 +142,7 @@ def build(settings: Settings, view: str, as_of_us: int) -> BuildRef:
 
 def dataset_versions(settings: Settings, spec: ViewSpec) -> dict[str, int]:
     """The version of each of the view's datasets in the lake; 0 for one without a table."""
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     return {name: lake.version(datasets.table_of(name)) or 0 for name in spec.datasets}
 
 
@@ -176,7 +176,7 @@ def check(settings: Settings, ref: BuildRef) -> int:
 
 def publish(settings: Settings, ref: BuildRef) -> PublishedView:
     """Append the rows to the lake as one commit that also says how far the view is now complete; once."""
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     table = table_of(ref.version)
     appended = None
     if not ref.empty:
@@ -280,9 +280,9 @@ class Publisher:
         if online_us is not None:
             self._shown[spec.name] = online_us
             newer = f"day >= DATE '{from_us(online_us).date()}' AND event_timestamp > make_timestamptz({online_us})"
-            if (DeltaLake(self.settings.lake).applied(table_of(version), CORRECTED) or 0) > online_us:
+            if (open_lake(self.settings).applied(table_of(version), CORRECTED) or 0) > online_us:
                 newer = f"({newer}) OR created_timestamp > make_timestamptz({online_us})"
-        rows = DeltaLake(self.settings.lake).read(table_of(version), where=newer)
+        rows = open_lake(self.settings).read(table_of(version), where=newer)
         return Pending(
             spec, rows.sort_by([("event_timestamp", "ascending"), ("created_timestamp", "ascending")])
         ), through_us
@@ -309,7 +309,7 @@ def historical(
     Raises NotYetError for a view that was never published. The installation's `engine` joins.
     Features come under their own names. stamps: also `<view>__event_timestamp`, when the value became readable.
     """
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     for pin in views:
         if not lake.exists(table_of(pin.view)):
             hint = f"Run features.{pin.view.partition('__')[0]} first."

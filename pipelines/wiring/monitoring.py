@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipelines.adapters import inference_log
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import DeltaLake, open_lake
 from pipelines.adapters.inference_log import Served
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import NotFoundError, SpecError
@@ -62,7 +62,7 @@ def measure(settings: Settings, model: str, as_of_us: int) -> Measured:
     champion = control_db(settings).champion(model)
     if champion is None:
         return Measured(measured=False)
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     reference_us, current_us = monitor_spec.reference.us, monitor_spec.current.us
     inputs = windows(as_of_us, reference_us, current_us)
     labels = windows(as_of_us, reference_us, current_us, spec.labels.maturity.us)
@@ -89,7 +89,7 @@ def report(settings: Settings, model: str, report: str, as_of_us: int) -> str:
     from pipelines.adapters import evidently_reports, mlflow_monitoring
 
     found = load(settings, model, report, as_of_us)
-    reference, current = _rows(DeltaLake(settings.lake), model, found.champion, found.inputs, as_of_us)
+    reference, current = _rows(open_lake(settings), model, found.champion, found.inputs, as_of_us)
     if not (reference.sampled.any() and current.sampled.any()):
         return mlflow_monitoring.log(settings.mlflow_url, found, [])
     score = Column("score", reference.score[reference.sampled], current.score[current.sampled])
@@ -126,7 +126,7 @@ def monitor(settings: Settings, model: str, as_of_us: int) -> Monitored:
 def load(settings: Settings, model: str, report: str, as_of_us: int) -> MonitorReport:
     """A kept report by digest. Raises NotFoundError."""
     where = f"as_of = TIMESTAMPTZ '{from_us(as_of_us).isoformat()}' AND digest = '{report}'"
-    rows = DeltaLake(settings.lake).read(table_of(model), ["document"], where)
+    rows = open_lake(settings).read(table_of(model), ["document"], where)
     if rows.num_rows == 0:
         raise NotFoundError("monitor report", got=f"{model} {from_us(as_of_us).isoformat()} {report[:12]}")
     return from_json(rows.column("document")[0].as_py())

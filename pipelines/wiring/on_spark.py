@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from pipelines.adapters import spark_engine, spark_join, spark_session
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.contracts.errors import NotYetError
 from pipelines.features.asof import ViewJoin
 from pipelines.features.engine import Span
@@ -20,7 +20,7 @@ def compute(settings: Settings, spec: ViewSpec, span: Span, created_us: int) -> 
     """`features.compute` on Spark: every dataset at the version it has now. Raises NotYetError."""
     sources = {}
     for name in spec.datasets:
-        if not DeltaLake(settings.lake).exists(table := datasets.table_of(name)):
+        if not open_lake(settings).exists(table := datasets.table_of(name)):
             raise NotYetError(f"dataset {table}", got="never published", hint=f"Run dataset.{name} first.")
         sources[name] = _source(settings, table)
     session = spark_session.session(settings)
@@ -35,5 +35,5 @@ def join(settings: Settings, entity: pa.Table, timestamp: str, joins: Mapping[st
 
 
 def _source(settings: Settings, table: str) -> spark_engine.Source:
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     return spark_engine.delta_source(lake.uri(table), lake.version(table))

@@ -9,7 +9,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect
+from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect, open_lake
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError, NotFoundError, NotYetError, SpecError
 from pipelines.contracts.release import Manifest, ViewPin
@@ -88,7 +88,7 @@ def of_view(settings: Settings, view: str) -> list[ParityReport]:
 
 def keep(settings: Settings, report: ParityReport, made_us: int) -> None:
     """Write the report into the lake, under its digest, once."""
-    lake, table = DeltaLake(settings.lake), table_of(report.model)
+    lake, table = open_lake(settings), table_of(report.model)
     if lake.exists(table) and lake.read(table, ["digest"], f"digest = '{report.digest}'").num_rows:
         return
     row = {
@@ -104,7 +104,7 @@ def keep(settings: Settings, report: ParityReport, made_us: int) -> None:
 
 def kept(settings: Settings, model: str, rollout_id: str) -> list[ParityReport]:
     """The kept reports of a rollout, oldest first."""
-    lake, table = DeltaLake(settings.lake), table_of(model)
+    lake, table = open_lake(settings), table_of(model)
     if not lake.exists(table):
         return []
     rows = lake.read(table, where=f"rollout_id = '{rollout_id}'").sort_by("made")
@@ -113,7 +113,7 @@ def kept(settings: Settings, model: str, rollout_id: str) -> list[ParityReport]:
 
 def load(settings: Settings, model: str, digest: str) -> ParityReport:
     """A kept report by digest. Raises NotFoundError; ContractError when it is not what its digest names."""
-    lake, table = DeltaLake(settings.lake), table_of(model)
+    lake, table = open_lake(settings), table_of(model)
     rows = lake.read(table, ["document"], f"digest = '{digest}'") if lake.exists(table) else None
     if rows is None or not rows.num_rows:
         raise NotFoundError("parity report", got=f"{model} {digest[:12]}", expected=f"one in {table}")
@@ -126,7 +126,7 @@ def load(settings: Settings, model: str, digest: str) -> ParityReport:
 def _measure(
     settings: Settings, model: str, rollout_id: str = "", stage: str = "", *, only: str | None = None
 ) -> ParityReport:
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     gate = _gate(settings, model)
     manifests: dict[str, Manifest] = {}
     asked, unlogged = _read_log(settings, lake, model, rollout_id, stage, gate.sample, manifests)

@@ -6,7 +6,7 @@ import logging
 
 import pyarrow as pa
 
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.adapters.rollout_store import RolloutStore
 from pipelines.contracts.errors import SlipwayError
 from pipelines.rollout.record import Entry
@@ -38,7 +38,7 @@ def copy(settings: Settings, store: RolloutStore, model: str) -> int:
         )
 
     try:
-        return DeltaLake(settings.lake).advance(TABLE, f"record/{model}", entries[-1].n, missing) or 0
+        return open_lake(settings).advance(TABLE, f"record/{model}", entries[-1].n, missing) or 0
     except (SlipwayError, OSError) as error:
         _log.warning("the record of %s is not copied into the lake: %s", model, error)
         return 0
@@ -46,7 +46,7 @@ def copy(settings: Settings, store: RolloutStore, model: str) -> int:
 
 def copied(settings: Settings) -> dict[str, list[Entry]]:
     """The copy by model, in order."""
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     found: dict[str, list[Entry]] = {}
     if lake.exists(TABLE):
         for row in lake.read(TABLE).sort_by([("model", "ascending"), ("n", "ascending")]).to_pylist():

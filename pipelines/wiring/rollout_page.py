@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.adapters.inference_log import answers
 from pipelines.adapters.record_tables import actions_of, decision_of
 from pipelines.adapters.rollout_store import RolloutView
@@ -74,7 +74,7 @@ def _promised(settings: Settings, view: RolloutView, backtest: Evidence | None) 
     # While it bakes the challenger answers alone: nothing is compared there that a plan could count on.
     compared = tuple(stage for stage in policy.stages if stage.kind != "bake")
     policy = msgspec.structs.replace(policy, stages=compared)
-    served = answers(DeltaLake(settings.lake), rollout.model, rollout.champion, rollout.created_event_us)
+    served = answers(open_lake(settings), rollout.model, rollout.champion, rollout.created_event_us)
     try:
         return plan(policy, measured(policy, served, backtest)).needs, ""
     except (ContractError, DataError) as error:

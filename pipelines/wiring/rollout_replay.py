@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.adapters.record_tables import decision_of, rollout_of
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutView
 from pipelines.collect.case import Case
@@ -159,7 +159,7 @@ def states(settings: Settings, rollout: Rollout, cuts: int | None = None) -> Ite
 
     Rows that the policy cannot take end the evidence, as they do in the collector.
     """
-    log = read_log(DeltaLake(settings.lake), rollout)
+    log = read_log(open_lake(settings), rollout)
     if not log:
         return
     policy = Policy.parse(rollout.plan.policy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.adapters.inference_log import answers
 from pipelines.contracts.errors import DataError
 from pipelines.rollout.base_rates import measured
@@ -60,13 +60,13 @@ def declared(spec: ModelSpec) -> Rates | None:
 
 def logged(settings: Settings, model: str, policy: Policy) -> Rates | None:
     """The rates of the champion's newest answers; None where too little is logged."""
-    if not (settings.lake / "inference" / "response").exists():
+    if not open_lake(settings).exists("inference/response"):
         return None
     champion = control_db(settings).champion(model)
     if champion is None:
         return None
     try:
-        return measured(policy, answers(DeltaLake(settings.lake), model, champion, LAST_US), _compared(settings, model))
+        return measured(policy, answers(open_lake(settings), model, champion, LAST_US), _compared(settings, model))
     except DataError:
         return None
 

@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake
+from pipelines.adapters.delta_lake import MICROS_UTC, open_lake
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import DataError
 from pipelines.datasets.suite import view_suite
@@ -88,7 +88,7 @@ def check(settings: Settings, spec: ViewSpec, version: str, rows: pa.Table, path
 
 def kept(settings: Settings, view: str) -> list[Finding]:
     """What was refused or reported of a view, oldest first."""
-    lake = DeltaLake(settings.lake)
+    lake = open_lake(settings)
     if not lake.exists(table_of(view)):
         return []
     rows = lake.read(table_of(view)).sort_by("as_of").to_pylist()
@@ -96,7 +96,7 @@ def kept(settings: Settings, view: str) -> list[Finding]:
 
 
 def _shifts(settings: Settings, spec: ViewSpec, version: str, rows: pa.Table) -> list[Shift]:
-    lake, table = DeltaLake(settings.lake), f"features/{version}"
+    lake, table = open_lake(settings), f"features/{version}"
     if spec.drift is None or rows.num_rows == 0 or not lake.exists(table):
         return []  # a first publication has no days before it
     first = pc.min(rows.column("day")).as_py()
@@ -126,4 +126,4 @@ def _keep(
         "reasons": reasons,
         "path": path,
     }
-    DeltaLake(settings.lake).append(table_of(spec.name), pa.Table.from_pylist([row], schema=FINDINGS))
+    open_lake(settings).append(table_of(spec.name), pa.Table.from_pylist([row], schema=FINDINGS))

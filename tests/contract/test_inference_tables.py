@@ -17,7 +17,7 @@ def rows(batch: int) -> pa.Table:
 def test_a_batch_is_stored_once_over_merges_and_restarts(tmp_path: Path) -> None:
     lake = DeltaLake(tmp_path)
     for start in (0, 9):
-        tables = InferenceTables(tmp_path, merge_every=4)
+        tables = InferenceTables(DeltaLake(tmp_path), merge_every=4)
         for batch in range(start, start + 12):
             assert tables.append("label", rows(batch), batch) is (start == 0 or batch > 11)
             assert not tables.append("label", rows(batch), batch)
@@ -27,7 +27,7 @@ def test_a_batch_is_stored_once_over_merges_and_restarts(tmp_path: Path) -> None
 
 
 def test_a_reader_of_an_older_version_still_finds_its_files(tmp_path: Path) -> None:
-    lake, tables = DeltaLake(tmp_path), InferenceTables(tmp_path, merge_every=5)
+    lake, tables = DeltaLake(tmp_path), InferenceTables(DeltaLake(tmp_path), merge_every=5)
     for batch in range(4):
         tables.append("label", rows(batch), batch)
     before = lake.version("inference/label")
