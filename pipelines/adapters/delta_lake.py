@@ -234,6 +234,10 @@ class DeltaLake:
         inside = (log.removeprefix(path).strip("/") for log in logs)
         return sorted(f"{folder}/{name}".strip("/") for name in inside)
 
+    def compact(self, table: str) -> dict[str, Any]:
+        """Merge small files of each partition; readers of older versions keep theirs (no vacuum)."""
+        return dict(self.open(table).optimize.compact())
+
     def files(self, table: str) -> tuple[Any, str]:
         """Arrow's file system of the lake, and where a table lies in it."""
         uri = self.uri(table).rstrip("/")

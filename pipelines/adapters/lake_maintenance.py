@@ -40,8 +40,8 @@ def maintain(lake: DeltaLake, table: str, retention_hours: float) -> Maintained:
     Readers of older versions fail from then on. 0 hours: also the log's older entries go, and with them what they
     say of the values that were there.
     """
+    merged = lake.compact(table)
     opened = lake.open(table)
-    merged = opened.optimize.compact()
     removed = opened.vacuum(
         retention_hours=math.ceil(retention_hours), enforce_retention_duration=False, dry_run=False, full=True
     )

@@ -15,7 +15,7 @@ if problem := wrong_environment():  # before the imports that would fail with a 
 
 import typer
 
-from pipelines.cli import audit, check, collector, demo, feature, gate, log, new, release, rollout, stack, stream
+from pipelines.cli import audit, check, collector, demo, feature, gate, lake, log, new, release, rollout, stack, stream
 from pipelines.contracts.errors import SlipwayError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ app.add_typer(release.app, name="release")
 app.add_typer(feature.app, name="feature")
 app.command()(stream.stream)
 app.command()(stream.push)
+app.add_typer(lake.app, name="lake")
 app.add_typer(log.app, name="log")
 app.add_typer(audit.app, name="audit")
 app.add_typer(collector.app, name="collector")

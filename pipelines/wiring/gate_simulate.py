@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.adapters.inference_log import answers
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.contracts.errors import NotFoundError
@@ -132,7 +132,7 @@ def _log(settings: Settings, planned: ModelPlan, policy: Policy) -> Log | None:
     champion = control_db(settings).champion(planned.model)
     if champion is None:
         return None
-    found = answers(DeltaLake(settings.lake), planned.model, champion, LAST_US)
+    found = answers(open_lake(settings), planned.model, champion, LAST_US)
     if len(found.event_us) < LEAST:
         return None
     paired = next((m.name for m in policy.metrics if m.kind == "paired_loss"), "")

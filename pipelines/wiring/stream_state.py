@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
-from pipelines.adapters.delta_lake import DeltaLake, connect
+from pipelines.adapters.delta_lake import connect, open_lake
 from pipelines.datasets.conform import SQL_TYPES, key_sql
 from pipelines.datasets.messages import NUMBER
 from pipelines.features import engine
@@ -31,7 +31,7 @@ class StreamState:
         self._times = {"known_at", *(name for name, column in spec.columns.items() if column.type == "timestamp")}
         self._reach_us = max(view.look_back.us + 4 * view.publish_every.us for view in views) + watermark_us + SLACK_US
         self.connection = connect()
-        self._lake = DeltaLake(settings.lake)
+        self._lake = open_lake(settings)
         self._others: dict[str, int | None] = {}
         self._from_us: int | None = None
         self._load(None)

@@ -20,7 +20,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake
+from pipelines.adapters.delta_lake import MICROS_UTC, open_lake
 from pipelines.adapters.feast_online import open_online
 from pipelines.contracts.errors import NotFoundError, TransientError
 from pipelines.datasets import plain_checks
@@ -91,7 +91,7 @@ class Feed:
         self.views = views
         self.stream = stream_of(views)
         self.spec = load_dataset(settings.include_dir, dataset)
-        self._lake = DeltaLake(settings.lake)
+        self._lake = open_lake(settings)
         self._send = dead_letters
         self._lock = self._take_turn()
         self._state = StreamState(settings, self.spec, views, self.stream.watermark.us)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.settings import Settings
 from pipelines.spec.dataset import FileSource, StreamSource
 from pipelines.spec.loading import load_dataset, load_model, load_view
@@ -45,7 +45,7 @@ def touched(settings: Settings, job: str, arguments: Given, result: Any) -> Touc
 
 def named(settings: Settings, where: str) -> Named:
     """A lake table (`features/plane__1a2b`), or a path of the installation (`/...`), as OpenLineage names it."""
-    uri = where if where.startswith("/") or "://" in where else DeltaLake(settings.lake).uri(where)
+    uri = where if where.startswith("/") or "://" in where else open_lake(settings).uri(where)
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
         return Named("file", parts.path)

@@ -15,7 +15,7 @@ import msgspec
 import yaml
 
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.adapters.feast_online import open_online
 from pipelines.contracts.errors import NotFoundError
 from pipelines.contracts.release import Manifest
@@ -142,7 +142,7 @@ def refresh_pinned(settings: Settings, view: str, as_of_us: int) -> list[feature
 
 def versions(settings: Settings) -> set[str]:
     """Every version that has left something: in the lake, online, or a kept definition."""
-    tables = DeltaLake(settings.lake).tables()
+    tables = open_lake(settings).tables()
     found = {name.removeprefix("features/") for name in tables if name.startswith("features/")}
     kept = settings.root / "views"
     found |= {path.name for path in kept.iterdir() if not path.name.startswith(".")} if kept.is_dir() else set()
@@ -158,7 +158,7 @@ def collect_garbage(settings: Settings, *, remove: bool = False) -> list[Removab
     live = set(pinned(settings))
     for name in names(settings.include_dir, "features"):
         live.add(load_view(settings.include_dir, name).feast_name(settings.include_dir))
-    lake, found = DeltaLake(settings.lake), []
+    lake, found = open_lake(settings), []
     with open_online(settings) as online:
         shown = set(online.views())
         for version in sorted(versions(settings) - live):
@@ -185,7 +185,7 @@ def _features_of(settings: Settings, version: str) -> list[str]:
     spec = definition(settings, version)
     if spec is not None:
         return list(spec.features)
-    lake, table = DeltaLake(settings.lake), features.table_of(version)
+    lake, table = open_lake(settings), features.table_of(version)
     return list(lake.schema(table).names) if lake.exists(table) else []
 
 
