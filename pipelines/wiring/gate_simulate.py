@@ -127,7 +127,7 @@ def _scaled(fault: Fault, sizes: list[int]) -> Fault:
 
 def _log(settings: Settings, planned: ModelPlan, policy: Policy) -> Log | None:
     """The champion's logged traffic; None where there is too little."""
-    if not (settings.lake / "inference" / "response").exists():
+    if not open_lake(settings).exists("inference/response"):
         return None
     champion = control_db(settings).champion(planned.model)
     if champion is None:
