@@ -14,10 +14,11 @@ from pipelines.contracts.errors import ContractError
 def load_function(path: Path, digest: str, name: str) -> Callable[..., Any]:
     """The function `name` of a source file, in a module named by the file's SHA-256 `digest`.
 
-    A changed file is a new module, so that two versions run side by side; nothing is written beside the source.
+    A changed file is a new module, so that two versions run side by side; a copy (in a release's bundle) is the same
+    one, so that training, scoring and serving call the same object. Nothing is written beside the source.
     Raises ContractError when the file cannot be run or has no such function.
     """
-    module_name = f"slipway_source_{path.stem}_{digest}"
+    module_name = f"slipway_source_{digest}"
     module = sys.modules.get(module_name)
     if module is None:
         spec = importlib.util.spec_from_file_location(module_name, path)

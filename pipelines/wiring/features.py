@@ -229,6 +229,7 @@ class Publisher:
         self._versions = {name: spec.feast_name(settings.include_dir) for name, spec in self._specs.items()}
         self._pending: dict[str, tuple[Pending, int]] = {}
         self._shown: dict[str, int] = {}
+        self._corrected: set[str] = set()
         self._ahead_us = ahead_us
         self._online = open_online(settings)
         for version in self._versions.values():
@@ -259,7 +260,7 @@ class Publisher:
         rows = pending.take(through_us)
         # Without a new row the view is as fresh all the same: nothing has happened that it would show.
         if rows or through_us > self._shown.get(view, -1):
-            self._online.write(version, pending.features, rows, through_us)
+            self._online.write(version, pending.features, rows, through_us, correct=view in self._corrected)
             self._shown[view] = through_us
         values = len(rows) * len(pending.features)
         return Materialised(view=view, version=version, through_us=through_us, values=values)
@@ -282,6 +283,7 @@ class Publisher:
             newer = f"day >= DATE '{from_us(online_us).date()}' AND event_timestamp > make_timestamptz({online_us})"
             if (open_lake(self.settings).applied(table_of(version), CORRECTED) or 0) > online_us:
                 newer = f"({newer}) OR created_timestamp > make_timestamptz({online_us})"
+                self._corrected.add(spec.name)
         rows = open_lake(self.settings).read(table_of(version), where=newer)
         return Pending(
             spec, rows.sort_by([("event_timestamp", "ascending"), ("created_timestamp", "ascending")])

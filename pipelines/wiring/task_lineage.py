@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pipelines.adapters.delta_lake import open_lake
+from pipelines.datasets.flights_sample import LAYOUT
 from pipelines.settings import Settings
 from pipelines.spec.dataset import FileSource, StreamSource
 from pipelines.spec.loading import load_dataset, load_model, load_view
@@ -62,7 +63,7 @@ def _staged(settings: Settings, given: Given, _: Given) -> _Tables:
         return [path], []
     if isinstance(source, StreamSource):  # messages come by themselves: there is nothing to stage
         return [], []
-    return [str(settings.root / "cache" / f"{source.table}.parquet")], []
+    return [str(settings.root / "cache" / f"flights_sample-{LAYOUT}" / f"{source.table}.parquet")], []
 
 
 def _ingested(_settings: Settings, given: Given, _result: Given) -> _Tables:

@@ -27,6 +27,13 @@ def test_two_versions_of_a_file_run_side_by_side_and_nothing_is_written_beside_t
     assert [*tmp_path.iterdir()] == [path]
 
 
+def test_a_copy_under_another_name_gives_the_same_object(tmp_path: Path) -> None:
+    path = source(tmp_path, "def half(x):\n    return x / 2.0\n")
+    bundled = tmp_path / "request_features.py"
+    bundled.write_bytes(path.read_bytes())
+    assert load_function(bundled, file_digest(bundled), "half") is load_function(path, file_digest(path), "half")
+
+
 def test_a_file_that_cannot_be_run_is_named_with_the_reason(tmp_path: Path) -> None:
     path = source(tmp_path, "import no_such_library\n")
     with pytest.raises(ContractError, match=r"half\.py; got ModuleNotFoundError: No module named 'no_such_library'"):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.adapters.feast_online import open_online
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.settings import Settings
 from pipelines.wiring import features
@@ -68,6 +69,15 @@ def _history_and_online_reads_equal_ours(settings: Settings) -> None:
     }
     assert served == {name: ours.column(name).to_pylist() for name in names}
     assert [view.degraded for view in reads.views] == [""] * len(pins)
+
+    dropped, *kept_views = pins
+    with open_online(settings) as online:
+        assert set(online.views()) == {pin.view for pin in pins}
+        online.drop(dropped.view, dropped.features)
+        assert set(online.views()) == {pin.view for pin in kept_views}
+    gone, *others = read_online(settings, pins, columns, 3, AS_OF).views
+    assert gone.degraded.startswith(f"{dropped.view}: ")  # missing, or no such table
+    assert [view.degraded for view in others] == [""] * len(others)
 
 
 async def _readable_through(settings: Settings, views: list[str]) -> dict[str, int]:
