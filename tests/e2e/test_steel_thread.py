@@ -181,6 +181,7 @@ def until_ended(settings: Settings, rollout_id: str, seconds: float) -> dict[str
         if rollouts.look(settings, rollout_id).decision is not None:
             rollouts.advance(settings, rollout_id)
         if rollouts.load(settings, rollout_id).slot == "ended":
+            rollouts.advance(settings, rollout_id)  # the collector may have decided, and not have set the route yet
             return rollouts.show(settings, rollout_id)
         time.sleep(0.1)  # looks as often as a gate
     shown = rollouts.show(settings, rollout_id)
