@@ -14,7 +14,7 @@ from pipelines.rollout.rates import Rates
 from pipelines.rollout.walk import Question
 from tests.unit.rollout.planned_traffic import base_rates, outcomes, tables
 
-RUNS = 9
+RUNS = 11
 
 
 class Case(NamedTuple):
@@ -46,7 +46,7 @@ CASES = {
     "latency, drawn": Case(SLOW, "pause", 4_000, share=0.2, harm=1.25),
     "latency, blocks": Case(SLOW, "harm", 9_000, share=0.2, per_s=2.0, harm=1.3),
     "latency, proof": Case(SLOW | {"promote_margin_rel": 0.2}, "proof", 2_500, share=0.2),
-    "p99, blocks": Case(SLOW | {"q": 0.99}, "harm", 16_000, share=0.2, per_s=2.0, harm=1.8),
+    "p99, blocks": Case(SLOW | {"q": 0.99}, "harm", 10_000, share=0.2, per_s=2.0, harm=1.8),
     "log loss": Case(LOSS, "harm", 2_500, worse=0.8),
     "log loss, proof": Case(LOSS | {"promote_margin_rel": 0.05}, "proof", 3_500),
     "log loss, proof in each slice": Case(
@@ -58,7 +58,7 @@ CASES = {
     "absolute": Case(LOSS | {"loss": "absolute", "cap": 6}, "harm", 3_500, worse=0.5),
     "pinball": Case(LOSS | {"loss": "pinball", "cap": 6, "q": 0.8}, "harm", 1_500, worse=-0.5),
     "rank": Case(LOSS | {"loss": "rank"}, "harm", 7_000, worse=1.1),
-    "rank, proof": Case(LOSS | {"loss": "rank", "promote_margin_abs": 0.03}, "proof", 9_000),
+    "rank, proof": Case(LOSS | {"loss": "rank", "promote_margin_abs": 0.05}, "proof", 5_000),
     "kpi": Case(KPI, "harm", 4_000, share=0.2, worse=0.75),
     "kpi, proof": Case(KPI | {"promote_margin_rel": 0.1}, "proof", 3_000, share=0.5),
     "kpi, better": Case(KPI | {"promote": "better"}, "proof", 3_000, share=0.5, worse=-0.5),

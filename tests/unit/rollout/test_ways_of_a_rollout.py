@@ -52,7 +52,7 @@ def play(made: Installation, label: Callable[[str, random.Random], bool], most: 
 
 AB = plan(
     [
-        {"name": "ab_50", "share": 0.5, "requests": 500, "min_event_time": "9s event_time"},
+        {"name": "ab_50", "share": 0.5, "requests": 300, "min_event_time": "5s event_time"},
         {"name": "bake", "requests": 100},
     ],
     [GUARDRAIL, PRIMARY],
@@ -69,12 +69,12 @@ def test_a_challenger_that_is_better_wins_its_comparison_after_the_least_time(tm
     assert promotion["stage"] == "ab_50"
     verdict = next(row for row in promotion["verdicts"] if row["metric"] == "kpi")
     assert "; better (e-value" in verdict["reason"]
-    assert sent > 900, "a second is a hundred requests here, and nine seconds the least"
+    assert sent > 500, "a second is a hundred requests here, and five seconds the least"
 
 
 def test_one_that_is_not_better_is_no_winner(tmp_path: Path) -> None:
     made = Installation(tmp_path, plan=AB)
-    play(made, lambda _, rng: rng.random() < 0.5, most=800)
+    play(made, lambda _, rng: rng.random() < 0.5, most=400)
     rollout = rollouts.load(made.settings, made.rollout)
     assert rollout.stage == "ab_50", "as good is not better"
     shown = rollouts.show(made.settings, made.rollout)
@@ -85,7 +85,7 @@ def test_one_that_is_not_better_is_no_winner(tmp_path: Path) -> None:
 
 
 def test_blue_green_switches_all_traffic_at_once_and_keeps_the_other_warm(tmp_path: Path) -> None:
-    made = Installation(tmp_path, plan=plan([{"name": "shadow", "requests": 600}, {"name": "bake", "requests": 200}],
+    made = Installation(tmp_path, plan=plan([{"name": "shadow", "requests": 400}, {"name": "bake", "requests": 100}],
                                             [GUARDRAIL, LOGLOSS]))  # fmt: skip
     routes = [made.route]
     assert (routes[0].mode, routes[0].shadow) == ("shadow", True)
