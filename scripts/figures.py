@@ -70,14 +70,17 @@ def rehearsal_lines(found: dict[str, Any]) -> list[str]:
 
 def gate_lines(found: dict[str, Any]) -> list[str]:
     """How often the gates were wrong."""
-    healthy = found["healthy"]
-    return [
-        (
-            f"Gates, {healthy['runs']} healthy rollouts of {4 * found['requests_per_stage']:,} requests: "
-            f"{healthy['rollback']:.2%} rolled back (95 % upper bound {healthy['rollback_upper_95']:.2%}), "
-            f"{healthy['hold']:.2%} held, {healthy['promote']:.1%} promoted. Faults and traps: [gates](docs/gates.md)."
-        )
-    ]
+    lines = []
+    for name in ("healthy", "healthy_small"):
+        if name in found:
+            healthy, stage = found[name], found["played"][name]["asked"]["requests_per_stage"]
+            lines.append(
+                f"Gates, {healthy['runs']:,} healthy rollouts of {4 * stage:,} requests: "
+                f"{healthy['rollback']:.2%} rolled back (95 % upper bound {healthy['rollback_upper_95']:.2%}), "
+                f"{healthy['hold']:.2%} held ({healthy['hold_upper_95']:.2%}), {healthy['promote']:.1%} promoted."
+            )
+    lines.append("Margins, faults and traps, beside the rules in use today: [gates](docs/gates.md).")
+    return ["\n".join(lines)]
 
 
 def rollback_lines(found: dict[str, Any]) -> list[str]:

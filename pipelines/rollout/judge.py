@@ -57,6 +57,40 @@ class _Cells:
                 [row for _, _, row in held]
             ]
         self.whole, self.parts = self.all[0], self.all[1:]
+        self.live: list[int] = []
+        self.family = Family(np.zeros(()), np.zeros(()), np.zeros(0))
+        self.proofs = [0.0, 0.0, 0.0]
+
+
+def _bets(policy: Policy, book: _Book) -> dict[str, _Cells]:
+    """The cells of every check and metric with their e-values. Those of one shape are mixed together: a live look asks
+    for some dozens, and numpy's time goes by calls.
+    """
+    stages = tuple(stage.name for stage in policy.stages)
+    sticky = policy.unit == "unit"
+    found: dict[str, _Cells] = {}
+    alike: dict[tuple[int, tuple[int, ...]], list[_Cells]] = {}
+    asked: dict[tuple[int, ...], list[_Cells]] = {}
+    everything: list[str | Metric] = [*policy.integrity, *policy.metrics]
+    for each in everything:
+        name = each if isinstance(each, str) else each.name
+        cells = found[name] = _Cells(book, name, stages)
+        cells.live = _places(stages, live_stages(policy, each))
+        if cells.live:
+            alike.setdefault((len(cells.all), tuple(cells.live)), []).append(cells)
+        if not isinstance(each, str) and (proving := _places(stages, proof_stages(policy, each))):
+            asked.setdefault(tuple(proving), []).append(cells)
+    for (_, live), group in alike.items():
+        units = np.stack([cells.all[:, list(live), HARM] for cells in group])
+        families = harm(units, max_slices=policy.max_slices, sticky=sticky)
+        for k, cells in enumerate(group):
+            cells.family = Family(families.log_e[k], families.overall[k], families.slices[k])
+    for places, group in asked.items():
+        questions = np.stack([cells.whole[list(places)] for cells in group])
+        each_proof = np.stack([questions[..., columns] for columns in (PROOF, BETTER, HARM)], axis=1)
+        for cells, proofs in zip(group, proof(each_proof, sticky=sticky).tolist(), strict=True):
+            cells.proofs = proofs
+    return found
 
 
 class _Finding(NamedTuple):
@@ -67,11 +101,9 @@ class _Finding(NamedTuple):
     excess: float
 
 
-def _integrity(policy: Policy, book: _Book, name: str) -> _Finding:
-    stages = tuple(stage.name for stage in policy.stages)
-    cells = _Cells(book, name, stages)
-    live = _places(stages, live_stages(policy, name))
-    log_e = float(_family(policy, cells, live, sticky=policy.unit == "unit").log_e)
+def _integrity(policy: Policy, cells: _Cells, name: str) -> _Finding:
+    live = cells.live
+    log_e = float(cells.family.log_e)
     bar = hold_bar(policy)
     estimate = estimate_of(policy, None, cells.whole)
     levels = levels_of(cells.whole)
@@ -120,29 +152,23 @@ def acts(policy: Policy, metric: Metric, evidence: Evidence, lower: float | None
     return lower >= metric.hard_harm_rel * abs(champion)
 
 
-def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
+def _judge_metric(policy: Policy, book: _Book, cells: _Cells, metric: Metric) -> _Finding:
     evidence = book.evidence
     stages = tuple(stage.name for stage in policy.stages)
-    sticky = policy.unit == "unit"
-    cells = _Cells(book, metric.name, stages)
-    live = _places(stages, live_stages(policy, metric))
+    live, family = cells.live, cells.family
     estimate = estimate_of(policy, metric, cells.whole)
     levels, bar = estimate.levels, rollback_bar(policy, metric)
-    family = _family(policy, cells, live, sticky=sticky)
     log_e = float(family.log_e)
     reached = math.isfinite(bar) and log_e >= math.log(bar)
     part, scoped, steady = _loudest(policy, cells, live, family) if reached else (None, levels, levels)
     may_act = acts(policy, metric, evidence, estimate.lower, levels.champion)
 
-    proof_units = cells.all[:, _places(stages, proof_stages(policy, metric))]
-    log_proof, log_better, log_worse, weakest = 0.0, 0.0, 0.0, None
-    if proof_units.shape[1]:
-        questions = np.stack([proof_units[0][:, columns] for columns in (PROOF, BETTER, HARM)])
-        log_proof, log_better, log_worse = proof(questions, sticky=sticky).tolist()
-        if metric.per_slice and cells.names:
-            each = proof(proof_units[1:, :, PROOF], sticky=sticky)
-            if float(each.min()) < log_proof:
-                log_proof, weakest = float(each.min()), cells.names[int(np.argmin(each))]
+    (log_proof, log_better, log_worse), weakest = cells.proofs, None
+    places = _places(stages, proof_stages(policy, metric))
+    if metric.per_slice and cells.names and places:
+        each = proof(cells.parts[:, places, PROOF], sticky=policy.unit == "unit")
+        if float(each.min()) < log_proof:
+            log_proof, weakest = float(each.min()), cells.names[int(np.argmin(each))]
     need = math.log(proof_bar(policy))
     waited = not metric.paired or evidence.event_time_s >= policy.min_event_time_s
     proven = metric.provable and log_proof >= need and waited
@@ -183,12 +209,6 @@ def _judge_metric(policy: Policy, book: _Book, metric: Metric) -> _Finding:
 
 def _places(stages: tuple[str, ...], chosen: tuple[str, ...]) -> list[int]:
     return [place for place, stage in enumerate(stages) if stage in chosen]
-
-
-def _family(policy: Policy, cells: _Cells, live: list[int], *, sticky: bool) -> Family:
-    if not live:
-        return Family(np.zeros(()), np.zeros(()), np.zeros(0))
-    return harm(cells.all[:, live, HARM], max_slices=policy.max_slices, sticky=sticky)
 
 
 def _loudest(policy: Policy, cells: _Cells, live: list[int], family: Family) -> tuple[str | None, Levels, Levels]:
@@ -247,8 +267,9 @@ def judge(policy: Policy, evidence: Evidence, stage: str, *, final_look: bool = 
     """
     current = policy.stage(stage)
     book = _Book.of(evidence)
-    integrity = [_integrity(policy, book, name) for name in policy.integrity]
-    findings = [_judge_metric(policy, book, metric) for metric in policy.metrics]
+    bets = _bets(policy, book)
+    integrity = [_integrity(policy, bets[name], name) for name in policy.integrity]
+    findings = [_judge_metric(policy, book, bets[metric.name], metric) for metric in policy.metrics]
     stops = [found for found in integrity if found.stop is not None]
     stop = stops[0].stop if stops else _gaps(policy, evidence)
     if stop is None:
