@@ -270,8 +270,8 @@ def kills(events: int, rate: float, every_s: float) -> dict[str, Any]:
         expected = made_from_file(folder, settings.include_dir)
         rows = DeltaLake(expected.lake).read(datasets.table_of(DATASET)).num_rows
         deadline = time.time() + 300
-        while not caught_up(lake, rows) or latest(settings, VIEW) != latest(expected, VIEW):
-            assert time.time() < deadline, f"{folder}: not all {rows} rows came"
+        while not caught_up(settings, expected, rows):
+            assert time.time() < deadline, f"{folder}: not all of {rows} rows came, or the view differs"
             time.sleep(1)  # nothing tells when it is done
         stream.kill()
     order = [("n", "ascending")]
@@ -299,9 +299,12 @@ def _kill(victim: str, stream: Stream, kafka: Broker) -> None:
         kafka.start()
 
 
-def caught_up(lake: DeltaLake, rows: int) -> bool:
-    table = datasets.table_of(DATASET)
-    return lake.exists(table) and lake.read(table, ["n"]).num_rows >= rows
+def caught_up(settings: Settings, expected: Settings, rows: int) -> bool:
+    lake, table = DeltaLake(settings.lake), datasets.table_of(DATASET)
+    view = features.table_of(load_view(settings.include_dir, VIEW).feast_name(settings.include_dir))
+    if not (lake.exists(table) and lake.exists(view)) or lake.read(table, ["n"]).num_rows < rows:
+        return False
+    return latest(settings, VIEW) == latest(expected, VIEW)
 
 
 def made_from_file(folder: Path, include: Path) -> Settings:

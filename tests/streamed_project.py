@@ -117,12 +117,13 @@ def online(settings: Settings, view: str) -> dict[bytes, dict[str, tuple[bytes, 
 
 
 def expected_online(settings: Settings, view: str) -> dict[bytes, dict[str, tuple[bytes, int]]]:
+    """What it must have, after a build of all that is in the lake."""
     spec = load_view(settings.include_dir, view)
-    rows = features.compute(settings, spec, Span(None, odd_days.END_US), created_us=0)
     assert spec.stream is not None
     newest = datasets.published_through(settings, spec.stream.dataset)
     assert newest is not None
-    due = Pending(spec, rows).take(frontier_us(spec, newest))
+    until_us = frontier_us(spec, newest)
+    due = Pending(spec, features.compute(settings, spec, Span(None, until_us), created_us=0)).take(until_us)
     values = zip(*due.messages(), strict=True)
     return {
         key: {name: (message, stored_seconds(event_us)) for name, message in zip(spec.features, of_key, strict=True)}

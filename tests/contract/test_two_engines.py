@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,14 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return settings
 
 
+@cache
+def computed(settings: Settings, view: str, engine: str, span: Span) -> pa.Table:
+    spec = load_view(settings.include_dir, view).model_copy(update={"engine": engine})
+    return features.compute(settings, spec, span, created_us=odd_days.END_US)
+
+
 def both(settings: Settings, view: str, span: Span) -> tuple[pa.Table, pa.Table]:
-    spec = load_view(settings.include_dir, view)
-    return tuple(  # type: ignore[return-value]  # of two
-        features.compute(settings, spec.model_copy(update={"engine": engine}), span, created_us=odd_days.END_US)
-        for engine in ("duckdb", "spark")
-    )
+    return computed(settings, view, "duckdb", span), computed(settings, view, "spark", span)
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -74,15 +77,13 @@ def test_a_view_stamped_an_hour_early_is_caught_on_spark(lake: Settings, tmp_pat
 
 def on_spark_by(settings: Settings, view: str) -> list[dict[str, Any]]:
     """The rows when no more is known than what was readable by the middle."""
-    spec = load_view(settings.include_dir, view).model_copy(update={"engine": "spark"})
-    return list(features.compute(settings, spec, Span(None, odd_days.MIDDLE_US), created_us=0).to_pylist())
+    return list(computed(settings, view, "spark", Span(None, odd_days.MIDDLE_US)).to_pylist())
 
 
 def on_spark_until(settings: Settings, view: str) -> list[dict[str, Any]]:
     """The rows up to the middle, of all there are when everything is known."""
     cut = pa.scalar(from_us(odd_days.MIDDLE_US), pa.timestamp("us", "UTC"))
-    spec = load_view(settings.include_dir, view).model_copy(update={"engine": "spark"})
-    rows = features.compute(settings, spec, Span(None, odd_days.END_US), created_us=0)
+    rows = computed(settings, view, "spark", Span(None, odd_days.END_US))
     return list(rows.filter(pc.less_equal(rows.column("event_timestamp"), cut)).to_pylist())
 
 
