@@ -50,7 +50,7 @@ def _played(result: dict[str, Any]) -> list[str]:
     fast = f" The judge replayed {speed:,.0f} requests/s of processor time on one core." if speed else ""
     return [
         (
-            f"`python benchmarks/gates.py`, seed {head['asked']['seed']}, commit `{head['commit'][:12]}`, "
+            f"`python -m benchmarks.gates`, seed {head['asked']['seed']}, commit `{head['commit'][:12]}`, "
             f"{machine['platform']}, Python {machine['python']}; looked at after every row, over all metrics, slices"
         ),
         f"and stages together. Bounds are exact (Clopper and Pearson 1934), one-sided, at 95 %.{fast}",
