@@ -83,6 +83,9 @@ def simulate_model(
     planned = plan_model(settings, model)
     policy, longest = _played(planned)
     wrong = _scaled(wrong, stage_sizes(policy))
+    if any(metric.kind == "mean" and metric.better == "lower" for metric in policy.metrics):
+        # A KPI that is better low is harmed by rising as far as the catalogue's falls.
+        wrong = msgspec.structs.replace(wrong, kpi_factor=2.0 - wrong.kpi_factor)
     log = _log(settings, planned, policy)
     if wrong.slice is not None:
         wrong = msgspec.structs.replace(wrong, slice=_some_slice(log, planned))
