@@ -15,9 +15,12 @@ class Admission:
         self._limits = limits
         self.inflight = 0
 
-    def check_number(self) -> None:
-        """Raises Overloaded past the limit of requests in flight, of which the one that asks is one."""
-        if self.inflight > self._limits.max_inflight:
+    def check_number(self, *, more: int = 0) -> None:
+        """Raises Overloaded when `more` requests would be past the limit of those in flight.
+
+        One that waits for its turn is not in flight yet: how long it may is bounded, too.
+        """
+        if self.inflight + more > self._limits.max_inflight:
             raise Overloaded("gateway", got="too many requests in flight", hint="Send it again later.")
 
     def check_wait(self, arrived: float) -> None:

@@ -85,11 +85,9 @@ class ShortWay:
         if not gateway.clients.allows(headers):
             return None
         asked = Asked(connection, model, plan, headers, body, since)
-        self._admission.inflight += 1
         try:
-            self._admission.check_number()
+            self._admission.check_number(more=1)
         except Refusal as refusal:
-            self._admission.inflight -= 1
             asked.reply = self._replies.of_error(refusal)
             return asked
         if not self._waiting:
@@ -159,6 +157,7 @@ class ShortWay:
         """Read the bodies and begin what can be: the others have their replies already."""
         replies, limits = self._replies, self._gateway.limits
         company = _Company([], [], [])
+        self._admission.inflight += len(some)
         for asked in some:
             try:
                 self._admission.check_wait(asked.since)
@@ -210,7 +209,7 @@ class ShortWay:
 
     def _newest_plan(self, asked: Asked) -> Plan:
         """The newest plan of the model; the one the request came under, when by now it would take the general way."""
-        plan = self._gateway.table.plans[asked.model]
+        plan = self._gateway.table.plans.get(asked.model, asked.plan)
         return plan if self._gateway.answers_at_once(plan) else asked.plan
 
     def _reply(self, asked: Asked, request: InferRequest, answer: Answer | Exception) -> Reply:

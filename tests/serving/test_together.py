@@ -129,6 +129,13 @@ async def test_what_is_wrong_with_one_request_stays_with_it(home: Installation, 
     assert [outcomes.get(name) for name in ("good", "fails", "text", "last")] == ["ok", "error", None, "ok"]
 
 
+async def test_requests_that_wait_for_a_turn_are_not_in_flight(home: Installation, start: Start) -> None:
+    home.publish()
+    async with start(limits={"max_inflight": 2}) as running, together(running, 6) as turn:
+        assert [status for status, _ in await turn.ask(*(post(f"q{k}") for k in range(6)))] == [200] * 6
+        assert running.app.admission.inflight == 0
+
+
 async def test_an_id_that_comes_twice_in_one_turn_is_a_retry(home: Installation, start: Start) -> None:
     home.publish()
     async with start() as running, together(running, 2) as turn:
