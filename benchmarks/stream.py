@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,13 @@ class Producer(threading.Thread):
 
 
 class Stream:
-    """`slipway stream` with its JVM, as a process group."""
+    """`slipway stream` with its JVM, as a process group; killed at the end of the block, however it ends."""
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
 
     def __init__(self, settings: Settings, log: Path) -> None:
         names = ("home", "include_dir", "kafka", "kafka_topic")
@@ -177,7 +184,8 @@ class Stream:
             time.sleep(0.2)  # nothing tells when Spark is up
 
     def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended already
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
@@ -215,29 +223,28 @@ def latency(rate: float, seconds: int) -> dict[str, Any]:
     with broker(folder / "kafka") as kafka:
         make_topic(kafka.servers)
         settings = Settings(home=folder / "home", include_dir=project(folder), kafka=kafka.servers)
-        stream = Stream(settings, folder / "stream.log")
-        # Spark and the first batches warm up on a few events of their own; they are not counted.
-        warm = 20
-        producer = Producer(kafka.servers, folder / "produced.jsonl", int(rate * (seconds + warm)), rate)
-        stream.wait()
-        producer.start()
-        waiting: dict[str, list[tuple[int, float]]] = {}
-        taken, took = 0, []
-        ended = None
-        while ended is None or (any(waiting.values()) and time.time() < ended + 60):
-            if not producer.is_alive() and ended is None:
-                ended = time.time()
-            newest, seen = newest_online(settings), time.time()
-            events = list(producer.sent_at.items())
-            for n, (account, sent) in events[taken:]:
-                waiting.setdefault(account, []).append((n, sent))
-            taken = len(events)
-            for account, listed in waiting.items():
-                reached = newest.get(account, -1)
-                took += [(n, seen - sent) for n, sent in listed if n <= reached]
-                waiting[account] = [one for one in listed if one[0] > reached]
-            time.sleep(0.02)  # between two looks
-        stream.kill()
+        with Stream(settings, folder / "stream.log") as stream:
+            # Spark and the first batches warm up on a few events of their own; they are not counted.
+            warm = 20
+            producer = Producer(kafka.servers, folder / "produced.jsonl", int(rate * (seconds + warm)), rate)
+            stream.wait()
+            producer.start()
+            waiting: dict[str, list[tuple[int, float]]] = {}
+            taken, took = 0, []
+            ended = None
+            while ended is None or (any(waiting.values()) and time.time() < ended + 60):
+                if not producer.is_alive() and ended is None:
+                    ended = time.time()
+                newest, seen = newest_online(settings), time.time()
+                events = list(producer.sent_at.items())
+                for n, (account, sent) in events[taken:]:
+                    waiting.setdefault(account, []).append((n, sent))
+                taken = len(events)
+                for account, listed in waiting.items():
+                    reached = newest.get(account, -1)
+                    took += [(n, seen - sent) for n, sent in listed if n <= reached]
+                    waiting[account] = [one for one in listed if one[0] > reached]
+                time.sleep(0.02)  # between two looks
     counted = [late for n, late in took if n >= warm * rate]
     p50, p99, worst = (round(float(np.quantile(counted, q)), 2) for q in (0.5, 0.99, 1.0))
     missing = sum(map(len, waiting.values()))
@@ -258,22 +265,21 @@ def kills(events: int, rate: float, every_s: float) -> dict[str, Any]:
         make_topic(kafka.servers)
         settings = Settings(home=folder / "home", include_dir=project(folder), kafka=kafka.servers)
         lake = DeltaLake(settings.lake)
-        stream = Stream(settings, folder / "stream.log")
-        producer = Producer(kafka.servers, folder / "produced.jsonl", events, rate)
-        producer.start()
-        while producer.is_alive():
-            producer.join(every_s * draw.uniform(0.5, 1.5))
-            stream.wait()
-            victim = "broker" if killed["stream"] > 2 * killed["broker"] else "stream"
-            _kill(victim, stream, kafka)
-            killed[victim] += 1
-        expected = made_from_file(folder, settings.include_dir)
-        rows = DeltaLake(expected.lake).read(datasets.table_of(DATASET)).num_rows
-        deadline = time.time() + 300
-        while not caught_up(settings, expected, rows):
-            assert time.time() < deadline, f"{folder}: not all of {rows} rows came, or the view differs"
-            time.sleep(1)  # nothing tells when it is done
-        stream.kill()
+        with Stream(settings, folder / "stream.log") as stream:
+            producer = Producer(kafka.servers, folder / "produced.jsonl", events, rate)
+            producer.start()
+            while producer.is_alive():
+                producer.join(every_s * draw.uniform(0.5, 1.5))
+                stream.wait()
+                victim = "broker" if killed["stream"] > 2 * killed["broker"] else "stream"
+                _kill(victim, stream, kafka)
+                killed[victim] += 1
+            expected = made_from_file(folder, settings.include_dir)
+            rows = DeltaLake(expected.lake).read(datasets.table_of(DATASET)).num_rows
+            deadline = time.time() + 300
+            while not caught_up(settings, expected, rows):
+                assert time.time() < deadline, f"{folder}: not all of {rows} rows came, or the view differs"
+                time.sleep(1)  # nothing tells when it is done
     order = [("n", "ascending")]
     ours = lake.read(datasets.table_of(DATASET)).sort_by(order)
     theirs = DeltaLake(expected.lake).read(datasets.table_of(DATASET)).sort_by(order)
