@@ -10,10 +10,13 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 # The locks first: the environments are built again only when these change.
-COPY requirements.txt requirements-dev.txt ./
+COPY requirements.txt requirements-dev.txt requirements-spark.txt ./
 COPY serving/requirements.txt serving/requirements-dev.txt serving/
 COPY scripts scripts
 RUN UV_NO_CACHE=1 UV_LINK_MODE=copy python scripts/setup.py
+# Spark and its jars, 700 MB: only for views that are streamed or ask for it as their engine.
+ARG WITH_SPARK=
+RUN if [ -n "$WITH_SPARK" ]; then CI=true UV_NO_CACHE=1 UV_LINK_MODE=copy python scripts/setup.py --spark; fi
 
 COPY . .
 RUN useradd --create-home slipway && mkdir -p /var/slipway && chown slipway /var/slipway

@@ -58,6 +58,12 @@ def test_kafka_and_the_shipper_run_only_where_they_are_asked_for():
     assert COMPOSE["services"]["gateway"]["environment"]["SLIPWAY_KAFKA"] == "${SLIPWAY_KAFKA:-}"
 
 
+def test_streams_run_where_they_are_asked_for_in_an_image_with_spark():
+    assert COMPOSE["services"]["stream"]["profiles"] == ["stream"]
+    assert COMPOSE["services"]["localhost"]["build"]["args"] == {"WITH_SPARK": "${SLIPWAY_WITH_SPARK:-}"}
+    assert "ARG WITH_SPARK=" in (PROJECT / "Dockerfile").read_text().splitlines(), "off unless somebody asks"
+
+
 def test_redis_comes_when_asked_for_and_every_part_is_told_of_it():
     service = COMPOSE["services"]["redis"]
     assert service["profiles"] == ["redis"]
