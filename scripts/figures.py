@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from feature_figures import FEATURE_SECTIONS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 OUTCOMES = {"promote": "promoted", "rollback": "rolled back", "none": "nothing to do"}
@@ -165,6 +167,55 @@ def kill_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def overload_lines(found: dict[str, Any]) -> list[str]:
+    """What is accepted and what is refused past capacity."""
+    loads = "; ".join(
+        f"{name}: {line['refused_share']:.0%} refused with 429, what is accepted p50 {line['accepted_p50_ms']:.0f} ms, "
+        f"p99 {line['accepted_p99_ms']:.0f} ms"
+        for name, line in found["loads"].items()
+    )
+    return [f"Load past capacity ({found['max_queue_ms']:g} ms is the longest wait for a turn): {loads}."]
+
+
+def decision_lines(found: dict[str, Any]) -> list[str]:
+    """From the deciding event to the challenger's silence."""
+    results = found["results"]
+    ways = "; ".join(
+        f"{way} median {result['median_s']:.2f} s, p99 {result['p99_s']:.2f} s of {result['trials']}"
+        for way, result in results.items()
+        if isinstance(result, dict)
+    )
+    return [
+        (
+            f"From the deciding event to the challenger's last answer, the whole system under "
+            f"{results['requests_per_s']} requests/s: {ways}."
+        )
+    ]
+
+
+def rollout_kill_lines(found: dict[str, Any]) -> list[str]:
+    """Rollouts whose processes were killed."""
+    total = found["results"]
+    killed = ", ".join(f"{name} {count}" for name, count in total["kills"].items())
+    return [
+        (
+            f"{sum(total['kills'].values())} `kill -9` in {total['rollouts']} live rollouts ({killed}), seed "
+            f"{found['seed']}: {len(total['wrong']) or 'none'} ended wrong; chains and replays hold."
+        )
+    ]
+
+
+def live_lines(found: dict[str, Any]) -> list[str]:
+    """Live judgements against the lake alone."""
+    results = found["results"]
+    return [
+        (
+            f"Live judgements judged again from the lake alone, without the control database, seed {found['seed']}: "
+            f"{results['compared'] - results['differences']:,} of {results['compared']:,} are the same bytes."
+        )
+    ]
+
+
 def nightly_lines(found: dict[str, Any]) -> list[str]:
     """The nightly path."""
     seconds = found["seconds"]
@@ -184,8 +235,13 @@ SECTIONS = {
     "gateway_claims": claim_lines,
     "online_features": feature_lines,
     "rollback": rollback_lines,
+    "overload": overload_lines,
     "kills": kill_lines,
     "gates": gate_lines,
+    "decision_latency": decision_lines,
+    "rollout_kills": rollout_kill_lines,
+    "live_offline": live_lines,
+    **FEATURE_SECTIONS,
 }
 
 

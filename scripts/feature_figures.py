@@ -1,0 +1,108 @@
+"""README's lines about features: the point-in-time join, materialisation, increments, Spark, streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def join_lines(found: dict[str, Any]) -> list[str]:
+    """The point-in-time join beside plain DuckDB and Feast's own stores."""
+    ours, plain, over = found["ours"], found["plain"], found["over_plain"]
+    rows, over_rows = found["sizes"]["entity"], sum(found["sizes"]["views"])
+    line = (
+        f"Point-in-time join of {rows:,} rows x 3 views over {over_rows:,} feature rows, through Feast's SDK: "
+        f"{ours['wall_s']:.2f} s, peak {ours['peak_gb']:.2f} GB; three plain DuckDB ASOF joins {plain['wall_s']:.2f} s "
+        f"({over['wall_s']:.2f} times plain)."
+    )
+    for kind in ("duckdb", "file"):
+        finished = [one for one in found[kind] if "ended_by" not in one]
+        ended = [one for one in found[kind] if "ended_by" in one]
+        if finished:
+            most = finished[-1]
+            line += (
+                f" Feast's {kind} store: {most['rows']:,} rows in {most['wall_s']:.1f} s and {most['peak_gb']:.1f} GB"
+            )
+            if times := found.get(f"times_faster_than_{kind}"):
+                line += f", {times['wall_s']:.0f} times ours"
+            line += "".join(f"; {one['rows']:,} rows were ended by {one['ended_by']}" for one in ended) + "."
+    return [line]
+
+
+def big_join_lines(found: dict[str, Any]) -> list[str]:
+    """The same join on ever more rows, with its memory bounded."""
+    runs = ", ".join(
+        f"{run['rows']:,} over {run['feature_rows']:,}: "
+        + (f"ended by {run['ended_by']}" if "ended_by" in run else f"{run['wall_s']:.0f} s, {run['peak_gb']:.1f} GB")
+        for run in found["runs"]
+    )
+    grown = found.get("per_row_growth")
+    return [f"With memory bounded: {runs}." + (f" Time a row grows by {grown:.2f}." if grown else "")]
+
+
+def materialise_lines(found: dict[str, Any]) -> list[str]:
+    """Writing the online stores beside Feast's materialisation."""
+    stores = "; ".join(
+        f"{name} {found[name]['ours']['cpu_s']:.1f} s of processor, Feast {found[name]['feast']['cpu_s']:.1f} s "
+        f"({found[name]['times_faster']['cpu_s']:.1f} times; by the clock {found[name]['times_faster']['wall_s']:.1f})"
+        for name in ("sqlite", "redis")
+        if name in found
+    )
+    return [f"Materialising {found['entities']:,} entities x {found['features']} features: {stores}."]
+
+
+def spark_lines(found: dict[str, Any]) -> list[str]:
+    """The join on both engines."""
+    sizes = "; ".join(
+        f"{one['rows']:,} rows {one['duckdb']['wall_s']:.1f} s and {one['spark']['wall_s']:.1f} s"
+        for one in found["sizes"]
+    )
+    return [f"The join on DuckDB and on Spark (local, {found['machine']['cpus']} cores), equal answers: {sizes}."]
+
+
+def increment_lines(found: dict[str, Any]) -> list[str]:
+    """One day on a year beside the whole year."""
+    shares = sorted(
+        (view["rows"]["day"] / view["rows"]["full"], view["cpu_s"]["day"] / view["cpu_s"]["full"])
+        for view in found["views"].values()
+    )
+    rows, processor = ([pair[place] for pair in shares] for place in (0, 1))
+    return [
+        (
+            f"One day on one year of the {len(shares)} views: {min(rows):.1%} to {max(rows):.1%} of the full build's "
+            f"rows are read, {min(processor):.0%} to {max(processor):.0%} of its processor time."
+        )
+    ]
+
+
+def stream_lines(found: dict[str, Any]) -> list[str]:
+    """From a message to the online store."""
+    seconds = found["s"]
+    return [
+        (
+            f"Stream, {found['rate']:,.0f} events/s: from a message produced to its feature readable online p50 "
+            f"{seconds['p50']:.2f} s, p99 {seconds['p99']:.2f} s, over {found['events']:,} events."
+        )
+    ]
+
+
+def stream_kill_lines(found: dict[str, Any]) -> list[str]:
+    """What kills left of a stream."""
+    killed = ", ".join(f"{name} {count}" for name, count in found["killed"].items())
+    equal = all(found[f"{what}_equal"] for what in ("dataset", "view", "online"))
+    return [
+        (
+            f"Stream of {found['events']:,} numbered events under `kill -9` ({killed}): dataset, view and online "
+            f"store {'equal' if equal else 'DIFFER FROM'} a batch build of the producer's own file."
+        )
+    ]
+
+
+FEATURE_SECTIONS = {
+    "point_in_time": join_lines,
+    "point_in_time_big": big_join_lines,
+    "pit_spark": spark_lines,
+    "materialise": materialise_lines,
+    "nightly_increment": increment_lines,
+    "stream_latency": stream_lines,
+    "stream_kills": stream_kill_lines,
+}
