@@ -42,11 +42,11 @@ class Cluster:
         return sum(worker["state"] == "ALIVE" for worker in self.state().get("workers", [])) == len(self._workers)
 
     def state(self) -> dict[str, Any]:
-        """What the master's page says of workers and applications; empty while it does not answer."""
+        """What the master's page says of workers and applications; empty while it does not answer in JSON yet."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self._pages}/json/", timeout=5) as page:
                 return dict(json.load(page))
-        except OSError:
+        except (OSError, ValueError):
             return {}
 
     def logs(self) -> str:

@@ -55,11 +55,14 @@ def copied(template: Path, home: Path) -> Installation:
     return made
 
 
+ARMS = ("champion", "challenger")
+
+
 def drive(worker: Worker, installation: Installation, first: int, count: int, seed: int = 1) -> None:
-    """Requests with labels; one in ten fails at the challenger, one in seven comes twice."""
+    """Requests with labels; one in ten fails, at either arm: no harm; one in seven comes twice."""
     rng = random.Random(f"{seed}/{first}")
     for number in range(first, first + count):
-        fails = frozenset({"challenger"}) if rng.random() < 0.1 else frozenset[str]()
+        fails = frozenset({rng.choice(ARMS)}) if rng.random() < 0.1 else frozenset[str]()
         name = f"{worker.worker}-q{number}"
         worker.request(installation.route, name, fails=fails, label=float(rng.random() < 0.3), score=rng.random())
         if number % 7 == 0:

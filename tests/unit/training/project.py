@@ -122,6 +122,7 @@ offline_gates:
 rollout:
   start: auto
   max_wait: 3d event_time
+  approvers: [approver]
   stages: [{{name: backtest, requests: 50}}, {{name: shadow, requests: 100}}]
   policy:
     schema: slipway-gate/1
