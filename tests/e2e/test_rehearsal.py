@@ -76,6 +76,7 @@ def test_a_december_made_of_october_drifts_nowhere_and_retrains_nothing(tmp_path
         assert facts["retraining"] == "not asked for"
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(1000)
 def test_the_same_model_is_never_called_better(tmp_path: Path) -> None:
     with rehearsed(tmp_path, "same-model") as report:
