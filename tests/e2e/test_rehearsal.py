@@ -67,6 +67,7 @@ def test_repaired_challengers_are_promoted(tmp_path: Path) -> None:
         assert report["exit"] == 0
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(1000)
 def test_a_december_made_of_october_drifts_nowhere_and_retrains_nothing(tmp_path: Path) -> None:
     with rehearsed(tmp_path, "calm-december") as report:
