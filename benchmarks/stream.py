@@ -236,7 +236,7 @@ def latency(rate: float, seconds: int) -> dict[str, Any]:
                 if not producer.is_alive() and ended is None:
                     ended = time.time()
                 newest, seen = newest_online(settings), time.time()
-                events = list(producer.sent_at.items())
+                events = list(producer.sent_at.copy().items())  # the producer goes on adding
                 for n, (account, sent) in events[taken:]:
                     waiting.setdefault(account, []).append((n, sent))
                 taken = len(events)
