@@ -104,13 +104,14 @@ class Killing(Site):
         rollout_id = self.begin(admin, MODEL, number, error_share=0.0 if good else 0.04)
         release = rollouts.load(self.settings, rollout_id).challenger
         for _ in range(kills):
-            time.sleep(self.rng.uniform(0.2, 6.0))
-            victim = self._deck.pop()
-            self._deck = self._deck or self._shuffled()
-            stage = rollouts.load(self.settings, rollout_id).stage
-            if rollouts.load(self.settings, rollout_id).slot == "ended":
+            time.sleep(self.rng.uniform(0.1, 6.0 if good else 1.5))  # harm is withdrawn within seconds
+            state = rollouts.load(self.settings, rollout_id)
+            if state.slot == "ended":
                 break
+            victim, stage = self._deck[-1], state.stage
             if what := self.kill(victim, rollout_id):
+                self._deck.pop()
+                self._deck = self._deck or self._shuffled()
                 hit.append(f"{victim} in {stage}: {what}")
                 print(f"    {hit[-1]}", flush=True)
         wait_until(lambda: rollouts.load(self.settings, rollout_id).slot == "ended", f"{rollout_id} ends", LONGEST_S)
