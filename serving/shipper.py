@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import fcntl
 import logging
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,6 +24,7 @@ from pipelines.contracts import durable_files, segment_retention, segments, ship
 from pipelines.contracts.errors import SlipwayError, TerminalError, TransientError
 from pipelines.contracts.kafka import MAX_MESSAGE, Connection, connection
 from pipelines.contracts.segment_folder import QUIET_S, folder_of, scan
+from pipelines.contracts.service_process import begin_service
 from pipelines.contracts.streams import Position, Range, StreamKey
 from pipelines.settings import Settings
 
@@ -234,17 +234,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.shipper", description="Sends the inference log to Kafka.")
     parser.add_argument("--again", action="store_true", help="send everything that is on the disk once more")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    stop = False
-
-    def stopping(*_: Any) -> None:
-        nonlocal stop
-        stop = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stopping)
+    stop = begin_service()
     try:
-        run(Settings(), lambda: stop, again=options.again)
+        run(Settings(), stop, again=options.again)
     except SlipwayError as error:
         sys.stderr.write(f"shipper: {error}\n")
         return 1

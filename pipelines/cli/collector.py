@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import sys
 from typing import Annotated
 
 import typer
+
+from pipelines.contracts.service_process import begin_service
 
 app = typer.Typer(help="Carries the inference log from the bus to the lake, and folds it.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -19,27 +18,17 @@ def run(
     commit_ms: Annotated[int, typer.Option(min=0, help="Least time between two batches.")] = 600,
 ) -> None:
     """Collect until SIGTERM or SIGINT; the batch in work is finished first."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    stop = False
-
-    def stopping(_number: int, _frame: object) -> None:
-        nonlocal stop
-        stop = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stopping)
+    stop = begin_service()
     from threading import Thread
 
     from pipelines.settings import Settings
     from pipelines.wiring import collect, rollout_messages
 
     settings = Settings()
-    Thread(target=rollout_messages.run, args=(settings, lambda: stop), daemon=True, name="messages").start()
+    Thread(target=rollout_messages.run, args=(settings, stop), daemon=True, name="messages").start()
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     beat = settings.run_dir / "collector.beat"  # touched after every pass: what `slipway status` looks at
-    collect.run(
-        settings, lambda: stop, poll_s=poll_ms / 1000, commit_s=commit_ms / 1000, on_report=lambda _: beat.touch()
-    )
+    collect.run(settings, stop, poll_s=poll_ms / 1000, commit_s=commit_ms / 1000, on_report=lambda _: beat.touch())
 
 
 @app.command()

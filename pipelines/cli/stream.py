@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import sys
 from typing import Annotated
 
 import typer
+
+from pipelines.contracts.service_process import begin_service
 
 
 def stream(
@@ -15,22 +14,14 @@ def stream(
     trigger_ms: Annotated[int, typer.Option(min=0, help="Least time between two batches.")] = 200,
 ) -> None:
     """Take messages from Kafka into the lake and the online store, until SIGTERM or SIGINT. Needs Spark."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    stop = False
-
-    def stopping(_number: int, _frame: object) -> None:
-        nonlocal stop
-        stop = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stopping)
+    stop = begin_service()
     from pipelines.settings import Settings
     from pipelines.wiring import stream_service
 
     settings = Settings()
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     beat = settings.run_dir / "stream.beat"  # touched while it runs: what `slipway status` looks at
-    stream_service.run(settings, lambda: stop, view=view, trigger_ms=trigger_ms, alive=beat.touch)
+    stream_service.run(settings, stop, view=view, trigger_ms=trigger_ms, alive=beat.touch)
 
 
 def push(
