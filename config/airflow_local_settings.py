@@ -16,23 +16,23 @@ if "scheduler" in sys.argv:
     gc.disable()  # collecting while millions of objects are made costs a fifth of the time and frees nothing
     import airflow.providers.standard.operators.empty
     import airflow.providers.standard.operators.hitl
-    import airflow.providers.standard.operators.trigger_dagrun  # noqa: F401 - to be loaded
-    import deltalake  # noqa: F401 - to be loaded
-    import duckdb  # noqa: F401 - to be loaded
-    import evidently  # noqa: F401 - to be loaded
-    import feast  # noqa: F401 - to be loaded
-    import great_expectations  # noqa: F401 - to be loaded
-    import ibis.backends.duckdb  # noqa: F401 - to be loaded
-    import lightgbm  # noqa: F401 - to be loaded
+    import airflow.providers.standard.operators.trigger_dagrun
+    import deltalake
+    import duckdb
+    import evidently
+    import feast
+    import great_expectations
+    import ibis.backends.duckdb
+    import lightgbm
     import matplotlib.backends.backend_agg
-    import matplotlib.pyplot  # noqa: F401, ICN001 - to be loaded
-    import mlflow.tracking.client  # noqa: F401 - to be loaded
-    import onnxmltools.convert.lightgbm.convert  # noqa: F401 - to be loaded
-    import onnxruntime  # noqa: F401 - to be loaded
-    import optuna  # noqa: F401 - to be loaded
-    import pandas  # noqa: F401, ICN001 - to be loaded
-    import pyarrow.dataset  # noqa: F401 - to be loaded
-    import skl2onnx  # noqa: F401 - to be loaded
+    import matplotlib.pyplot
+    import mlflow.tracking.client
+    import onnxmltools.convert.lightgbm.convert
+    import onnxruntime
+    import optuna
+    import pandas
+    import pyarrow.dataset
+    import skl2onnx
 
     import pipelines.adapters.evaluation_plot
     import pipelines.adapters.gx_checks
@@ -53,4 +53,4 @@ if "scheduler" in sys.argv:
     gc.enable()
 
 if "triggerer" in sys.argv:
-    import pipelines.wiring.rollouts  # noqa: F401 - the first gate would wait for it
+    import pipelines.wiring.rollouts  # the first gate would wait for it
