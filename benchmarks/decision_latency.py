@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.http_asking import request_bytes
 from benchmarks.live_site import PATIENCE_S, Site, spec
 from benchmarks.provenance import provenance, record
 from pipelines.adapters.airflow_rest import AirflowRest
@@ -97,8 +98,7 @@ def _request(model: str, x: float) -> bytes:
         {"name": "x", "datatype": "FP64", "shape": [1], "data": [x]},
         {"name": "origin", "datatype": "BYTES", "shape": [1], "data": ["JFK"]},
     ]
-    body = json.dumps({"inputs": tensors})
-    return f"POST /v2/models/{model}/infer HTTP/1.1\r\nhost: b\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+    return request_bytes(f"/v2/models/{model}/infer", {}, json.dumps({"inputs": tensors}).encode())
 
 
 def deciding_event_s(settings: Settings, rollout_id: str) -> float:
@@ -120,7 +120,6 @@ def deciding_event_s(settings: Settings, rollout_id: str) -> float:
 
 
 def _seconds(text: str) -> float:
-
     return datetime.fromisoformat(text).timestamp()
 
 
@@ -130,8 +129,11 @@ def trial(site: Site, admin: AirflowRest, load: Load, way: str, number: int) -> 
     rollout_id = site.begin(admin, way, number, error_share=WAYS[way][1])
     wait_until(lambda: rollouts.load(settings, rollout_id).slot == "ended", f"{rollout_id} ends", PATIENCE_S)
     wait_until(lambda: time.time() - load.answered.get(way, 0.0) > 2.0, "the challenger answers no more", PATIENCE_S)
-    newest = lambda: rollouts.show(settings, rollout_id)["decisions"][-1]  # noqa: E731  # asked again and again below
-    wait_until(lambda: newest()["seconds_to_route"] is not None, "the route is set", PATIENCE_S)
+
+    def routed() -> bool:
+        return rollouts.show(settings, rollout_id)["decisions"][-1]["seconds_to_route"] is not None
+
+    wait_until(routed, "the route is set", PATIENCE_S)
     shown = rollouts.show(settings, rollout_id)
     last = shown["decisions"][-1]
     if shown["status"] != "rolled_back" or last["cause"] != {"gate": "verdict", "breaker": "override"}[way]:

@@ -25,8 +25,19 @@ import msgspec
 import numpy as np
 import onnxruntime
 
-from benchmarks.gateway_load import CLIENT_CORE, FEATURES, MODEL, PROJECT, Body, ask, body, closed_loop, server
-from benchmarks.provenance import RESULTS, record
+from benchmarks.gateway_load import (
+    CLIENT_CORE,
+    FEATURES,
+    MODEL,
+    Body,
+    ask,
+    body,
+    closed_loop,
+    gateway_command,
+    gateway_environment,
+    server,
+)
+from benchmarks.provenance import PROJECT, RESULTS, record
 from pipelines.contracts.routes import Route
 from tests.builders import publish_route
 
@@ -49,15 +60,7 @@ class Setup:
         self.digests: dict[str, str] = json.loads(made)
         self.onnx = home / "releases" / self.digests["champion"] / "model.onnx"
         self.version = 0
-        self.environment = {
-            "SLIPWAY_HOME": str(home),
-            "BENTOML_HOME": str(home / "bentoml"),
-            "BENTOML_DO_NOT_TRACK": "True",
-            "BENCH_ONNX": str(self.onnx),
-            "SLIPWAY_GATEWAY_WORKERS": "1",
-            # On a busy machine a server may get no processor for longer than a request may wait by default.
-            "SLIPWAY_GATEWAY_MAX_QUEUE_MS": "60000",
-        }
+        self.environment = gateway_environment(home) | {"BENCH_ONNX": str(self.onnx)}
 
     def route(self, mode: str, **fields: Any) -> None:
         """Publish the next route; the gateway that starts next follows it."""
@@ -69,8 +72,7 @@ class Setup:
         publish_route(self.home / "control.db", route)
 
     def gateway(self) -> list[str]:
-        where = ["--host", "127.0.0.1", "--port", str(self.port)]
-        return [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", *where]
+        return gateway_command(self.port)
 
     def peers(self) -> dict[str, list[str]]:
         """Name to command of every peer."""

@@ -13,13 +13,21 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gateway_load import CLIENT_CORE, MODEL, PROJECT, body, closed_loop, open_loop, server
-from benchmarks.provenance import RESULTS, record
+from benchmarks.gateway_load import (
+    CLIENT_CORE,
+    MODEL,
+    body,
+    closed_loop,
+    gateway_command,
+    gateway_environment,
+    open_loop,
+    server,
+)
+from benchmarks.provenance import PROJECT, RESULTS, record
 from pipelines.contracts.routes import Route
 from tests.builders import publish_route
 
@@ -31,14 +39,7 @@ def measured(home: Path, port: int, seconds: float) -> dict[str, Any]:
     """The rows of both releases: at each part of the rate that the one without batching reaches, and at saturation."""
     command = [PROJECT / ".venv/bin/python", "-m", "benchmarks.gateway_release", str(home), "heavy"]
     made = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
-    environment = {
-        "SLIPWAY_HOME": str(home),
-        "BENTOML_HOME": str(home / "bentoml"),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "SLIPWAY_GATEWAY_WORKERS": "1",
-        "SLIPWAY_GATEWAY_MAX_QUEUE_MS": "60000",
-    }
-    gateway = [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", "--port", str(port)]
+    gateway, environment = gateway_command(port), gateway_environment(home)
     found: dict[str, Any] = {}
     rates: list[float] = []
     print(f"\nrequests {'rate':>8} {'requests/s':>11} {'p50 ms':>8} {'p99 ms':>8} {'CPU us/request':>15}", flush=True)

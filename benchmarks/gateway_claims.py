@@ -25,7 +25,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.gateway import BARE, Setup, check
-from benchmarks.gateway_load import CLIENT_CORE, PROJECT, SERVER_CORE, ask, body, closed_loop, open_loop, server, tree
+from benchmarks.gateway_load import CLIENT_CORE, SERVER_CORE, ask, body, closed_loop, open_loop, server, tree
 from benchmarks.provenance import RESULTS, record
 from pipelines.contracts import events, segments
 
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=3978)
     asked = parser.parse_args()
     os.sched_setaffinity(0, {CLIENT_CORE})
-    path = PROJECT / "benchmarks" / "results" / "gateway_claims.json"
+    path = RESULTS / "gateway_claims.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     results = {name: known[name] for name in ("batch", "shadow", "memory") if name in known}
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +181,7 @@ def main() -> None:
             results["shadow"] = shadow(setup, asked.seconds)
         if "memory" in asked.claims:
             results["memory"] = memory(setup, asked.requests)
-    record(RESULTS / "gateway_claims.json", results)
+    record(path, results)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -24,9 +25,9 @@ import psutil
 import uvloop
 
 from benchmarks.http_asking import Asking, request_bytes
+from benchmarks.provenance import PROJECT
 from tests.serving.processes import end_group, end_with_starter
 
-PROJECT = Path(__file__).resolve().parent.parent
 MODEL = "bench"
 FEATURES = [f"f{k}" for k in range(10)]
 PATH = f"/v2/models/{MODEL}/infer"
@@ -63,6 +64,24 @@ def body(rows: int, *, binary: bool = False) -> Body:
     text = json.dumps(head).encode()
     headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(text))}
     return Body(text + b"".join(matrix[:, k].tobytes() for k in range(len(FEATURES))), headers, matrix)
+
+
+def gateway_command(port: int) -> list[str]:
+    """The gateway under BentoML, on this port of this machine."""
+    where = ["--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", *where]
+
+
+def gateway_environment(home: Path) -> dict[str, str]:
+    """One worker over this home."""
+    return {
+        "SLIPWAY_HOME": str(home),
+        "BENTOML_HOME": str(home / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "SLIPWAY_GATEWAY_WORKERS": "1",
+        # On a busy machine a server may get no processor for longer than a request may wait by default.
+        "SLIPWAY_GATEWAY_MAX_QUEUE_MS": "60000",
+    }
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import cast
 
@@ -24,7 +25,7 @@ def whole_answer(buffer: bytes) -> bytes | None:
     return head if len(buffer) >= end + 4 + int(head[at:].split(b"\r\n", 1)[0]) else None
 
 
-class Asking(asyncio.Protocol):
+class Asking(asyncio.Protocol, ABC):
     """One connection: `ask`, then `answered` when its answer is complete."""
 
     def __init__(self) -> None:
@@ -46,6 +47,6 @@ class Asking(asyncio.Protocol):
             answer, self._buffer = self._buffer, b""
             self.answered(time.perf_counter() - self.due, head, answer)
 
+    @abstractmethod
     def answered(self, seconds: float, head: bytes, answer: bytes) -> None:
         """An answer is here: its latency, its head in small letters, and all of it."""
-        raise NotImplementedError

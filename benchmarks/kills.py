@@ -26,7 +26,6 @@ from benchmarks.provenance import provenance, record
 from tests.e2e.kills import Client, count, running, wait_for_answers
 from tests.kafka_broker import broker
 
-PROJECT = Path(__file__).resolve().parent.parent
 # A broker's restart takes many times as long as any other, and proves the same each time.
 WEIGHTS = {
     "gateway worker": 8,

@@ -14,6 +14,7 @@ import yaml
 from benchmarks.provenance import PROJECT
 from pipelines.adapters.airflow_rest import AirflowRest
 from pipelines.contracts.errors import SlipwayError
+from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
 from pipelines.stack import airflow_password, down, up
 from pipelines.wiring import rollouts
@@ -92,7 +93,10 @@ class Site:
         release = constant_release(self.settings.releases, model, 0.5, semver=f"1.{number + 1}.0", **fault)
         conf = {"challenger": release, "actor": "benchmark"}
         patiently(lambda: admin.trigger(f"model.{model}.rollout", run_id=f"challenger-{number}", conf=conf))
-        newest = lambda: rollouts.list(self.settings, model)[-1]  # noqa: E731  # asked again and again below
+
+        def newest() -> Rollout:
+            return rollouts.list(self.settings, model)[-1]
+
         wait_until(lambda: newest().challenger == release, f"rollout {number} of {model} begins", PATIENCE_S)
         return newest().id
 
@@ -107,4 +111,4 @@ def patiently(act: Callable[[], object]) -> None:
             if attempt == 9:
                 raise
             print(f"    again: {error}")
-            time.sleep(3)
+            time.sleep(3)  # nothing tells when it answers again

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.feast_repository import plain_store
 from benchmarks.provenance import RESULTS, provenance, record
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.feast_online import OnlineWriter
@@ -81,21 +82,11 @@ class Clock:
 
 
 def feast_store(folder: Path, online: dict[str, Any], spec: ViewSpec) -> Any:
-    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+    from feast import Entity, FeatureView, Field, FileSource, ValueType
     from feast.types import Float64, Int64, String
 
     types = {"float64": Float64, "int64": Int64, "string": String}
-    store = FeatureStore(
-        config=RepoConfig(
-            project="bench",
-            registry=str(folder / f"{online['type']}_registry.db"),
-            provider="local",
-            online_store=online,
-            offline_store={"type": "file"},
-            entity_key_serialization_version=3,
-            repo_path=folder,
-        )
-    )
+    store = plain_store(folder, online, {"type": "file"})
     thing = Entity(name="thing", join_keys=["thing"], value_type=ValueType.INT64)
     fields = [Field(name=name, dtype=types[feature.type]) for name, feature in spec.features.items()]
 

@@ -11,12 +11,12 @@ imported; rows are the dataset rows within the span that a build binds.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import provenance, record
 from pipelines.adapters.delta_lake import connect
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.features import engine
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     shutil.rmtree(chosen.home, ignore_errors=True)
-    result = measured(chosen.home)
+    made_by, result = provenance(), measured(chosen.home)
     head = ("rows of the year", "rows of the day", "share", "year, s", "day, s", "share")
     print(f"{'view':24}" + "".join(f"{name:>18}" for name in head))
     for name, one in result["views"].items():
@@ -46,7 +46,7 @@ def main() -> None:
             f"{cpu['full']:>18.2f}{cpu['day']:>18.2f}{cpu['day'] / cpu['full']:>18.1%}"
         )
     if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        record(chosen.out, made_by | result)
 
 
 def measured(home: Path) -> dict[str, Any]:

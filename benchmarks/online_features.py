@@ -14,13 +14,12 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gateway_load import CLIENT_CORE, PROJECT, Body, ask, closed_loop, server
-from benchmarks.provenance import RESULTS, record
+from benchmarks.gateway_load import CLIENT_CORE, Body, ask, closed_loop, gateway_command, gateway_environment, server
+from benchmarks.provenance import PROJECT, RESULTS, record
 from pipelines.contracts.routes import Route
 from tests.builders import publish_route
 from tests.redis_server import running_redis
@@ -63,19 +62,13 @@ def gateway_table(home: Path, url: str, seconds: float, port: int) -> dict[str, 
     found: dict[str, list[dict[str, float]]] = {}
     requests = [request_of(number * 19 % 10_000) for number in range(BODIES)]
     for kind in ("sqlite", "redis"):
-        environment = {
-            "SLIPWAY_GATEWAY_WORKERS": "1",
-            "SLIPWAY_HOME": str(home),
+        environment = gateway_environment(home) | {
             "SLIPWAY_ONLINE_STORE": kind,
             "SLIPWAY_REDIS_URL": url,
-            # A neighbour on the machine may take the processor, or Redis', for longer than a user would wait.
-            "SLIPWAY_GATEWAY_MAX_QUEUE_MS": "60000",
+            # A neighbour on the machine may take Redis' processor for longer than a user would wait.
             "SLIPWAY_GATEWAY_FEATURES_BUDGET_MS": "1000",
-            "BENTOML_HOME": str(home / "bentoml"),
-            "BENTOML_DO_NOT_TRACK": "True",
         }
-        command = [sys.executable, "-m", "bentoml", "serve", "serving.service:Gateway", "--port", str(port)]
-        with server(command, port, environment) as pid:
+        with server(gateway_command(port), port, environment) as pid:
             answer = json.loads(ask(port, requests[0]))
             if answer["parameters"]["degraded"]:
                 raise SystemExit(f"the gateway has no features: {answer}")

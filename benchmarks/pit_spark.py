@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def main() -> None:
             folder.mkdir()
             make(folder, {"entity": size, "views": (size // 3, size // 3, size * 10 // 3)})
             entity = pq.read_table(folder / "entity.parquet")
-            ours, duckdb = second_of_two(lambda f=folder, e=entity: on_duckdb(f, e))  # type: ignore[misc]
-            theirs, spark = second_of_two(lambda f=folder, e=entity: on_spark(settings, f, e))  # type: ignore[misc]
+            ours, duckdb = second_of_two(partial(on_duckdb, folder, entity))
+            theirs, spark = second_of_two(partial(on_spark, settings, folder, entity))
             one = {"rows": size, "duckdb": duckdb, "spark": spark, "equal": theirs.equals(ours)}
             found.append(one)
             print(json.dumps(one), flush=True)

@@ -27,6 +27,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.feast_repository import plain_store
 from benchmarks.provenance import PROJECT, RESULTS, provenance, record
 
 SEED = 7
@@ -78,21 +79,11 @@ def make(folder: Path, sizes: dict[str, Any]) -> None:
 
 
 def feast_store(folder: Path, offline: dict[str, Any]) -> tuple[Any, list[str]]:
-    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
+    from feast import Entity, FeatureView, Field, FileSource, ValueType
     from feast.types import Float64, Int64
 
     scratch = Path(tempfile.mkdtemp(dir=folder))
-    store = FeatureStore(
-        config=RepoConfig(
-            project="bench",
-            registry=str(scratch / "registry.db"),
-            provider="local",
-            online_store={"type": "sqlite", "path": str(scratch / "online.db")},
-            offline_store=offline,
-            entity_key_serialization_version=3,
-            repo_path=scratch,
-        )
-    )
+    store = plain_store(scratch, {"type": "sqlite", "path": str(scratch / "online.db")}, offline)
     made: list[Any] = []
     for view in range(3):
         key = Entity(name=f"k{view}", join_keys=[f"k{view}"], value_type=ValueType.INT64)

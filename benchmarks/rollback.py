@@ -40,7 +40,6 @@ from tests.postgres import running_postgres
 from tests.serving.conftest import TOKEN, make_control_db
 from tests.serving.processes import GatewayProcess, bentoml_serve
 
-PROJECT = Path(__file__).resolve().parent.parent
 GOAL_S = 1.0
 WAYS = ("by hand", "by the breaker", "by a route, SQLite", "by a route, Postgres")
 _CONNECTIONS_A_WORKER = 3

@@ -104,7 +104,7 @@ class Killing(Site):
         rollout_id = self.begin(admin, MODEL, number, error_share=0.0 if good else 0.04)
         release = rollouts.load(self.settings, rollout_id).challenger
         for _ in range(kills):
-            time.sleep(self.rng.uniform(0.1, 6.0 if good else 1.5))  # harm is withdrawn within seconds
+            time.sleep(self.rng.uniform(0.1, 6.0 if good else 1.5))  # drawn; harm is withdrawn within seconds
             state = rollouts.load(self.settings, rollout_id)
             if state.slot == "ended":
                 break

@@ -12,11 +12,11 @@ import argparse
 import json
 from typing import Any, NamedTuple
 
-from benchmarks.gateway_load import FEATURES, MODEL, PROJECT
+from benchmarks.gateway_load import FEATURES, MODEL
+from benchmarks.provenance import RESULTS
 from pipelines.contracts import segments
 from pipelines.contracts.events import Assignment, Event, EventId, Response, encode
 
-RESULTS = PROJECT / "benchmarks" / "results"
 HOURS_A_MONTH = 730
 
 
