@@ -113,12 +113,13 @@ def parity(
     from pipelines.settings import Settings
     from pipelines.spec.loading import names
     from pipelines.wiring import parity as jobs
+    from pipelines.wiring.feature_terms import frozen_terms
 
     settings = Settings()
     if name in names(settings.include_dir, "features"):
         reports = jobs.of_view(settings, name)
     elif rollout:
-        reports = [jobs.of_stage(settings, name, rollout, "shadow")]
+        reports = [jobs.of_stage(settings, name, rollout, "shadow", frozen_terms(settings, rollout))]
     else:
         reports = [jobs.of_model(settings, name)]
     if json_:

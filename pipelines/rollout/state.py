@@ -24,6 +24,7 @@ from pipelines.contracts.errors import NotFoundError
 from pipelines.contracts.routes import Breaker
 from pipelines.rollout.actions import Level
 from pipelines.rollout.conditions import Condition
+from pipelines.rollout.feature_terms import FeatureTerms
 from pipelines.rollout.stages import APPROVAL, Stage
 
 Status = Literal["waiting", "running", "held", "promoted", "rolled_back", "rejected", "replaced"]
@@ -66,6 +67,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     `policy` is a document of `slipway-gate/1`; an empty `approvers` lets anyone approve. `approvals`: how many
     different people have to. `fed_by`: the models whose scores reach this one, however many models lie between.
+    `features`: the terms of the views that its releases read (None in plans of before they were frozen).
     """
 
     stages: tuple[Stage, ...]
@@ -78,6 +80,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     payload_ppm: int = PPM
     settled: Settled = Settled()
     fed_by: tuple[str, ...] = ()
+    features: FeatureTerms | None = None
 
     def digest(self) -> str:
         """SHA-256 of everything the gate depends on."""
@@ -92,6 +95,7 @@ _LATER: dict[str, Any] = {
     "payload_ppm": PPM,
     "settled": msgspec.to_builtins(Settled()),
     "fed_by": (),
+    "features": None,
 }
 
 

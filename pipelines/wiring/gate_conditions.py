@@ -6,10 +6,10 @@ from pipelines.adapters.feast_online import readable_through
 from pipelines.contracts.errors import NotFoundError
 from pipelines.contracts.release import Manifest
 from pipelines.rollout.conditions import Condition, Fresh, Parity
+from pipelines.rollout.feature_terms import FeatureTerms
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
-from pipelines.spec.loading import load_view
-from pipelines.wiring import parity
+from pipelines.wiring import feature_terms, parity
 from pipelines.wiring.scoring import load_release
 
 
@@ -24,30 +24,28 @@ def measured(settings: Settings, rollout: Rollout, event_us: int) -> tuple[Condi
         return ()
     if rollout.current.kind in ("backtest", "approval"):
         return ()
-    found: list[Condition] = [*freshness(settings, manifest, event_us)]
-    if rollout.current.kind == "shadow" and manifest.views:
-        report = parity.of_stage(settings, rollout.model, rollout.id, rollout.stage)
+    views = [pin.view for pin in manifest.views]
+    terms = rollout.plan.features or feature_terms.of_now(settings, rollout.model, views)
+    found: list[Condition] = [*freshness(settings, manifest, terms, event_us)]
+    if rollout.current.kind == "shadow" and views:
+        report = parity.of_stage(settings, rollout.model, rollout.id, rollout.stage, rollout.plan.features)
         parity.keep(settings, report, event_us)
-        blocks = parity.blocks(settings, rollout.model)
-        found.append(Parity(report=report.digest, verdict=report.verdict, sentence=report.sentence, blocks=blocks))
+        found.append(
+            Parity(report=report.digest, verdict=report.verdict, sentence=report.sentence, blocks=terms.blocks)
+        )
     return tuple(found)
 
 
-def freshness(settings: Settings, manifest: Manifest, event_us: int) -> list[Fresh]:
-    """How old each of a release's views is at an event time; views that no spec knows have no SLA."""
-    found = []
-    for version in sorted({pin.view for pin in manifest.views}):
-        try:
-            spec = load_view(settings.include_dir, version.rpartition("__")[0])
-        except NotFoundError:
-            continue
-        found.append(
-            Fresh(
-                view=version,
-                readable_us=readable_through(settings, version),
-                event_us=event_us,
-                allowed_us=spec.freshness.us,
-                alert=spec.alert,
-            )
+def freshness(settings: Settings, manifest: Manifest, terms: FeatureTerms, event_us: int) -> list[Fresh]:
+    """How old each of a release's views is at an event time; views without terms have no SLA."""
+    return [
+        Fresh(
+            view=version,
+            readable_us=readable_through(settings, version),
+            event_us=event_us,
+            allowed_us=view.freshness_us,
+            alert=view.alert,
         )
-    return found
+        for version in sorted({pin.view for pin in manifest.views})
+        if (view := terms.of_view(version)) is not None
+    ]

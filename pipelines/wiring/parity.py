@@ -11,15 +11,15 @@ import pyarrow.compute as pc
 
 from pipelines.adapters.delta_lake import MICROS_UTC, DeltaLake, connect, open_lake
 from pipelines.contracts.clocks import from_us
-from pipelines.contracts.errors import ContractError, NotFoundError, NotYetError, SpecError
+from pipelines.contracts.errors import ContractError, NotFoundError, NotYetError
 from pipelines.contracts.release import Manifest, ViewPin
 from pipelines.features import parity
 from pipelines.features.lake_rows import around
 from pipelines.features.parity import Bars, ParityReport, Read, Value, ViewParity
+from pipelines.rollout.feature_terms import FeatureTerms, view_name
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_model, load_view
-from pipelines.spec.rollout import ParityGate
-from pipelines.wiring import datasets, features
+from pipelines.wiring import datasets, feature_terms, features
 from pipelines.wiring.scoring import load_release
 
 _ASKED = """
@@ -65,9 +65,14 @@ def table_of(model: str) -> str:
     return f"parity/{model}"
 
 
-def of_stage(settings: Settings, model: str, rollout_id: str, stage: str) -> ParityReport:
-    """Compare the requests of one stage of a rollout: a sample of them that depends on their ids alone."""
-    return _measure(settings, model, rollout_id, stage)
+def of_stage(
+    settings: Settings, model: str, rollout_id: str, stage: str, terms: FeatureTerms | None = None
+) -> ParityReport:
+    """Compare the requests of one stage of a rollout: a sample of them that depends on their ids alone.
+
+    `terms`: what is frozen into the rollout's plan; without them, what the specs say now.
+    """
+    return _measure(settings, model, rollout_id, stage, terms=terms)
 
 
 def of_model(settings: Settings, model: str) -> ParityReport:
@@ -124,10 +129,16 @@ def load(settings: Settings, model: str, digest: str) -> ParityReport:
 
 
 def _measure(
-    settings: Settings, model: str, rollout_id: str = "", stage: str = "", *, only: str | None = None
+    settings: Settings,
+    model: str,
+    rollout_id: str = "",
+    stage: str = "",
+    *,
+    only: str | None = None,
+    terms: FeatureTerms | None = None,
 ) -> ParityReport:
     lake = open_lake(settings)
-    gate = _gate(settings, model)
+    gate = terms or feature_terms.of_now(settings, model, ())
     manifests: dict[str, Manifest] = {}
     asked, unlogged = _read_log(settings, lake, model, rollout_id, stage, gate.sample, manifests)
     pins: dict[str, ViewPin] = {}
@@ -135,13 +146,14 @@ def _measure(
         for pin in manifest.views:
             pins[pin.view] = _joined(pins.get(pin.view), pin)
     views, versions = [], {}
+    terms = terms or feature_terms.of_now(settings, model, pins)
     for name in sorted(pins):
-        if only is not None and name.rpartition("__")[0] != only:
+        if only is not None and view_name(name) != only:
             continue
         table = features.table_of(name)
         if lake.exists(table):
             versions[name] = lake.version(table) or 0
-        views.append(_view(settings, lake, pins[name], asked, versions.get(name)))
+        views.append(_view(lake, pins[name], asked, versions.get(name), terms.bars(name)))
     if gate.inputs and only is None:
         views += _inputs(settings, model, asked)
     times = [one.asked_us for one in asked.values()]
@@ -159,23 +171,11 @@ def _measure(
     )
 
 
-def blocks(settings: Settings, model: str) -> bool:
-    """Whether a failed report holds a rollout of the model."""
-    return _gate(settings, model).gate == "block"
-
-
 def _joined(one: ViewPin | None, other: ViewPin) -> ViewPin:
     """A view as two releases read it: the features of both."""
     if one is None:
         return other
     return msgspec.structs.replace(one, features=list(dict.fromkeys([*one.features, *other.features])))
-
-
-def _gate(settings: Settings, model: str) -> ParityGate:
-    try:
-        return load_model(settings.include_dir, model).rollout.parity
-    except (NotFoundError, SpecError):  # a model without a spec here has no transform of its requests either
-        return ParityGate(inputs=False)
 
 
 def _read_log(
@@ -220,9 +220,7 @@ def _read_log(
     return {name: one for name, one in found.items() if name in read}, len(answered - read)
 
 
-def _view(
-    settings: Settings, lake: DeltaLake, pin: ViewPin, asked: Mapping[str, Logged], version: int | None
-) -> ViewParity:
+def _view(lake: DeltaLake, pin: ViewPin, asked: Mapping[str, Logged], version: int | None, bars: Bars) -> ViewParity:
     """One view over every row of every request that read it."""
     keys: dict[str, list[Value]] = {name: [] for name in pin.entity.values()}
     rows: list[Read] = []
@@ -236,7 +234,6 @@ def _view(
             rows.append(Read(request_id, one.asked_us, stamp_us, values, logged.why, expected_us=stamp_us))
             for name, column in keys.items():
                 column.append(_at(one.inputs.get(name), row))
-    bars = _bars(settings, pin)
     if not rows or version is None:
         return parity.compare(pin.view, pin.features, bars, rows)
     types = {pin.entity[key]: _KEY_TYPES[kind] for key, kind in pin.join_key_types.items()}
@@ -259,22 +256,6 @@ def _view(
 
 
 _KEY_TYPES = {"string": pa.string(), "int64": pa.int64(), "int32": pa.int32()}
-
-
-def _bars(settings: Settings, pin: ViewPin) -> Bars:
-    """What the view's spec allows; nothing at all for a view without one."""
-    try:
-        spec = load_view(settings.include_dir, pin.view.rpartition("__")[0])
-    except NotFoundError:
-        return Bars()
-    given = spec.parity
-    return Bars(
-        tolerance_rel=given.tolerance_rel,
-        tolerance={name: one.tolerance for name, one in spec.features.items() if one.tolerance},
-        wrong_share=given.wrong_share,
-        late_share=given.late_share,
-        lag_us=(given.lag or spec.publish_every).us,
-    )
 
 
 def _inputs(settings: Settings, model: str, asked: Mapping[str, Logged]) -> list[ViewParity]:

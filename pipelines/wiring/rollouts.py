@@ -22,7 +22,7 @@ from pipelines.rollout.plan_actions import salt_of
 from pipelines.rollout.standing import Standing
 from pipelines.rollout.state import Decision, Plan, Rollout
 from pipelines.settings import Settings
-from pipelines.wiring import record_copy
+from pipelines.wiring import feature_terms, record_copy
 from pipelines.wiring.gate_conditions import measured
 from pipelines.wiring.rollout_commands import approve, command, pause, question, reject, resume, rollback, skip
 from pipelines.wiring.rollout_gate import fed_by, fold_backtest, now, plan_of, rollout_store, standing_of
@@ -94,9 +94,9 @@ def start(
     that is under way returns its rollout. The plan is the model spec's unless given. Raises NotFoundError for an
     unknown release, SpecError or ContractError for a plan that cannot be.
     """
-    if plan is None:
-        plan = planned(settings, model)
     release = find_release(settings, model, challenger)
+    if plan is None:
+        plan = planned(settings, model, release)
     store, moment = rollout_store(settings), now(settings, as_of_us)
     for rollout in store.rollouts(model):
         if rollout.slot != "ended" and rollout.challenger == release:
@@ -131,8 +131,10 @@ def start(
     return store.load(queued.id)
 
 
-def planned(settings: Settings, model: str) -> Plan:
-    """What the model's spec freezes into a rollout that starts now: stages of `requests: auto` get their length."""
+def planned(settings: Settings, model: str, challenger: str) -> Plan:
+    """What the specs freeze into a rollout of `challenger` (digest) that starts now: stages of `requests: auto` get
+    their length, the views that it or the champion reads keep their terms.
+    """
     from pipelines.rollout.stage_lengths import automatic
     from pipelines.spec.loading import load_model
     from pipelines.wiring.rollout_gate import policy_mapping
@@ -140,7 +142,9 @@ def planned(settings: Settings, model: str) -> Plan:
 
     spec = load_model(settings.include_dir, model)
     plan = plan_of(spec, known(settings, spec) if automatic(policy_mapping(spec)) else None)
-    return msgspec.structs.replace(plan, fed_by=fed_by(settings, spec))
+    releases = [digest for digest in (challenger, control_db(settings).champion(model)) if digest]
+    features = feature_terms.of_releases(settings, model, releases)
+    return msgspec.structs.replace(plan, fed_by=fed_by(settings, spec), features=features)
 
 
 def begin_waiting(settings: Settings, model: str, *, as_of_us: int | None = None) -> Rollout | None:

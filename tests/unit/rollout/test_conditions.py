@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import struct
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.rollout.conditions import Condition, Fresh, Parity
 from pipelines.rollout.decide import decide
 from pipelines.rollout.explainer import explain
+from pipelines.rollout.feature_terms import view_name
 from pipelines.rollout.plan_actions import plan_actions
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.stages import from_spec
 from pipelines.rollout.state import Decision, Plan, apply
 from pipelines.settings import Settings
 from pipelines.spec.durations import parse
-from pipelines.wiring import features, rollouts
+from pipelines.wiring import feature_terms, features, rollouts
+from pipelines.wiring.gate_conditions import measured
 from pipelines.wiring.rollout_page import page
 from pipelines.wiring.rollout_replay import replay_rollout
 from tests.unit.features.logged_requests import HOUR_US, MODEL, LoggedRequests
@@ -100,6 +104,15 @@ class Installation(LoggedRequests):
         self.rollout = rollouts.start(self.settings, MODEL, self.release, actor="test", plan=PLAN).id
         rollouts.advance(self.settings, self.rollout)
 
+    def with_terms(self) -> None:
+        """Another rollout in its place, with the terms of the specs as they are now frozen into its plan."""
+        rollouts.rollback(self.settings, self.rollout, "anna", "another begins")
+        rollouts.advance(self.settings, self.rollout)
+        terms = feature_terms.of_releases(self.settings, MODEL, [self.release, self.champion])
+        plan = msgspec.structs.replace(PLAN, features=terms)
+        self.rollout = rollouts.start(self.settings, MODEL, self.release, actor="test", plan=plan).id
+        rollouts.advance(self.settings, self.rollout)
+
     def look(self, hours: float) -> rollouts.Look:
         return rollouts.look(self.settings, self.rollout, as_of_us=parse_event_time(START) + round(hours * HOUR_US))
 
@@ -136,7 +149,7 @@ def test_a_rollout_waits_for_stale_features_and_leaves_shadow_when_they_are_fres
     assert "plane_late_rate_7d" in text
 
 
-def test_a_rollout_whose_features_were_wrong_online_is_held_in_shadow(installation: Installation) -> None:
+def answer_with_wrong_temperatures(installation: Installation) -> None:
     with features.Publisher(installation.settings) as publisher:
         publisher.tick(parse_event_time(START) + 3 * HOUR_US)
     version = next(pin.view for pin in installation.pins if pin.view.startswith("weather"))
@@ -144,8 +157,65 @@ def test_a_rollout_whose_features_were_wrong_online_is_held_in_shadow(installati
         message = struct.pack("<Bd", 0x29, 4.0)
         connection.execute(f"UPDATE \"slipway_{version}\" SET value = ? WHERE feature_name = 'temp'", (message,))
     installation.answer(installation.rollout, "2013-01-18T13:00:00Z", 3)
+
+
+def test_a_rollout_whose_features_were_wrong_online_is_held_in_shadow(installation: Installation) -> None:
+    answer_with_wrong_temperatures(installation)
     held = installation.look(6)
     assert held.decision is not None
     assert (held.decision.kind, held.decision.metrics, held.status) == ("hold", ("parity",), "held")
     assert "temp: request" in held.decision.reason
     assert replay_rollout(installation.settings, installation.rollout).differences == []
+
+
+def test_bars_that_are_changed_in_the_specs_do_not_reach_a_rollout_that_runs(
+    installation: Installation, tmp_path: Path
+) -> None:
+    include = tmp_path / "include"
+    shutil.copytree(installation.settings.include_dir, include)
+    installation.settings = installation.settings.model_copy(update={"include_dir": include})
+    installation.with_terms()
+    frozen = rollouts.load(installation.settings, installation.rollout)
+    everything_is_allowed(include)
+    answer_with_wrong_temperatures(installation)
+
+    held = installation.look(6)
+    assert held.decision is not None
+    assert (held.decision.kind, held.decision.metrics) == ("hold", ("parity",))
+    after_edit = rollouts.load(installation.settings, installation.rollout)
+    assert (after_edit.policy_digest, after_edit.plan.digest()) == (frozen.policy_digest, frozen.policy_digest)
+    begun_now = msgspec.structs.replace(
+        PLAN, features=feature_terms.of_releases(installation.settings, MODEL, [installation.release])
+    )
+    assert begun_now.digest() != frozen.policy_digest
+    assert conditions_of(installation, hours=30)["weather_at_origin"].fault
+
+
+def everything_is_allowed(include: Path) -> None:
+    """The bars of every view, and the model's gate, as somebody would set them to let a challenger pass."""
+    for file in (include / "features").glob("*.yaml"):
+        spec = yaml.safe_load(file.read_text())
+        spec |= {"freshness": "365d event_time", "parity": {"wrong_share": 1.0, "late_share": 1.0}}
+        file.write_text(yaml.safe_dump(spec))
+    file = include / "models" / f"{MODEL}.yaml"
+    spec = yaml.safe_load(file.read_text())
+    spec["rollout"]["parity"] = {"gate": "report"}
+    file.write_text(yaml.safe_dump(spec))
+
+
+def conditions_of(installation: Installation, hours: float) -> dict[str, Fresh]:
+    """What freshness would be measured as, by view."""
+    state = rollouts.load(installation.settings, installation.rollout)
+    found = measured(installation.settings, state, parse_event_time(START) + round(hours * HOUR_US))
+    return {view_name(each.view): each for each in found if isinstance(each, Fresh)}
+
+
+def test_a_spec_freezes_the_terms_of_the_views_that_champion_and_challenger_read(installation: Installation) -> None:
+    plan = rollouts.planned(installation.settings, MODEL, installation.release)
+    assert plan.features is not None
+    assert set(plan.features.views) == {view_name(pin.view) for pin in installation.pins}
+    weather = plan.features.views["weather_at_origin"]
+    assert (weather.alert, weather.bars.wrong_share) == ("WeatherStale", 0.001)
+    alone = rollouts.planned(installation.settings, MODEL, installation.champion)
+    assert alone.features is not None
+    assert alone.features.views == {}, "this release reads no view, and neither does the champion"
