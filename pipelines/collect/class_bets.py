@@ -48,7 +48,9 @@ class ClassBets:
         self._integrity = policy.integrity
         self._quantiles = [metric for metric in policy.metrics if metric.kind == "quantile"]
         self._cuts = RunningCuts([cast("float", metric.q) for metric in self._quantiles])
-        self.blocks = LatencyBlocks([metric.name for metric in self._quantiles], policy.response_deadline_s)
+        self.blocks = LatencyBlocks(
+            [(metric.name, cast("float", metric.q)) for metric in self._quantiles], policy.response_deadline_s
+        )
         self._rates = {metric.name: RunningRate() for metric in policy.metrics if metric.kind == "event"}
 
     def sample_ratio(self, fresh: Requests) -> list[Posting]:

@@ -88,11 +88,11 @@ def blocks(metric: Metric, base: BaseRates, effect: float, stage: Stage, rates: 
         return np.zeros(GRID)
     per_block = rates.requests_per_hour * latency_blocks.BLOCK_US / 3.6e9
     above0, above1 = exceedances(metric, base, effect)
-    return _block_growth(round(per_block, 9), share, round(above0, 9), round(above1, 9)) / per_block
+    return _block_growth(round(per_block, 9), share, round(above0, 9), round(above1, 9), metric.q) / per_block
 
 
 @cache
-def _block_growth(per_block: float, share: float, above0: float, above1: float) -> Floats:
+def _block_growth(per_block: float, share: float, above0: float, above1: float, q: float) -> Floats:
     """Mean log factors of one block of that many requests."""
     rng = np.random.default_rng(0)
     n1, n0 = rng.poisson(per_block * share, BLOCKS_DRAWN), rng.poisson(per_block * (1 - share), BLOCKS_DRAWN)
@@ -100,9 +100,10 @@ def _block_growth(per_block: float, share: float, above0: float, above1: float) 
     judged = (n1 >= latency_blocks.LEAST) & (n0 >= latency_blocks.LEAST)
     if judged.sum() < BLOCKS_DRAWN / 400:
         return np.zeros(GRID)
-    difference = e1[judged] / n1[judged] - e0[judged] / n0[judged]
-    size = np.clip(difference / max(2.0 * float(np.abs(difference).mean()), 1e-12), -1.0, 1.0)
-    growth: Floats = np.log1p(size[:, None] * bets.MEAN_FRACTIONS).sum(axis=0) / BLOCKS_DRAWN
+    counts = np.stack([n0[judged], e0[judged], n1[judged], e1[judged]], axis=1)
+    difference = counts[:, 3] / counts[:, 2] - counts[:, 1] / counts[:, 0]
+    scale = np.full(len(counts), 2.0 * float(np.abs(difference).mean()))
+    growth: Floats = latency_blocks.block_factors(counts, scale, q).sum(axis=0) / BLOCKS_DRAWN
     return growth
 
 

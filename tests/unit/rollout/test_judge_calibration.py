@@ -15,6 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from benchmarks.proof.broken import JUDGES
+from benchmarks.proof.policies import policy
 from benchmarks.proof.runs import Job, JudgeOf, play
 from pipelines.cli.gate import app
 from pipelines.rollout.catalogue import FAULTS, INFEASIBLE, TRAPS, rates
@@ -55,6 +56,13 @@ def test_healthy_rollouts_are_stopped_in_less_than_one_percent_with_confidence()
 def test_a_broken_judge_fails_the_check_that_the_gates_pass(name: str) -> None:
     passed, found = holds(JUDGES[name])
     assert not passed, found
+
+
+def test_rare_slowness_in_a_small_canary_is_rolled_back_by_its_blocks() -> None:
+    """Two requests of a hundred are slow, and six of a block are the challenger's: most blocks show none of them."""
+    body = policy(60_000, shadow=False, shares=(0.05,))
+    found = play(Job(key="tail", policy=body, seed=1, fault=Fault(tail_factor=5.0)))
+    assert (found["verdict"], found["metric"]) == ("rollback", "latency_p99")
 
 
 def test_the_catalogue_is_as_large_as_it_says() -> None:
