@@ -99,7 +99,7 @@ class Traffic:
                     {"name": "x", "shape": [1], "datatype": "FP64", "data": [x]},
                     {"name": "origin", "shape": [1], "datatype": "BYTES", "data": [rng.choice(["JFK", "EWR"])]},
                 ]
-                client.post(f"/v2/models/{MODEL}/infer", json={"id": name, "inputs": tensors}).raise_for_status()
+                self._post(client, f"/v2/models/{MODEL}/infer", {"id": name, "inputs": tensors})
                 self.sent += 1
                 if rng.random() < 0.9:
                     late_s = rng.choice([0.1, 1.0, 3.0, 8.0]) * rng.random()
@@ -114,9 +114,18 @@ class Traffic:
                     self._waiting.remove(each)
                 if due:
                     labels = [{"id": name, "value": value} for _, name, value in due]
-                    client.post(f"/v1/models/{MODEL}/labels", json={"labels": labels}).raise_for_status()
+                    self._post(client, f"/v1/models/{MODEL}/labels", {"labels": labels})
                     self.labelled += len(due)
                 time.sleep(0.1)  # labels come in batches
+
+    def _post(self, client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+        """Send it until it is taken: a gateway that has too much to do says when to come again."""
+        while not self._stop.is_set():
+            answer = client.post(path, json=body)
+            if answer.status_code not in (429, 503):
+                answer.raise_for_status()
+                return
+            time.sleep(float(answer.headers.get("retry-after", 1)))  # as it was told
 
 
 class Ran(msgspec.Struct, frozen=True, kw_only=True):
