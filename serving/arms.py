@@ -28,6 +28,12 @@ _PROVEN = 64
 """So many scorings of each arm were quick before they are done there."""
 _SLOW_COSTS = 8
 """So many quick ones a slow one undoes: where the processor is shared, any scoring may be interrupted for a while."""
+_MOST = 8
+_HELD_US = 300
+"""Requests that are scored together while two releases are compared, and what that may take (wall): whoever comes
+meanwhile waits for it, behind second arms, too."""
+_DEARER = 1.25
+"""How much more a scoring may be thought to cost than before: any measurement may be an interruption."""
 _ALARM_S = 0.02
 """When a challenger's scoring in the loop is ended; it is then done again in a thread, and so are all later ones."""
 
@@ -39,11 +45,18 @@ class Pace:
         self.at_once = False
         self._quick: dict[Arm, int] = dict.fromkeys(ARMS, 0)
         self._never = False
+        self._costs_us: dict[Arm, float] = {}
+
+    @property
+    def most(self) -> int:
+        """How many requests are scored together, of either arm."""
+        return max(1, min(_MOST, int(_HELD_US / max((1.0, *self._costs_us.values())))))
 
     def note(self, arm: Arm, outcome: Outcome, took_us: float | None = None) -> None:
         """Take in what one scoring took: its latency, or its share of what several took together."""
         if took_us is None:
             took_us = outcome.latency_us - outcome.features_us
+        self._costs_us[arm] = min(took_us, _DEARER * self._costs_us.get(arm, took_us))
         quick = outcome.status != "error" and took_us <= _QUICK_US
         standing = self._quick[arm] + 1 if quick else self._quick[arm] - _SLOW_COSTS
         self._quick[arm] = max(0, min(_PROVEN, standing))

@@ -40,7 +40,8 @@ def check(gateway: Gateway, plan: Plan, request: InferRequest) -> Exchange:
     check_outputs(request, plan.champion.manifest)
     bound = plan.binder.bind(request, gateway.limits.max_rows)
     name, given = request_id(gateway, request)
-    return Exchange(gateway, plan, request, bound, Scorer(bound, NOTHING), name, given, event_us)
+    unit = _unit(gateway, plan, request, name)
+    return Exchange(gateway, plan, bound, Scorer(bound, NOTHING), name, given, unit, event_us)
 
 
 def event_time(gateway: Gateway, request: InferRequest) -> int:
@@ -70,31 +71,29 @@ def request_id(gateway: Gateway, request: InferRequest) -> tuple[str, bool]:
     return request.id, True
 
 
-def _unit(exchange: Exchange) -> str:
+def _unit(gateway: Gateway, plan: Plan, request: InferRequest, name: str) -> str:
     """The randomisation unit. Raises Malformed, without showing it: it may be a person."""
-    gateway, request = exchange.gateway, exchange.request
     unit = (request.parameters or {}).get("unit")
     if unit is None:
-        return exchange.request_id
+        return name
     max_chars = gateway.limits.max_id_chars
     if isinstance(unit, bool) or not isinstance(unit, (str, int)) or not 0 < len(str(unit)) <= max_chars:
         got = f"{type(unit).__name__} of {len(str(unit))} characters"
         raise Malformed("parameters.unit", got=got, expected=f"a text of 1 to {max_chars} characters, or an integer")
     # Whom a model of personal inputs randomises by is likely a person, too.
-    keyed: KeyedHash | None = gateway.keyed if exchange.plan.privacy.personal else None
+    keyed: KeyedHash | None = gateway.keyed if plan.privacy.personal else None
     return str(unit) if keyed is None else keyed.of(str(unit))
 
 
 def assign(exchange: Exchange, event_id: EventId, traceparent: str | None) -> Assignment:
-    """Draw the arm and reserve the pair's place: the assignment to be written. Raises Malformed.
+    """Draw the arm and reserve the pair's place: the assignment to be written.
 
     A client's id is remembered with its arm here, so that it is known to a request that comes in the same turn.
     """
     gateway, plan = exchange.gateway, exchange.plan
     route, effective, bound, name = plan.route, plan.effective, exchange.bound, exchange.request_id
-    unit = _unit(exchange)
     first = gateway.memory.first(route.model, name) if exchange.given else None
-    exchange.arm = arm_of(effective, route.salt, unit, first)
+    exchange.arm = arm_of(effective, route.salt, exchange.unit, first)
     if effective.shadow and plan.challenger is not None and first is None:
         exchange.paired = gateway.shadow.reserve()
         if not exchange.paired:
@@ -117,7 +116,7 @@ def assign(exchange: Exchange, event_id: EventId, traceparent: str | None) -> As
         arm=exchange.arm,
         share_ppm=effective.share_ppm,
         salt=route.salt,
-        unit=unit,
+        unit=exchange.unit,
         mode=effective.mode if compared else "single",
         stage=route.stage,
         rollout_id=exchange.rollout_id,

@@ -11,22 +11,24 @@ from serving.inference_log import LogWriteError
 from serving.inputs import Bound
 from serving.metrics import ViewMetrics
 from serving.models import LoadedModel
-from serving.oip.request import InferRequest
 from serving.online_features.plan import ReadPlan, Wanted
 from serving.route_table import Plan
 from serving.scoring import Outcome, Scorer
 
 
 class Exchange(msgspec.Struct):
-    """A request that has been checked. `given`: the client named it; `remembered`: that name was new."""
+    """A request that has been checked.
+
+    `given`: the client named it; `remembered`: that name was new. `unit` is the randomisation unit.
+    """
 
     gateway: Gateway
     plan: Plan
-    request: InferRequest
     bound: Bound
     scorer: Scorer
     request_id: str
     given: bool
+    unit: str
     event_us: int
     arm: Arm = "champion"
     paired: bool = False
@@ -116,6 +118,14 @@ class Exchange(msgspec.Struct):
             if served:
                 for read in outcome.features:
                     _count_view(metrics.view(read.view), read.event_us, self.event_us)
+
+    def will_wait(self) -> None:
+        """Use the place in the shadow queue, and keep only what the other arm needs.
+
+        A queue of whole requests is a heap whose collection would stop the worker for milliseconds.
+        """
+        self.paired = False
+        self.bound.logged = {}
 
     def unpair(self) -> None:
         """Give the request's place in the shadow queue back, if it has one."""

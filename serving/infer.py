@@ -60,7 +60,7 @@ async def go_on(exchange: Exchange, outcome: Outcome | None = None) -> Answer:
         given = result(exchange, outcome, exchange.arm, logged)
         if not exchange.paired:
             return Answer(given)
-        exchange.paired = False
+        exchange.will_wait()
         side_by_side = exchange.model_of(OTHER[exchange.arm]).batching is not None
         return Answer(given, Job(lambda: score_other(exchange), side_by_side))
     except BaseException:

@@ -7,7 +7,8 @@ the kernel by one write, and a release scores its requests by one call. What goe
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Container, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -104,7 +105,8 @@ def give_up(begun: Begun) -> None:
 
 
 def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
-    outcomes = _score(gateway, exchanges)
+    groups = list(_groups(exchanges))
+    outcomes = _score(gateway, exchanges, groups)
     responses: list[Response] = []
     ids = gateway.log.ids()
     for exchange, outcome in zip(exchanges, outcomes, strict=True):
@@ -117,7 +119,7 @@ def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
             responses.append(exchange.response(next(ids), exchange.arm, outcome, served=True))
     written = iter(_hand_over(gateway.log, responses))
     finished: list[Finished] = []
-    paired: list[Exchange] = []
+    paired: set[int] = set()
     for exchange, outcome in zip(exchanges, outcomes, strict=True):
         if outcome is None or _is_replaced(exchange, outcome):
             finished.append(go_on(exchange, outcome))
@@ -137,10 +139,9 @@ def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
         logged = exchange.logged and trouble is None
         finished.append(Answer(result(exchange, outcome, exchange.arm, logged)))
         if exchange.paired:
-            exchange.paired = False
-            paired.append(exchange)
-    if paired:
-        gateway.shadow.put(Job(lambda: _score_others(gateway, paired), places=len(paired)))
+            exchange.will_wait()
+            paired.add(id(exchange))
+    _put_others(gateway, groups, paired)
     return finished
 
 
@@ -149,27 +150,34 @@ def _is_replaced(exchange: Exchange, outcome: Outcome) -> bool:
     return exchange.arm == "challenger" and outcome.status != "ok"
 
 
-async def _score_others(gateway: Gateway, exchanges: Sequence[Exchange]) -> None:
+def _put_others(gateway: Gateway, groups: Iterable[Sequence[Exchange]], paired: Container[int]) -> None:
+    """Put the second arms of the exchanges, by `id`, into the queue: a job for those that were scored together."""
+    for group in groups:
+        if pairs := [exchange for exchange in group if id(exchange) in paired]:
+            gateway.shadow.put(Job(partial(_score_others, gateway, pairs), places=len(pairs)))
+
+
+async def _score_others(gateway: Gateway, group: Sequence[Exchange]) -> None:
     """The arms not drawn score, as those that were: together. Nobody waits for them."""
-    for group in _groups(exchanges):
-        arm = OTHER[group[0].arm]
-        model, pace = group[0].model_of(arm), group[0].plan.pace
-        outcomes = gateway.arms.score_in_loop(pace, arm, [exchange.scorer for exchange in group], model)
-        if outcomes is None:
-            for exchange in group:
-                await score_other(exchange)
-            continue
-        responses: list[Response] = []
-        ids = gateway.log.ids()
+    arm = OTHER[group[0].arm]
+    model, pace = group[0].model_of(arm), group[0].plan.pace
+    outcomes = gateway.arms.score_in_loop(pace, arm, [exchange.scorer for exchange in group], model)
+    if outcomes is None:
+        for exchange in group:
+            await score_other(exchange)
+        return
+    responses: list[Response] = []
+    ids = gateway.log.ids()
+    for exchange, outcome in zip(group, outcomes, strict=True):
+        exchange.count(arm, outcome, served=False)
+        if exchange.logged:
+            responses.append(exchange.response(next(ids), arm, outcome, served=False, shadow=True))
+    for trouble in _hand_over(gateway.log, responses):
+        if trouble is not None and not isinstance(trouble, LogWriteError):
+            _log.error("a second arm's response is not in the log", exc_info=trouble)
+    if arm == "challenger":
         for exchange, outcome in zip(group, outcomes, strict=True):
-            exchange.count(arm, outcome, served=False)
-            if exchange.logged:
-                responses.append(exchange.response(next(ids), arm, outcome, served=False, shadow=True))
-        for trouble in _hand_over(gateway.log, responses):
-            if trouble is not None and not isinstance(trouble, LogWriteError):
-                _log.error("a second arm's response is not in the log", exc_info=trouble)
-        for exchange, outcome in zip(group, outcomes, strict=True):
-            if arm == "challenger" and not outcome.unavailable:
+            if not outcome.unavailable:
                 gateway.count_challenger_call(exchange.plan, failed=outcome.status != "ok")
 
 
@@ -188,17 +196,26 @@ def _hand_out(exchanges: Sequence[Exchange], reads: Sequence[Reads]) -> None:
 
 
 def _groups(exchanges: Sequence[Exchange]) -> Iterable[list[Exchange]]:
-    """The requests of one plan and arm together."""
-    found: dict[tuple[int, Arm], list[Exchange]] = {}
+    """The requests of one plan and arm together; where two releases are compared, a few, with a second arm or without.
+
+    So a pair's arms are scored in the same company, whatever was shed: their latencies mean the same.
+    """
+    found: dict[tuple[int, Arm, bool], list[Exchange]] = {}
     for exchange in exchanges:
-        found.setdefault((id(exchange.plan), exchange.arm), []).append(exchange)
-    return found.values()
+        found.setdefault((id(exchange.plan), exchange.arm, exchange.paired), []).append(exchange)
+    for group in found.values():
+        plan = group[0].plan
+        most = len(group) if plan.challenger is None else plan.pace.most
+        for first in range(0, len(group), most):
+            yield group[first : first + most]
 
 
-def _score(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Outcome | None]:
+def _score(
+    gateway: Gateway, exchanges: Sequence[Exchange], groups: Iterable[Sequence[Exchange]]
+) -> list[Outcome | None]:
     """The outcomes of the arms drawn, in the order of the requests; None where one is to be scored in a thread."""
     scored: dict[int, Outcome | None] = {}
-    for group in _groups(exchanges):
+    for group in groups:
         plan, arm = group[0].plan, group[0].arm
         model, scorers = group[0].model_of(arm), [exchange.scorer for exchange in group]
         outcomes: Sequence[Outcome | None] | None

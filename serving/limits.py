@@ -41,7 +41,7 @@ class Limits(BaseSettings):
     """How long a body may take; the same."""
     write_timeout_s: float = 10.0
     """How long a client may leave its answer unread before its connection is reset."""
-    shadow_queue: int = 1024
+    shadow_queue: int = 128
     """Requests whose second arm waits to be scored; one more is answered without its pair, and counted as shed."""
     remembered_ids: int = 100_000
     """Client ids of which the first arm is remembered, so that a retry gets it again."""

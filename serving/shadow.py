@@ -2,6 +2,9 @@
 
 A place is reserved before the assignment is written, so that the log promises a pair only when one will come. When the
 queue is full nothing is promised, and the shed request is counted.
+
+Clients go first: a job is done in a turn of the loop that had nothing to do for them, and is short (`Pace.most`), so
+that whoever comes meanwhile waits no longer than for a request like their own.
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import NamedTuple
 
 _log = logging.getLogger("slipway.shadow")
 
-_TURNS = 8
-"""Turns of the loop in which requests were answered before a second arm is scored all the same."""
+_PATIENCE_S = 0.02
+"""How long a second arm makes way (wall). A worker that never rests gives so little to pairs, but not nothing."""
 
 
 class Job(NamedTuple):
@@ -35,8 +39,8 @@ class ShadowQueue:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._taken = 0
-        self.requests = 0
-        """Requests answered by this worker, of any model."""
+        self.stir = 0
+        """Moves with every request that comes and every answer that leaves, of any model."""
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._consumer: asyncio.Task[None] | None = None
         self._running: set[asyncio.Task[None]] = set()
@@ -73,18 +77,19 @@ class ShadowQueue:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._consumer
 
-    async def _pause(self) -> None:
-        """Let requests that have come be answered first; for a bounded time, so that pairs come of a busy hour, too."""
-        for _ in range(_TURNS):
-            answered = self.requests
+    async def _rest(self) -> None:
+        """Wait for a turn of the loop in which no request came and none was answered."""
+        until = monotonic() + _PATIENCE_S
+        while monotonic() < until:
+            before = self.stir
             await asyncio.sleep(0)  # one turn of the loop: it reads what has come
-            if self.requests == answered:
+            if self.stir == before:
                 return
 
     async def _consume(self) -> None:
         while True:
             job = await self._queue.get()
-            await self._pause()
+            await self._rest()
             if job.side_by_side:
                 task = asyncio.get_running_loop().create_task(self._run(job))
                 self._running.add(task)

@@ -90,6 +90,7 @@ class ShortWay:
         except Refusal as refusal:
             asked.reply = self._replies.of_error(refusal)
             return asked
+        gateway.shadow.stir += 1
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer_some)
         self._waiting.append(asked)

@@ -14,7 +14,7 @@ import pytest
 from pipelines.contracts import events, segments
 from pipelines.contracts.events import ARMS, Assignment, Response
 from serving import short_way
-from serving.arms import _PROVEN
+from serving.arms import _HELD_US, _MOST, _PROVEN, Pace
 from serving.models import LoadedModel
 from serving.row_by_row import MOST_ROWS, scores_row_by_row
 from serving.scoring import Outcome
@@ -175,6 +175,33 @@ async def test_second_arms_of_a_turn_are_scored_together_too_after_the_answers(
     assert [(event.request_id, event.arm, event.shadow) for event in seconds] == [
         (f"q{k}", "challenger", True) for k in range(6)
     ]
+
+
+async def test_while_releases_are_compared_few_are_scored_at_a_time_and_pairs_in_one_company(
+    home: Installation, start: Start
+) -> None:
+    home.publish("shadow")
+    async with start(limits={"shadow_queue": 11}) as running, together(running, 14) as turn:
+        answers = await turn.ask(*(post(f"q{k}") for k in range(14)))
+        assert [status for status, _ in answers] == [200] * 14
+        await running.shadows_done()
+        # Eleven have their pair, eight of them together and three; those that were shed are scored by themselves.
+        assert (turn.calls, turn.challenger_calls) == ([8, 3, 3], [8, 3])
+        assert turn.writes == [14, 14, 8, 3]
+
+
+def test_requests_that_cost_much_are_scored_few_at_a_time_while_releases_are_compared() -> None:
+    pace = Pace()
+    assert pace.most == _MOST
+    pace.note("champion", Outcome("ok", _HELD_US // 3))
+    assert pace.most == 3
+    pace.note("challenger", Outcome("ok", 10 * _HELD_US))
+    assert pace.most == 1
+    for _ in range(3):
+        pace.note("challenger", Outcome("ok", _HELD_US // 4))
+    assert pace.most == 3, "the dearer of the two counts"
+    pace.note("champion", Outcome("ok", 100 * _HELD_US))
+    assert pace.most == 2, "one measurement may be an interruption"
 
 
 async def test_in_a_split_each_arm_is_scored_together_and_a_failed_challenger_is_answered_for(
