@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from pipelines.contracts.errors import ContractError
+from pipelines.contracts.errors import ContractError, SlipwayError
 from pipelines.contracts.pii import KeyedHash
 from pipelines.contracts.release import InputField, Release
 from serving.inputs import Bound
@@ -143,6 +143,18 @@ class LoadedModel:
         if missing := sorted(set(self.manifest.output.fields) - set(made)):
             raise ContractError("post-processing of the sample request", got=sorted(made), expected=f"also {missing}")
         return matrix
+
+
+def why_not_loaded(error: BaseException, folder: Path) -> str:
+    """Why the release in `folder` could not be loaded, in words for anyone who asks: the log has the error itself.
+
+    No path of this host is in them, and nothing that a library or the release's own code said.
+    """
+    if not isinstance(error, SlipwayError):
+        return f"the model; got {type(error).__name__}; expected ONNX Runtime to take it. The gateway's log says more."
+    got = error.got if error.__cause__ is None else type(error.__cause__).__name__
+    told = str(SlipwayError(error.what, got=got, expected=error.expected, hint=error.hint))
+    return told.replace(f"{folder}/", "").replace(str(folder), "its folder")
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 import re
 import time
 from collections import OrderedDict
@@ -12,10 +13,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipelines.contracts.errors import SlipwayError
 from pipelines.contracts.pii import KeyedHash
-from serving.models import LoadedModel
+from serving.models import LoadedModel, why_not_loaded
 from serving.oip.errors import Unavailable, Unknown
+
+_log = logging.getLogger("slipway.models")
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -86,12 +88,13 @@ class PinnedModels:
         known = self._models.get(digest)
         if known is not None:
             return known
+        folder = self._releases / digest
         try:
-            return LoadedModel(self._releases / digest, digest, self._keyed)
-        except SlipwayError as error:
-            raise Unavailable(
-                f"release {digest[:12]}", got=str(error), expected="a bundle that can be loaded"
-            ) from None
+            return LoadedModel(folder, digest, self._keyed)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a release, the gateway is not
+            _log.error("release %s not loaded: %s", digest[:12], error)
+            told = why_not_loaded(error, folder)
+            raise Unavailable(f"release {digest[:12]}", got=told, expected="a bundle that can be loaded") from None
 
     def _changed_ns(self) -> int:
         """When a release was last added or removed."""

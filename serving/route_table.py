@@ -20,7 +20,7 @@ from pipelines.contracts.release import InputField
 from pipelines.contracts.routes import Route
 from serving.arms import Pace
 from serving.inputs import Binder
-from serving.models import LoadedModel
+from serving.models import LoadedModel, why_not_loaded
 from serving.oip.errors import Unavailable, Unknown
 from serving.online_features.plan import ReadPlan
 from serving.overrides import OverrideStore
@@ -64,6 +64,7 @@ class RouteTable:
         self.plans: dict[str, Plan] = {}
         self.wanted: dict[str, Route] = {}
         self.load_errors: dict[str, str] = {}
+        """Why releases are not loaded, by digest, in words for anyone."""
         self.source = source
         self._overrides = overrides
         self._releases = releases
@@ -203,7 +204,7 @@ class RouteTable:
                 self._failed_at.pop(digest, None)
             else:
                 self._failed_at[digest] = time.monotonic()
-                self.load_errors[digest] = f"{type(error).__name__}: {error}"
+                self.load_errors[digest] = why_not_loaded(error, self._releases / digest)
                 _log.error("release %s not loaded: %s", digest[:12], error)
 
     def _forget_unused(self) -> None:

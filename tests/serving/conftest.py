@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,9 +18,11 @@ if importlib.util.find_spec("bentoml") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     import httpx
+    import msgspec
     from hypothesis import settings as hypothesis_settings
 
-    from pipelines.contracts import events, segments
+    from pipelines.contracts import events, release, segments
+    from pipelines.contracts.canonical import file_digest
     from pipelines.contracts.routes import Route
     from pipelines.settings import PROJECT, Settings
     from serving.app import GatewayApp
@@ -53,6 +56,18 @@ class Installation:
 
     def release(self, score: float, **options: Any) -> str:
         return constant_release(self.home / "releases", options.pop("model", "m"), score, **options)
+
+    def rebuilt(self, files: dict[str, bytes]) -> str:
+        """The champion's bundle with these files, added or in the place of its own, and a manifest that names them."""
+        staged = self.home / "releases" / ".staged"
+        shutil.copytree(self.home / "releases" / self.champion, staged)
+        for name, content in files.items():
+            (staged / name).write_bytes(content)
+        manifest = msgspec.json.decode((staged / "release.json").read_bytes(), type=release.Manifest)
+        named = manifest.files | {name: file_digest(staged / name) for name in files}
+        digest = release.write(staged, msgspec.structs.replace(manifest, files=named, semver="2.0.0"))
+        staged.rename(self.home / "releases" / digest)
+        return digest
 
     def settings(self, **values: Any) -> Settings:
         fixed = {"token": TOKEN, "route_poll_ms": 20, "control_url": self.control_url}

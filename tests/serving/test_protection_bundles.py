@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from pipelines.contracts import release
-from pipelines.contracts.canonical import file_digest
 from tests.serving.conftest import Installation, Start
 
 pytestmark = pytest.mark.anyio
@@ -27,21 +23,9 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-def with_pickle(home: Installation, trap: Path) -> str:
-    """The champion's bundle with one more file, and a manifest that names it with its digest."""
-    staged = home.home / "releases" / ".staged"
-    shutil.copytree(home.home / "releases" / home.champion, staged)
-    (staged / "encoder.json").write_bytes(pickle.dumps(Trap(trap)))
-    manifest = msgspec.json.decode((staged / "release.json").read_bytes(), type=release.Manifest)
-    files = {**manifest.files, "encoder.json": file_digest(staged / "encoder.json")}
-    digest = release.write(staged, msgspec.structs.replace(manifest, files=files, semver="2.0.0"))
-    staged.rename(home.home / "releases" / digest)
-    return digest
-
-
 async def test_a_release_with_a_pickle_is_not_loaded(home: Installation, start: Start, tmp_path: Path) -> None:
     home.publish()
-    trapped = with_pickle(home, tmp_path / "trap")
+    trapped = home.rebuilt({"encoder.json": pickle.dumps(Trap(tmp_path / "trap"))})
     async with start() as running:
         home.publish(champion=trapped)
         await running.until(lambda: bool(running.gateway.table.load_errors))

@@ -117,8 +117,38 @@ async def test_a_changed_bundle_is_never_served(home: Installation, start: Start
     async with start() as running:
         home.publish(champion=home.challenger)
         await running.until(lambda: home.challenger in running.gateway.table.load_errors)
-        assert "postprocess.py" in running.gateway.table.load_errors[home.challenger]
+        told = running.gateway.table.load_errors[home.challenger]
+        assert told.startswith("postprocess.py; got ")
         assert (await running.infer()).json()["parameters"]["release"] == home.champion
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("release.json", None, "release; got {digest:.12}; expected a bundle in its folder"),
+        ("postprocess.py", b"open('/nowhere/secret')", "postprocess.py; got FileNotFoundError; expected a module"),
+        ("postprocess.py", b"apply = 1", "postprocess.py; got no function apply; expected def apply(...)"),
+        ("sample_request.json", b"{", "infer request; got a body that is not JSON"),
+        ("model.onnx", b"no model", "the model; got InvalidProtobuf; expected ONNX Runtime to take it"),
+    ],
+)
+async def test_why_a_release_is_not_loaded_is_told_in_plain_words_and_without_the_hosts_paths(
+    home: Installation, start: Start, file: str, content: bytes | None, said: str
+) -> None:
+    broken = home.rebuilt({file: content}) if content is not None else "0" * 64
+    home.publish()
+    async with start() as running:
+        home.publish(champion=broken)
+        await running.until(lambda: broken in running.gateway.table.load_errors)
+        told = [(await running.client.get("/v1/routes")).json()["load_errors"][broken]]
+        if content is not None:
+            pinned = await running.client.post(f"/v2/models/m/versions/{broken}/infer", json={"inputs": []})
+            assert pinned.status_code == 503
+            told.append(pinned.json()["error"])
+    for one in told:
+        assert said.format(digest=broken) in one
+        assert str(home.home) not in one
+        assert "/nowhere" not in one
 
 
 async def test_a_document_of_another_schema_is_skipped_and_the_route_before_it_stands(
