@@ -60,18 +60,20 @@ def spark_lines(found: dict[str, Any]) -> list[str]:
 
 
 def increment_lines(found: dict[str, Any]) -> list[str]:
-    """One day on a year beside the whole year."""
-    shares = sorted(
-        (view["rows"]["day"] / view["rows"]["full"], view["cpu_s"]["day"] / view["cpu_s"]["full"])
-        for view in found["views"].values()
+    """One day on a year beside the whole year, for each size of the year."""
+    return [_increment_line(run) for run in found["runs"]]
+
+
+def _increment_line(run: dict[str, Any]) -> str:
+    shares = {
+        of: sorted(view[of]["day"] / view[of]["full"] for view in run["views"].values()) for of in ("rows", "cpu_s")
+    }
+    rows, processor, all_of_it = shares["rows"], shares["cpu_s"], run["all"]["cpu_s"]
+    return (
+        f"One day on one year of {run['dataset_rows']:,} dataset rows, {len(rows)} views: {rows[0]:.1%} to "
+        f"{rows[-1]:.1%} of the full build's rows are read, {processor[0]:.1%} to {processor[-1]:.1%} of its processor "
+        f"time; together {all_of_it['day']:.1f} s of {all_of_it['full']:.0f} s."
     )
-    rows, processor = ([pair[place] for pair in shares] for place in (0, 1))
-    return [
-        (
-            f"One day on one year of the {len(shares)} views: {min(rows):.1%} to {max(rows):.1%} of the full build's "
-            f"rows are read, {min(processor):.0%} to {max(processor):.0%} of its processor time."
-        )
-    ]
 
 
 def stream_lines(found: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 from pyarrow import fs
 
+from pipelines.adapters import delta_snapshots
 from pipelines.adapters.delta_rows import EVOLVED, MICROS_UTC, canonical, conform, scan_sql
 from pipelines.adapters.s3_storage import arrow_filesystem, is_remote, storage_options
 from pipelines.contracts.errors import DataError, NotFoundError, TransientError
@@ -81,11 +82,11 @@ class DeltaLake:
 
     def version(self, table: str) -> int | None:
         """The table's newest version; None when it does not exist."""
-        return self.open(table).version() if self.exists(table) else None
+        return self._seen(table).version() if self.exists(table) else None
 
     def applied(self, table: str, app: str) -> int | None:
         """The newest transaction number the application has applied to the table; None for none."""
-        return self.open(table).transaction_version(app) if self.exists(table) else None
+        return self._seen(table).transaction_version(app) if self.exists(table) else None
 
     def append(
         self,
@@ -172,24 +173,24 @@ class DeltaLake:
 
     def uris(self, table: str, version: int | None = None) -> list[str]:
         """The data files of the newest (or the given) version, in a fixed order."""
-        return sorted(self.open(table, version).file_uris())
+        return sorted(self._seen(table, version).file_uris())
 
     def partition_files(self, table: str, version: int | None = None) -> dict[str, frozenset[str]]:
         """The data files of each value of `day`, the table's one partition column."""
         found: dict[str, set[str]] = {}
-        for uri in self.open(table, version).file_uris():
+        for uri in self._seen(table, version).file_uris():
             found.setdefault(uri.rpartition("/day=")[2].partition("/")[0], set()).add(uri)
         return {day: frozenset(files) for day, files in found.items()}
 
     def partitions(self, table: str, version: int, days: Sequence[str]) -> pa.Table:
         """The rows of these values of `day` at a version. Raises OSError when its files are gone."""
-        opened = self.open(table, version)
+        opened = self._seen(table, version)
         schema = pa.schema(opened.schema().to_arrow())
         return opened.to_pyarrow_dataset(partitions=[("day", "in", list(days))]).to_table().select(schema.names)
 
     def schema(self, table: str) -> pa.Schema:
         """The table's Arrow schema."""
-        return pa.schema(self.open(table).schema().to_arrow())
+        return pa.schema(self._seen(table).schema().to_arrow())
 
     def read(
         self,
@@ -210,7 +211,7 @@ class DeltaLake:
 
     def bind(self, connection: duckdb.DuckDBPyConnection, name: str, table: str, version: int | None = None) -> None:
         """Make the table readable as the view `name` in a DuckDB connection, pinned to the version seen now."""
-        opened = self.open(table, version)
+        opened = self._seen(table, version)
         if self.remote:
             # Through Arrow, which reads the columns and row groups asked for: DuckDB's own S3 reader is an extension.
             connection.register(name, opened.to_pyarrow_dataset())
@@ -221,7 +222,7 @@ class DeltaLake:
 
     def select_sql(self, table: str, version: int | None = None) -> str:
         """The table's rows as a statement that any DuckDB can run on this machine."""
-        return scan_sql(self.open(table, version))
+        return scan_sql(self._seen(table, version))
 
     def tables(self, folder: str = "") -> list[str]:
         """The names of the tables in a folder (and those below it), in order."""
@@ -266,6 +267,12 @@ class DeltaLake:
             raise NotFoundError(
                 "lake table", got=table, expected=f"one of {near}" if near else "a published table"
             ) from None
+
+    def _seen(self, table: str, version: int | None = None) -> DeltaTable:
+        """As `open`, to be read only: a version that this process has loaded is not loaded again."""
+        if self.remote:
+            return self.open(table, version)
+        return delta_snapshots.snapshot(self.uri(table), version, lambda: self.open(table, version))
 
     def _write(
         self,
@@ -334,6 +341,8 @@ class DeltaLake:
             if how.evolve:
                 kind["schema_mode"] = "merge"
             write_deltalake(opened, target, partition_by=partitions, commit_properties=properties, **kind)
+            if not self.remote:
+                delta_snapshots.keep(self.uri(table), opened)
         except CommitFailedError as error:
             hint = "Another writer won; repeat the write."
             raise TransientError(f"lake table {table}", got=str(error), hint=hint) from error

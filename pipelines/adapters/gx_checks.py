@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -78,13 +79,19 @@ def _expectation(expectation: Expectation) -> Any:
 
 
 def _batch(frame: pd.DataFrame) -> Any:
+    return _definition().get_batch(batch_parameters={"dataframe": frame})
+
+
+@cache
+def _definition() -> Any:
+    """Batches of frames, in a context of this process: making one costs more than most checks."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("rows").add_dataframe_asset("rows")
-    return asset.add_batch_definition_whole_dataframe("rows").get_batch(batch_parameters={"dataframe": frame})
+    return asset.add_batch_definition_whole_dataframe("rows")
 
 
 def _validate(batch: Any, expectations: list[Any], result_format: dict[str, Any]) -> list[Any]:

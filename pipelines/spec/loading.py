@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import msgspec
 from pydantic import BaseModel, ValidationError
@@ -105,7 +106,14 @@ def parse_spec(
     path: Path, spec_type: type[AnySpec], check: Callable[[AnySpec], Iterator[Problem]], shown: str
 ) -> tuple[AnySpec | None, list[str]]:
     """The spec in a file, or None, and its mistakes as lines of text. `shown` is the file's name in them."""
-    text = path.read_text()
+    spec, mistakes = _parsed(path.read_text(), path.stem, spec_type, check, shown)
+    return cast("AnySpec | None", spec), list(mistakes)
+
+
+@lru_cache(maxsize=256)  # every step of a job loads the specs it needs, and to parse YAML is what costs
+def _parsed(
+    text: str, stem: str, spec_type: type[BaseModel], check: Callable[[Any], Iterator[Problem]], shown: str
+) -> tuple[BaseModel | None, list[str]]:
     try:
         document = YAML(typ="safe").load(text)
     except MarkedYAMLError as error:
@@ -129,8 +137,8 @@ def parse_spec(
         return None, render(text, shown, told)
     found = list(check(spec))
     name = getattr(spec, "name", None)
-    if name != path.stem:
-        found.append(Problem(("name",), f"name '{name}' differs from the file's; expected '{path.stem}'"))
+    if name != stem:
+        found.append(Problem(("name",), f"name '{name}' differs from the file's; expected '{stem}'"))
     return spec, render(text, shown, found)
 
 
