@@ -37,10 +37,12 @@ from tests.e2e.live_run import MODEL, Traffic
 from tests.waiting import wait_until
 
 STAGES = [
-    {"name": "shadow", "requests": 1500},
-    {"name": "canary_50", "share": 0.5, "requests": 1500},
-    {"name": "bake", "requests": 200},
+    {"name": "shadow", "requests": 600},
+    {"name": "canary_50", "share": 0.5, "requests": 600},
+    {"name": "bake", "requests": 100},
 ]
+PAUSE_S = 0.04
+"""Of each of two clients between its requests, at most: some eighty a second, so that the kills fall into stages."""
 VICTIMS = ["collector", "airflow-triggerer", "airflow-scheduler", "executor"]
 LONGEST_S = 900.0
 """Of one rollout: Airflow takes minutes to see that a killed task is gone."""
@@ -151,7 +153,7 @@ def main() -> int:
     os.environ["AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT"] = "30"
     with tempfile.TemporaryDirectory(prefix="slipway-rollout-kills-") as folder:
         site = Killing(Path(folder), random.Random(asked.seed))
-        with site.running() as admin, Traffic(site.settings.gateway_url, asked.seed):
+        with site.running() as admin, Traffic(site.settings.gateway_url, asked.seed, PAUSE_S):
             while (left := asked.kills - site.kills.total()) > 0:
                 rows.append(site.rollout(admin, len(rows), min(left, asked.per_rollout)))
                 print({name: value for name, value in rows[-1].items() if name != "kills"}, flush=True)

@@ -68,10 +68,12 @@ def plan_of(requests: int) -> Plan:
 
 
 class Traffic:
-    """Requests over two connections, and a label for most of them, seconds later."""
+    """Requests over two connections, and a label for most of them, seconds later; `pause_s` is the longest between
+    two of a connection.
+    """
 
-    def __init__(self, url: str, seed: int) -> None:
-        self.url, self.seed = url, seed
+    def __init__(self, url: str, seed: int, pause_s: float = 0.008) -> None:
+        self.url, self.seed, self.pause_s = url, seed, pause_s
         self.sent = self.labelled = 0
         self._waiting: list[tuple[float, str, float]] = []
         self._stop = threading.Event()
@@ -104,7 +106,7 @@ class Traffic:
                 if rng.random() < 0.9:
                     late_s = rng.choice([0.1, 1.0, 3.0, 8.0]) * rng.random()
                     self._waiting.append((time.monotonic() + late_s, name, float(rng.random() < x)))
-                time.sleep(rng.random() * 0.008)  # some hundred requests a second, unevenly
+                time.sleep(rng.random() * self.pause_s)  # some hundred requests a second by default, unevenly
 
     def _label(self) -> None:
         with httpx.Client(base_url=self.url, timeout=30) as client:
