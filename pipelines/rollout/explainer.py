@@ -19,11 +19,17 @@ from pipelines.rollout.state import Decision
 
 
 def explain(decision: Decision, actions: tuple[Action, ...]) -> list[str]:
-    """Lines of plain text: the decision with its reason, then each action."""
+    """Lines of plain text: the decision with its reason, what was measured beside the evidence, then each action."""
     where = decision.stage or "queue"
     head = f"{decision.kind} at {where}" + (f" -> {decision.next_stage}" if decision.next_stage else "")
     lines = [f"{head} by {decision.actor} ({decision.cause}): {decision.reason}"]
+    lines += [f"  {name}: {words}" for name, words in measured(decision)]
     return lines + [f"  {sentence(action)}" for action in actions]
+
+
+def measured(decision: Decision) -> list[tuple[str, str]]:
+    """Name and words of each condition that was measured where the stage would end."""
+    return [(each.name, each.words) for each in decision.conditions or ()]
 
 
 def sentence(action: Action) -> str:

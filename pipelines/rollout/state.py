@@ -62,12 +62,24 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
 
 
+class Feeds(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that is given this one's score as its `input`: at least so many of its requests are tried with the
+    challenger's score, and judged by its own `policy` (a document of `slipway-gate/1`).
+    """
+
+    model: str
+    input: str
+    requests: int
+    policy: dict[str, Any]
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is frozen into a rollout when it starts; a later edit of the spec does not touch it.
 
     `policy` is a document of `slipway-gate/1`; an empty `approvers` lets anyone approve. `approvals`: how many
     different people have to. `fed_by`: the models whose scores reach this one, however many models lie between.
-    `features`: the terms of the views that its releases read (None in plans of before they were frozen).
+    `feeds`: the models that are given its score as an input. `features`: the terms of the views that its releases read
+    (None in plans of before they were frozen).
     """
 
     stages: tuple[Stage, ...]
@@ -81,6 +93,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     settled: Settled = Settled()
     fed_by: tuple[str, ...] = ()
     features: FeatureTerms | None = None
+    feeds: tuple[Feeds, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of everything the gate depends on."""
@@ -96,6 +109,7 @@ _LATER: dict[str, Any] = {
     "settled": msgspec.to_builtins(Settled()),
     "fed_by": (),
     "features": None,
+    "feeds": (),
 }
 
 

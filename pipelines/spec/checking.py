@@ -137,11 +137,19 @@ def model_references(spec: ModelSpec, specs: Specs, known: Mapping[str, list[str
             if set(use.entity) != set(used.entity.keys):
                 yield Problem((*at, "entity"), f"join keys {sorted(use.entity)}; expected {sorted(used.entity.keys)}")
     yield from personal.model_problems(spec, specs.views, specs.datasets)
-    for index, name in enumerate(spec.fed_by):
+    yield from _feedings(spec, specs, known)
+
+
+def _feedings(spec: ModelSpec, specs: Specs, known: Mapping[str, list[str]]) -> Iterator[Problem]:
+    """Models that feed this one: they exist, not in a ring, and their scores are numbers among the inputs."""
+    for index, feeding in enumerate(spec.fed_by):
+        name = feeding.model
         if name not in known["models"]:
             yield Problem.unknown(("fed_by", index), "model", name, known["models"])
         elif spec.name in _feeding(name, specs.models):
             yield Problem(("fed_by", index), f"'{name}' is fed by '{spec.name}' itself: they would wait for each other")
+        if feeding.input is not None:
+            yield from _score_input(spec, ("fed_by", index, "input"), feeding.input)
 
 
 def _feeding(model: str, models: Mapping[str, ModelSpec]) -> set[str]:
@@ -150,8 +158,16 @@ def _feeding(model: str, models: Mapping[str, ModelSpec]) -> set[str]:
     while ahead:
         if (name := ahead.pop()) not in found:
             found.add(name)
-            ahead += models[name].fed_by if name in models else []
+            ahead += [each.model for each in models[name].fed_by] if name in models else []
     return found
+
+
+def _score_input(spec: ModelSpec, at: Location, name: str) -> Iterator[Problem]:
+    """The input that is another model's score is one of this model's, and a number."""
+    if name not in spec.inputs:
+        yield Problem.unknown(at, "input", name, [*spec.inputs])
+    elif spec.inputs[name].datatype not in ("FP64", "FP32"):
+        yield Problem(at, f"input '{name}' is {spec.inputs[name].datatype}; a score is FP64 or FP32")
 
 
 def policy_location(spec: ModelSpec, word: object) -> Location:

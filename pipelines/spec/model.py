@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipelines.spec import dataset, rollout, view
 from pipelines.spec.dataset import DatasetSpec
@@ -174,6 +174,22 @@ class Define(Strict):
     features: list[ViewSpec] = Field(default_factory=list)
 
 
+def _named(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+class Feeding(Strict):
+    """A model whose scores this one is given; its name alone is short for one without `input`.
+
+    `input`: the input that is its score, sent under the request id of the request that it answered. Then a challenger
+    of it leaves shadow only when it has been tried on so many `requests` of this model, and has done it no harm.
+    """
+
+    model: Name
+    input: Name | None = None
+    requests: Annotated[int, Field(ge=1)] = 500
+
+
 class ModelSpec(Strict):
     """`include/models/<model>.yaml`.
 
@@ -199,7 +215,7 @@ class ModelSpec(Strict):
     postprocess: Postprocess | None = None
     output: Output = Output()
     slices: list[Name] = Field(default_factory=list)
-    fed_by: list[Name] = Field(default_factory=list)
+    fed_by: list[Annotated[Feeding, BeforeValidator(_named)]] = Field(default_factory=list)
     """Models whose scores this one is given: while one of them is rolled out, this one's rollout waits, and back."""
     training: Training
     offline_gates: list[OfflineGate] = Field(default_factory=list)

@@ -113,18 +113,6 @@ def plan_of(spec: ModelSpec, known: Known | None = None) -> Plan:
     )
 
 
-def fed_by(settings: Settings, spec: ModelSpec) -> tuple[str, ...]:
-    """Every model whose scores reach this one's, however many lie between. Raises SpecError."""
-    from pipelines.spec.loading import load_model
-
-    found, ahead = set[str](), [*spec.fed_by]
-    while ahead:
-        if (name := ahead.pop()) not in found:
-            found.add(name)
-            ahead += load_model(settings.include_dir, name).fed_by
-    return tuple(sorted(found))
-
-
 def now(settings: Settings, as_of_us: int | None = None) -> Now:
     """Now on both clocks. A replay that has not ticked yet has no event time: then a caller must give `as_of_us`."""
     return Now(as_of_us if as_of_us is not None else settings.event_clock().event_now_us(), wall_us())

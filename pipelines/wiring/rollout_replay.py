@@ -26,7 +26,7 @@ from pipelines.rollout.record import Entry, verify
 from pipelines.rollout.state import Decision, Rollout
 from pipelines.settings import Settings
 from pipelines.stats.evidence import Evidence, digest_of
-from pipelines.wiring import parity
+from pipelines.wiring import fed_models, parity
 from pipelines.wiring.backtest import backtest
 from pipelines.wiring.collect import read_log
 from pipelines.wiring.record_copy import copied
@@ -141,7 +141,10 @@ def replayed(settings: Settings, recorded: Recorded) -> Replayed:
     wanted = {found.evidence_digest for _, found in decisions}
     known, batches = evidence_again(settings, recorded, wanted, differences)
     for line, found in decisions:
-        again = [*_judge_again(rollout, found, known.get(found.evidence_digest)), *_conditions_again(settings, found)]
+        again = [
+            *_judge_again(rollout, found, known.get(found.evidence_digest)),
+            *_conditions_again(settings, rollout, found),
+        ]
         differences += [f"{line.id}: {what}" for what in again]
     code = code_version()
     return Replayed(
@@ -238,8 +241,10 @@ def _judge_again(rollout: Rollout, decision: Decision, rows: list[EvidenceRow] |
     return wrong + (_differing(decision.verdicts, standing.verdicts) or ["its verdicts are recorded in another order"])
 
 
-def _conditions_again(settings: Settings, decision: Decision) -> list[str]:
-    """What differs between a decision and the conditions it was recorded with; their reports are read again."""
+def _conditions_again(settings: Settings, rollout: Rollout, decision: Decision) -> list[str]:
+    """What differs between a decision and the conditions it was recorded with; their reports are read again, and fed
+    models tried again.
+    """
     if decision.conditions is msgspec.UNSET:
         return []
     unmet = tuple(each.name for each in conditions.unmet(decision.conditions))
@@ -249,6 +254,8 @@ def _conditions_again(settings: Settings, decision: Decision) -> list[str]:
     if decision.cause == "condition" and unmet != decision.metrics:
         wrong.append(f"stopped by {', '.join(decision.metrics)}; the conditions say {', '.join(unmet) or 'nothing'}")
     for each in decision.conditions:
+        if isinstance(each, conditions.FedModel):
+            wrong += _fed_again(settings, rollout, each)
         if not isinstance(each, conditions.Parity):
             continue
         try:
@@ -259,6 +266,15 @@ def _conditions_again(settings: Settings, decision: Decision) -> list[str]:
         if (report.verdict, report.sentence) != (each.verdict, each.sentence):
             wrong.append(f"recorded parity {each.verdict}, the report says {report.verdict}: {report.sentence}")
     return wrong
+
+
+def _fed_again(settings: Settings, rollout: Rollout, recorded: conditions.FedModel) -> list[str]:
+    """What differs between what was recorded of a fed model and what its log gives now."""
+    try:
+        now = fed_models.again(settings, rollout, recorded)
+    except SlipwayError as error:
+        return [f"{recorded.name} cannot be measured again: {error}"]
+    return [] if now == recorded else [f"{recorded.name}: recorded {recorded}, measured again {now}"]
 
 
 def _differing(recorded: list[dict[str, Any]], again: list[dict[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from pipelines.rollout.commands import Command, Verb
 from pipelines.rollout.decide import decide
 from pipelines.rollout.executor import Effect
 from pipelines.rollout.explainer import explain as explain_decision
+from pipelines.rollout.explainer import measured
 from pipelines.rollout.plan_actions import plan_actions
 from pipelines.settings import Settings
 from pipelines.wiring.record_copy import copied
@@ -100,6 +101,7 @@ def _told(line: record.Entry, effects: Mapping[tuple[int, int], Effect]) -> dict
         "evidence_digest": decision.evidence_digest,
         "verdicts": decision.verdicts,
         "conditions": [] if decision.conditions is msgspec.UNSET else msgspec.to_builtins(decision.conditions),
+        "measured": measured(decision),
         "actions": actions,
         "hash": line.hash,
     }

@@ -22,11 +22,12 @@ from pipelines.rollout.plan_actions import salt_of
 from pipelines.rollout.standing import Standing
 from pipelines.rollout.state import Decision, Plan, Rollout
 from pipelines.settings import Settings
-from pipelines.wiring import feature_terms, record_copy
+from pipelines.wiring import record_copy
 from pipelines.wiring.gate_conditions import measured
 from pipelines.wiring.rollout_commands import approve, command, pause, question, reject, resume, rollback, skip
-from pipelines.wiring.rollout_gate import fed_by, fold_backtest, now, plan_of, rollout_store, standing_of
+from pipelines.wiring.rollout_gate import fold_backtest, now, plan_of, rollout_store, standing_of
 from pipelines.wiring.rollout_mirrors import mirrors
+from pipelines.wiring.rollout_plan import planned
 from pipelines.wiring.rollout_report import audit, explain, show
 
 __all__ = [
@@ -129,22 +130,6 @@ def start(
     queued = store.insert(model, make)
     begin_waiting(settings, model, as_of_us=as_of_us)
     return store.load(queued.id)
-
-
-def planned(settings: Settings, model: str, challenger: str) -> Plan:
-    """What the specs freeze into a rollout of `challenger` (digest) that starts now: stages of `requests: auto` get
-    their length, the views that it or the champion reads keep their terms.
-    """
-    from pipelines.rollout.stage_lengths import automatic
-    from pipelines.spec.loading import load_model
-    from pipelines.wiring.rollout_gate import policy_mapping
-    from pipelines.wiring.rollout_traffic import known
-
-    spec = load_model(settings.include_dir, model)
-    plan = plan_of(spec, known(settings, spec) if automatic(policy_mapping(spec)) else None)
-    releases = [digest for digest in (challenger, control_db(settings).champion(model)) if digest]
-    features = feature_terms.of_releases(settings, model, releases)
-    return msgspec.structs.replace(plan, fed_by=fed_by(settings, spec), features=features)
 
 
 def begin_waiting(settings: Settings, model: str, *, as_of_us: int | None = None) -> Rollout | None:
