@@ -187,6 +187,7 @@ class Release:
         self.digest = digest
         self.manifest = verify(folder, digest)
         files = self.manifest.files
+        self._defaults = _defaults(self.manifest.features)
         self._build: Callable[..., Columns] | None = None
         self._apply: Callable[..., Columns] | None = None
         if "request_features.py" in files:
@@ -214,29 +215,26 @@ class Release:
             flat = {name: values for (_, name), values in features.items()}
             made = self._build(inputs, flat)
         matrix = np.empty((rows, len(self.manifest.features)), dtype=np.float32)
-        for index, feature in enumerate(self.manifest.features):
-            column: np.ndarray | None
-            if feature.source == "view":
-                column = features.get((feature.view or "", feature.name))
-            else:
-                column = (made if feature.source == "request" else inputs).get(feature.name)
-            if column is None:
-                values = np.full(rows, np.nan)
-            else:
+        with np.errstate(over="raise"):  # once: it costs as much as a column of a few rows
+            for index, feature in enumerate(self.manifest.features):
+                column: np.ndarray | None
+                if feature.source == "view":
+                    column = features.get((feature.view or "", feature.name))
+                else:
+                    column = (made if feature.source == "request" else inputs).get(feature.name)
+                if column is None:
+                    matrix[:, index] = np.nan
+                    continue
                 try:
                     values = np.asarray(column, dtype=np.float64)
                 except (TypeError, ValueError) as error:
                     raise ContractError(f"feature {feature.name}", got=str(error), expected="numbers") from error
-            if feature.default is not None:
-                values = np.where(np.isnan(values), feature.default, values)
-            try:
-                with np.errstate(over="raise"):
+                try:
                     matrix[:, index] = values
-            except FloatingPointError:
-                largest = np.nanmax(np.abs(values))
-                raise ContractError(
-                    f"feature {feature.name}", got=f"{largest:.6g}", expected="a number in the range of float32"
-                ) from None
+                except FloatingPointError:
+                    raise _past_float32(feature, values) from None
+        if self._defaults is not None:
+            np.copyto(matrix, self._defaults, where=np.isnan(matrix))
         return matrix
 
     def outputs(self, raw: np.ndarray, inputs: Columns) -> Columns:
@@ -255,3 +253,23 @@ class Release:
         values = np.asarray(score)
         # NaN is in no range: neither comparison holds, and it is carried through minimum and maximum.
         return bool(low <= values.min()) and bool(values.max() <= high)
+
+
+def _defaults(features: list[ModelFeature]) -> np.ndarray | None:
+    """What stands in where a column is missing, float32 [features], NaN for nothing; None when nothing ever does."""
+    if all(feature.default is None for feature in features):
+        return None
+    made = np.full(len(features), np.nan, dtype=np.float32)
+    with np.errstate(over="raise"):
+        for index, feature in enumerate(features):
+            if feature.default is not None:
+                try:
+                    made[index : index + 1] = np.array([feature.default], dtype=np.float64)
+                except FloatingPointError:
+                    raise _past_float32(feature, np.array([feature.default])) from None
+    return made
+
+
+def _past_float32(feature: ModelFeature, values: np.ndarray) -> ContractError:
+    got = f"{np.nanmax(np.abs(values)):.6g}"
+    return ContractError(f"feature {feature.name}", got=got, expected="a number in the range of float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.release import InputField, ModelFeature
+from pipelines.contracts.release import InputField, ModelFeature, Release
 from serving.models import LoadedModel
 from serving.oip.errors import Malformed
 from serving.oip.request import InferRequest, Tensor
 from tests.builders import constant_release
 
+DEFAULTS = {"a": None, "b": -1.5, "c": 0.25}
 NAMES = ["x", "y", "z"]
 LARGEST = float(np.finfo(np.float32).max)
 numbers = st.floats(-LARGEST, LARGEST) | st.integers(-(2**70), 2**70)
@@ -80,6 +82,26 @@ def test_a_feature_past_float32_is_an_error_with_its_name(model: LoadedModel) ->
     columns = {name: np.array([1.0, 1e39 if name == "z" else np.nan]) for name in NAMES}
     with pytest.raises(ContractError, match=r"feature z; got 1e\+39; expected a number in the range of float32"):
         model.release.matrix(columns, {}, 2)
+
+
+def test_a_default_stands_where_a_value_is_missing_and_nowhere_else(tmp_path: Path) -> None:
+    features = [ModelFeature(name=name, source="input", default=default) for name, default in DEFAULTS.items()]
+    digest = constant_release(tmp_path, "m", 0.5, inputs=fields_of(DEFAULTS), features=features)
+    given_values = np.array([2.5, np.nan])
+    made = Release(tmp_path / digest, digest).matrix({"a": given_values, "b": given_values}, {}, 2)
+    expected = np.array([[2.5, 2.5, 0.25], [np.nan, -1.5, 0.25]], dtype=np.float32)
+    np.testing.assert_array_equal(made, expected)
+
+
+def test_a_default_past_float32_is_refused_when_the_release_is_loaded(tmp_path: Path) -> None:
+    features = [ModelFeature(name="a", source="input", default=-1e39)]
+    digest = constant_release(tmp_path, "m", 0.5, inputs=fields_of(["a"]), features=features)
+    with pytest.raises(ContractError, match=r"feature a; got 1e\+39; expected a number in the range of float32"):
+        Release(tmp_path / digest, digest)
+
+
+def fields_of(names: Iterable[str]) -> list[InputField]:
+    return [InputField(name=name, datatype="FP64", required=False) for name in names]
 
 
 @given(scores=st.lists(st.floats(width=64) | st.sampled_from([0.0, 1.0, -0.0]), min_size=1, max_size=40))
