@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +35,6 @@ _PICKLE_MARKS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 Columns = dict[str, np.ndarray]
 
 _LARGEST = sys.float_info.max
-# Python compares so many numbers faster than numpy begins to.
-_FEW = 16
 
 
 class InputField(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,8 +247,9 @@ class Release:
         contract = self.manifest.output
         low = -_LARGEST if contract.low is None else max(contract.low, -_LARGEST)
         high = _LARGEST if contract.high is None else min(contract.high, _LARGEST)
-        if len(score) <= _FEW:
-            return all(low <= value <= high for value in score)
+        # A list costs more as an array. NaN is neither smaller nor larger than anything, but it shows in the sum.
+        if isinstance(score, list) and isfinite(sum(score)):
+            return low <= min(score, default=low) and max(score, default=high) <= high
         values = np.asarray(score)
         # NaN is in no range: neither comparison holds, and it is carried through minimum and maximum.
         return bool(low <= values.min()) and bool(values.max() <= high)

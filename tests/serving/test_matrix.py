@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import InputField, ModelFeature, Release
+from serving.inputs import Binder
 from serving.models import LoadedModel
 from serving.oip.errors import Malformed
 from serving.oip.request import InferRequest, Tensor
@@ -57,6 +58,34 @@ def test_the_matrix_of_a_request_is_the_releases_own(
         assert [None if v is None else float(v) for v in tensor.data] == [
             None if math.isnan(v) else v for v in bound.columns[tensor.name].tolist()
         ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), rows=st.integers(1, 4), width=st.sampled_from([16, 32, 64]), names=st.permutations(NAMES))
+def test_inputs_that_come_as_bytes_of_one_kind_are_bound_as_they_are_one_by_one(
+    model: LoadedModel, data: st.DataObject, rows: int, width: int, names: list[str]
+) -> None:
+    values = st.lists(st.floats(width=width), min_size=rows, max_size=rows)  # type: ignore[arg-type]  # one of three
+    some = data.draw(st.sampled_from([names, [*names[:2], names[0]], names[:2], [*names, "w"]]))
+    tensors = [
+        Tensor(
+            name=name, datatype=f"FP{width}", shape=[rows], data=np.array(data.draw(values), dtype=f"<f{width // 8}")
+        )
+        for name in some
+    ]
+    found = []
+    for ways in (Binder._stacked, lambda *_: None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Binder, "_stacked", ways)
+            try:
+                bound = model.binder.bind(InferRequest(inputs=tensors), 10)
+            except Malformed as refusal:
+                found.append(str(refusal))
+            else:
+                matrix = model.matrix(bound, {}).tobytes()
+                columns = {name: column.tobytes() for name, column in bound.columns.items()}
+                found.append(repr((bound.rows, columns, bound.logged, matrix)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("value", [1e39, -1e308, 10**40])
