@@ -13,18 +13,24 @@ def show(planned: ModelPlan) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pipelines.rollout.bars import levels
+
     console, rates = Console(), planned.traffic.rates
     console.print(
         f"[bold]{planned.model}[/]: {rates.requests_per_hour * 24:,.0f} requests/day, {rates.labelled:.0%} labelled "
         f"(from {planned.traffic.source})",
         highlight=False,
     )
-    stages = Table("stage", "requests", "days", box=None, pad_edge=False)
+    spent = levels(planned.policy)
+    budget, start = planned.policy.budget.rollback, spent["from the start"]
+    console.print(f"error budget: {budget:.2%}; {start:.3%} for harm from the start", highlight=False)
+    stages = Table("stage", "requests", "days", "budget for harm that begins here", box=None, pad_edge=False)
     for stage in planned.policy.stages:
         auto = " (auto)" if stage.name in planned.settled else ""
         size = "as logged" if stage.requests is None else f"{stage.requests:,}{auto}"
         live = stage.kind != "backtest" and stage.requests is not None
-        stages.add_row(stage.name, size, f"{(stage.requests or 0) / rates.requests_per_hour / 24:.1f}" if live else "")
+        days = f"{(stage.requests or 0) / rates.requests_per_hour / 24:.1f}" if live else ""
+        stages.add_row(stage.name, size, days, f"{spent[stage.name]:.3%}" if stage.name in spent else "")
     console.print(stages)
     needs = Table(box=None, pad_edge=False)
     for column in ("metric", "question", "requests", "exposed", "hours", "fits", "answered in", "rates from"):

@@ -33,16 +33,16 @@ class Admission:
         that the batch met: position 0 finds it at index -1. Raises ContractError for a stage, an arm or a table that
         the policy does not know.
         """
-        table, position = part.table, part.position
+        table, position, policy = part.table, part.position, self._policy
         ids = plain(table["request_id"])
         stage = codes(table["stage"], list(self._stages))
         if (stage < 0).any():
-            self._policy.stage(str(table["stage"][int(np.argmin(stage))].as_py()))
+            policy.stage(str(table["stage"][int(np.argmin(stage))].as_py()))
         keep = self._first_seen(ids)
         step.counts.append(Count("retries", position[~keep] + first, stage[~keep]))
         self._gaps(table["seq"].to_numpy().astype(np.int64), position + first, stage, step)
 
-        fresh = empty(len(ids), len(self._policy.slices))
+        fresh = empty(len(ids), len(policy.slices))
         fresh["ts"][:] = part.ts
         fresh["pos"][:] = position + first
         fresh["stage"][:] = stage
@@ -52,12 +52,14 @@ class Admission:
         met_wall, met_event = wall[position - 1], event[position - 1]
         own_wall = micros(table["wall_ts"]) if "wall_ts" in table.column_names else part.ts
         fresh["wall"][:] = np.maximum(own_wall, met_wall)
-        fresh["deadline"][:] = fresh["wall"] + round(self._policy.response_deadline_s * 1e6) + 1
-        fresh["due"][:] = np.maximum(part.ts, met_event) + round(self._policy.label_maturity_s * 1e6)
+        fresh["deadline"][:] = fresh["wall"] + round(policy.response_deadline_s * 1e6) + 1
+        given, label_s, kpi_s = np.maximum(part.ts, met_event), policy.label_maturity_s, policy.kpi_maturity_s
+        fresh["due"][:] = given + round(label_s * 1e6)
+        fresh["kpi_due"][:] = given + round((label_s if kpi_s is None else kpi_s) * 1e6)
         fresh["warm"][:] = self._warm(table, keep)
-        if self._policy.unit == "unit":
+        if policy.unit == "unit":
             fresh["unit"][:] = self._units(table)
-        for column, name in enumerate(self._policy.slices):
+        for column, name in enumerate(policy.slices):
             fresh["parts"][:, column] = self._slice_codes(table, name)
         if not keep.all():
             fresh = {name: values[keep] for name, values in fresh.items()}

@@ -52,11 +52,13 @@ def respond(requests: OpenRequests, policy: Policy, part: Rows, first: int, lost
 
 
 def attach(
-    requests: OpenRequests, part: Rows, column: str, value: str, flag: str, first: int, due_at: Ints, step: Step
+    requests: OpenRequests, part: Rows, column: str, value: str, flag: str, first: int, closes: Ints, step: Step
 ) -> None:
-    """Fills the first label (or KPI) of each request that is not settled; repeats and NaN are counted."""
+    """Fills the first label (or KPI) of each request up to its position in `closes` (-1: settled); repeats and NaN
+    are counted.
+    """
     held = requests.rows
-    rows, request = _match(requests, part, first, np.where(held["settled"], np.int64(-1), due_at), step)
+    rows, request = _match(requests, part, first, closes, step)
     at, given = part.position[rows] + first, floats(part.table[column])[rows]
     finite = np.isfinite(given)
     step.counts.append(Count(f"{value}_not_finite", at[~finite], held["stage"][request[~finite]]))

@@ -149,11 +149,10 @@ class ClassBets:
         if not len(at):
             return []
         everything = np.ones(len(at), dtype=np.bool_)
-        harm = self._units.fresh(f"{family}/harm", rows, everything if bet_on is None else bet_on)
-        proof = self._units.fresh(f"{family}/proof", rows, everything)
         if self._units.sticky:
-            idle = everything if bet_on is None else bet_on
-            kind = kind + tables.NO_HARM_BET * (idle & ~harm) + tables.NO_PROOF_BET * ~proof
+            harm = self._units.states(f"{family}/harm", rows, everything if bet_on is None else bet_on)
+            proof = self._units.states(f"{family}/proof", rows, everything)
+            kind = kind + tables.HARM_STATE * harm + tables.PROOF_STATE * proof
         postings = []
         shares = np.where(drawn(rows), rows["share"], -1.0)
         edges = np.flatnonzero(np.r_[True, shares[1:] != shares[:-1]])

@@ -14,7 +14,7 @@ from pipelines.collect.admission import Admission
 from pipelines.collect.answers import attach, respond
 from pipelines.collect.class_bets import ClassBets, pair_class
 from pipelines.collect.open_requests import OpenRequests
-from pipelines.collect.request_columns import BOTH, FAR, NONE, OK, Bools, Requests, drawn, empty, take
+from pipelines.collect.request_columns import BOTH, FAR, NONE, OK, Bools, Requests, drawn, empty, in_stages, take
 from pipelines.collect.row_order import Rows, codes, merge, micros
 from pipelines.collect.unit_bets import UnitBets
 from pipelines.collect.value_bets import ValueBets
@@ -41,6 +41,8 @@ class Fold:
         self._two_clocks: bool | None = None
         self._requests = OpenRequests(lambda size: empty(size, len(policy.slices)))
         self._admission = Admission(policy, self._requests)
+        self._bake = next((k for k, stage in enumerate(policy.stages) if stage.rejudges), None)
+        self._baked_from = FAR
         units = UnitBets(policy)
         self._classes = ClassBets(policy, units)
         self._values = ValueBets(policy, units)
@@ -94,19 +96,29 @@ class Fold:
             seq = part.table["seq"].to_numpy().astype(np.int64)
             assigned = (part.position + first, seq, codes(part.table["stage"], list(self._stages)))
             step = step._replace(first_us=int(part.ts.min()), assigned=assigned)
+            baking = assigned[0][assigned[2] == self._bake] if self._bake is not None else none
+            self._baked_from = np.minimum(self._baked_from, baking.min(initial=FAR))
             step.postings.extend(self._classes.sample_ratio(fresh))
         lost_at = self._crossing(wall, self._open["deadline"], first, done=self._open["closed"])
         due_at = self._crossing(event, self._open["due"], first, done=self._open["settled"])
+        kpi_at = due_at
+        if self._policy.kpi_maturity_s is not None:
+            kpi_at = self._crossing(event, self._open["kpi_due"], first, done=self._open["kpi_settled"])
         if "responses" in rows:
             respond(self._requests, self._policy, rows["responses"], first, lost_at, step)
             self._answered(first, step)
         self._lose(lost_at, step)
-        for kind, value, flag, column in (("labels", "label", "labelled", "label"), ("kpi", "kpi", "has_kpi", "value")):
+        for kind, value, flag, column, settled, at in (
+            ("labels", "label", "labelled", "label", "settled", due_at),
+            ("kpi", "kpi", "has_kpi", "value", "kpi_settled", kpi_at),
+        ):
             if kind in rows:
-                attach(self._requests, rows[kind], column, value, flag, first, due_at, step)
+                closes = np.where(self._open[settled], np.int64(-1), at)
+                attach(self._requests, rows[kind], column, value, flag, first, closes, step)
         self._settle(due_at, step)
+        self._settle_kpi(kpi_at, step)
         step.postings.extend(self._classes.blocks.close(wall, first, len(self._policy.slices)))
-        self._compact(lost_at, due_at)
+        self._compact(lost_at, due_at, kpi_at)
         return step
 
     @property
@@ -162,9 +174,7 @@ class Fold:
 
     def _lose(self, lost_at: Ints, step: Step) -> None:
         """At the deadline: which arm stayed silent, which answered twice. The warm-up is not spared."""
-        chosen = np.flatnonzero(lost_at < FAR)
-        chosen = chosen[np.argsort(lost_at[chosen], kind="stable")]
-        rows, at = take(self._open, chosen), lost_at[chosen]
+        rows, at = self._reached(lost_at)
         # A request that went to one arm alone, without a draw, compares nothing: its failures are only counted.
         alone = ~drawn(rows) & (rows["arm"] != BOTH)
         asked = np.where(alone, rows["arm"], 0)
@@ -180,10 +190,8 @@ class Fold:
             step.counts.append(Count(name, at[counted], rows["stage"][counted]))
 
     def _settle(self, due_at: Ints, step: Step) -> None:
-        """At maturity, in request order: paired losses and KPIs. A request without a label is counted and left out."""
-        chosen = np.flatnonzero(due_at < FAR)
-        chosen = chosen[np.argsort(due_at[chosen], kind="stable")]
-        rows, at = take(self._open, chosen), due_at[chosen]
+        """At maturity, in request order: paired losses. A request without a label is counted and left out."""
+        rows, at = self._reached(due_at)
         labelled = rows["labelled"]
         step.counts.append(Count("labelled", at[labelled], rows["stage"][labelled]))
         step.counts.append(Count("unlabelled", at[~labelled], rows["stage"][~labelled]))
@@ -191,20 +199,35 @@ class Fold:
         pairs = labelled & both & ~rows["warm"]
         step.counts.append(Count("pairs", at[pairs], rows["stage"][pairs]))
         judged, judged_at = take(rows, pairs), at[pairs]
+        if self._bake is not None:
+            judged = in_stages(judged, np.where(judged_at > self._baked_from, self._bake, judged["stage"]))
         for metric in self._policy.metrics:
             if metric.kind == "paired_loss":
                 step.postings.append(self._values.loss(metric, judged, judged_at))
-            elif metric.kind == "mean":
-                known = rows["has_kpi"]
-                if metric is next(m for m in self._policy.metrics if m.kind == "mean"):
-                    step.counts.append(Count("kpis", at[known], rows["stage"][known]))
-                wanted = known & ~rows["warm"]
-                posting, out_of_range = self._values.mean(metric, take(rows, wanted), at[wanted])
-                step.postings.append(posting)
-                step.counts.append(out_of_range)
 
-    def _compact(self, lost_at: Ints, due_at: Ints) -> None:
+    def _settle_kpi(self, kpi_at: Ints, step: Step) -> None:
+        """At maturity, in request order: KPIs."""
+        metrics = [metric for metric in self._policy.metrics if metric.kind == "mean"]
+        if not metrics:
+            return
+        rows, at = self._reached(kpi_at)
+        known = rows["has_kpi"]
+        step.counts.append(Count("kpis", at[known], rows["stage"][known]))
+        wanted = known & ~rows["warm"]
+        for metric in metrics:
+            posting, out_of_range = self._values.mean(metric, take(rows, wanted), at[wanted])
+            step.postings.append(posting)
+            step.counts.append(out_of_range)
+
+    def _reached(self, position: Ints) -> tuple[Requests, Ints]:
+        """The open requests whose `position` lies in this batch, in its order, and those positions."""
+        chosen = np.flatnonzero(position < FAR)
+        chosen = chosen[np.argsort(position[chosen], kind="stable")]
+        return take(self._open, chosen), position[chosen]
+
+    def _compact(self, lost_at: Ints, due_at: Ints, kpi_at: Ints) -> None:
         """Forgets requests of which nothing can come any more."""
         self._open["closed"] |= lost_at < FAR
         self._open["settled"] |= due_at < FAR
-        self._requests.forget(self._open["closed"] & self._open["settled"])
+        self._open["kpi_settled"] |= kpi_at < FAR
+        self._requests.forget(self._open["closed"] & self._open["settled"] & self._open["kpi_settled"])

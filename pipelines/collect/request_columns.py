@@ -24,6 +24,7 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
     # name: (dtype, value of a request just assigned)
     "deadline": (np.int64, 0),
     "due": (np.int64, 0),
+    "kpi_due": (np.int64, 0),
     "wall": (np.int64, 0),
     "ts": (np.int64, 0),
     "pos": (np.int64, 0),
@@ -38,6 +39,7 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
     "kpi": (np.float64, np.nan),
     "has_kpi": (np.bool_, False),
     "settled": (np.bool_, False),
+    "kpi_settled": (np.bool_, False),
 }
 
 
@@ -77,6 +79,13 @@ def take(rows: Requests, keep: Any) -> Requests:
             # Only the first ones are left out: a slice copies nothing.
             return _Taken(rows, slice(len(keep) - number, None))
     return _Taken(rows, keep)
+
+
+def in_stages(rows: Requests, stage: Ints) -> Requests:
+    """The same requests in other stages."""
+    moved = _Taken(rows, slice(None))
+    moved["stage"] = stage
+    return moved
 
 
 def drawn(rows: Requests) -> Bools:

@@ -53,7 +53,8 @@ class ValueBets:
         """Losses of both arms on one request whose label is known; the rank loss on a pair of them."""
         clip, cap = metric.clip, metric.cap
         if metric.loss == RANK:
-            first = self._units.fresh(f"{metric.name}/loss", rows, np.ones(len(at), dtype=np.bool_))
+            state = self._units.states(f"{metric.name}/loss", rows, np.ones(len(at), dtype=np.bool_))
+            first = state != tables.BET_ON
             rows, at, one, zero = self._ranks[metric.name].complete(take(rows, first), at[first])
         else:
             one, zero = (
@@ -73,6 +74,9 @@ class ValueBets:
             increments[:, PROOF] = bets.mean_factors(-worse, most - (1.0 + relative) * least - absolute)
         if metric.loss != RANK:
             self._units.silence(f"{metric.name}/loss", rows, increments)
+        elif self._units.sticky:
+            # A pair is of two units, of which one may be known from an earlier stage.
+            self._units.only_once_a_stage(increments, np.ones(len(increments), dtype=np.bool_))
         return posting
 
     def mean(self, metric: Metric, rows: Requests, at: Ints) -> tuple[Posting, Count]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.rollout.bars import hold_bar, live_stages, proof_bar, proof_stages, rollback_bar
+from pipelines.rollout.bars import hold_bar, live_stages, proof_bar, proof_stages, restart_weights, rollback_bar
 from pipelines.rollout.effects import Levels, estimate_of, harmful, levels_of
 from pipelines.rollout.judgement import Better, Judgement, Pause, Stop, Verdict, VerdictKind
 from pipelines.rollout.policy import Metric, Policy
@@ -82,7 +82,8 @@ def _bets(policy: Policy, book: _Book) -> dict[str, _Cells]:
             asked.setdefault(tuple(proving), []).append(cells)
     for (_, live), group in alike.items():
         units = np.stack([cells.all[:, list(live), HARM] for cells in group])
-        families = harm(units, max_slices=policy.max_slices, sticky=sticky)
+        weights = restart_weights(policy, tuple(stages[k] for k in live))
+        families = harm(units, max_slices=policy.max_slices, sticky=sticky, weights=weights)
         for k, cells in enumerate(group):
             cells.family = Family(families.log_e[k], families.overall[k], families.slices[k])
     for places, group in asked.items():
@@ -237,10 +238,9 @@ def _judge_blocks(policy: Policy, book: _Book, metric: Metric, stages: tuple[str
     cells = _Cells(book, metric.name + SUFFIX, stages)
     if not cells.whole[:, 0].any() or not live:
         return None
-    log_e, bar = (
-        float(harm(cells.all[:, live, HARM], max_slices=1, sticky=False).log_e),
-        (rollback_bar(policy, metric)),
-    )
+    weights = restart_weights(policy, tuple(stages[k] for k in live))
+    log_e = float(harm(cells.all[:, live, HARM], max_slices=1, sticky=False, weights=weights).log_e)
+    bar = rollback_bar(policy, metric)
     levels = levels_of(cells.whole)
     if log_e < math.log(bar) or levels.difference <= 0.0 or not _beyond_margin(book, metric, stages):
         return None

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from pipelines.rollout import growth
+from pipelines.rollout.bars import levels
 from pipelines.rollout.policy import Metric, Policy
 from pipelines.rollout.rates import Rates
 from pipelines.rollout.walk import ENDLESS, Question, Walk, harm_effect, smallest_harm
@@ -40,13 +41,14 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """All needs of a policy; `feasible` when every required proof fits into the stages. `requests` and `hours`: the
-    live stages before the challenger is champion.
+    live stages before the challenger is champion. `levels`: the rollback budget by what it is spent on (`bars.levels`).
     """
 
     policy_digest: str
     requests: int | None
     hours: float | None
     feasible: bool
+    levels: dict[str, float]
     needs: tuple[Need, ...]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def plan(policy: Policy, rates: Rates) -> Plan:
         requests=total,
         hours=None if total is None else round(total / rates.requests_per_hour, 3),
         feasible=all(need.feasible for need in needs if need.question == "proof"),
+        levels=levels(policy),
         needs=tuple(needs),
     )
 

@@ -41,7 +41,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """One stage. `share` is the challenger's declared share (None: every request is scored by both arms).
 
-    It lasts `requests` requests and at least `min_event_time_s`.
+    It lasts `requests` requests and at least `min_event_time_s`. `weight` is its part of the error budget that is kept
+    for harm beginning in it (of all stages with a weight: those without share the rest evenly; without any weight all
+    are alike). A bake with a weight has evidence of its own: the pairs whose labels mature while it bakes.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     requests: int | None = None
     min_event_time_s: float | None = None
     max_wait_s: float | None = None
+    weight: float | None = None
 
     @property
     def compares(self) -> bool:
@@ -60,6 +63,11 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     def pairs(self) -> bool:
         """Whether both arms score the same requests here: not where the traffic is only split."""
         return self.kind not in ("ab", "bake")
+
+    @property
+    def rejudges(self) -> bool:
+        """Whether pairs whose labels mature here are this stage's evidence, whenever they were asked."""
+        return self.kind == "bake" and self.weight is not None
 
     @property
     def randomised(self) -> bool:
@@ -127,6 +135,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     integrity: tuple[str, ...]
     require: tuple[str, ...]
     score_range: tuple[float, float] | None
+    kpi_maturity_s: float | None = None
+    """When a request's KPI is complete, where that is sooner or later than its label; None: with the label."""
 
     @staticmethod
     def parse(mapping: Mapping[str, Any]) -> Policy:
@@ -140,8 +150,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         body = cast("dict[str, Any]", msgspec.to_builtins(self))
         body["metrics"] = [{k: v for k, v in metric.items() if v is not None} for metric in body["metrics"]]
         body["stages"] = [{k: v for k, v in stage.items() if v is not None or k == "share"} for stage in body["stages"]]
-        if body["score_range"] is None:
-            del body["score_range"]
+        for name in ("score_range", "kpi_maturity_s"):
+            if body[name] is None:
+                del body[name]
         return {"schema": SCHEMA, **body}
 
     @property

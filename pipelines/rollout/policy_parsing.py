@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast
 
+import msgspec
+
 from pipelines.contracts.errors import ContractError
 from pipelines.rollout.policy import (
     INTEGRITY,
@@ -125,7 +127,25 @@ def _stage(mapping: Mapping[str, Any]) -> Stage:
     kind = cast("StageKind", _choice(f"kind of stage {name}", mapping.get("kind", guess), STAGE_KINDS))
     if kind in ("canary", "ab") and (share is None or not 0.0 < share < 1.0):
         raise ContractError(f"share of stage {name}", got=repr(share), expected="a number strictly between 0 and 1")
-    return Stage(name=name, kind=kind, share=share, requests=requests, **durations)
+    weight = mapping.get("weight")
+    if weight is not None:
+        weight = _number(f"weight of stage {name}", weight, 0.0, 1.0, open_low=True)
+    return Stage(name=name, kind=kind, share=share, requests=requests, weight=weight, **durations)
+
+
+def _weighed(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The stages with all weights written out, once one is declared; a bake that declares none has none."""
+    total = sum(stage.weight or 0.0 for stage in stages)
+    if not total:
+        return stages
+    rest = [stage.name for stage in stages if stage.weight is None and stage.kind != "bake"]
+    if total > 1.0 + 1e-9 or (rest and total >= 1.0 - 1e-9):
+        what = f"less than 1: {', '.join(rest)} share the rest" if rest else "at most 1: they share the budget"
+        raise ContractError("weights of the stages", got=f"a sum of {total:g}", expected=what)
+    return tuple(
+        msgspec.structs.replace(stage, weight=(1.0 - total) / len(rest)) if stage.name in rest else stage
+        for stage in stages
+    )
 
 
 def _metric(mapping: Mapping[str, Any], default_weight: float, *, superior: bool) -> Metric:
@@ -229,7 +249,7 @@ def parse(mapping: Mapping[str, Any]) -> Policy:
     _check_keys("budget", budget, Budget.__struct_fields__)
     levels = {k: _number(f"budget.{k}", v, 0.0, 1.0, open_low=True, open_high=True) for k, v in budget.items()}
 
-    stages = tuple(_stage(stage) for stage in mapping.get("stages", ()))
+    stages = _weighed(tuple(_stage(stage) for stage in mapping.get("stages", ())))
     rows = list(mapping.get("metrics", ()))
     weighted = [row for row in rows if isinstance(row, Mapping) and row.get("weight") is not None]
     left = 1.0 - sum(float(row["weight"]) for row in weighted if isinstance(row["weight"], (int, float)))
@@ -261,6 +281,7 @@ def parse(mapping: Mapping[str, Any]) -> Policy:
     for name in require:
         if name not in provable:
             raise unknown("metric in require (it needs a promote_margin and a role that acts)", name, provable)
+    kpi_maturity = mapping.get("kpi_maturity_s")
     score_range = mapping.get("score_range")
     if score_range is not None:
         score_range = _interval("score_range", score_range)
@@ -280,4 +301,5 @@ def parse(mapping: Mapping[str, Any]) -> Policy:
         integrity=integrity,
         require=require,
         score_range=score_range,
+        kpi_maturity_s=None if kpi_maturity is None else _number("kpi_maturity_s", kpi_maturity),
     )

@@ -7,15 +7,17 @@ passed over as a whole; the others are walked row by row. What is said at a row,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 
-from pipelines.rollout.bars import hold_bar, live_stages, proof_bar, proof_stages, rollback_bar
+from pipelines.rollout.bars import hold_bar, live_stages, proof_bar, proof_stages, restart_weights, rollback_bar
 from pipelines.rollout.policy import Policy
 from pipelines.stats.block_sums import BLOCK, BlockSums
 from pipelines.stats.evidence import HARM, PROOF
-from pipelines.stats.families import harm, proof
+from pipelines.stats.families import Family, harm, proof
 from pipelines.stats.latency_blocks import SUFFIX
 from pipelines.stats.nats import Bools, Floats, Ints
 from pipelines.stats.postings import Posting, Step
@@ -48,10 +50,12 @@ class Rows:
 class _Harm:
     """The rows after which a family's e-value stands at its bar: blocks are walked only as far as one asks."""
 
-    def __init__(self, walk: BlockSums, need: float, seen: Ints, first: int, *, max_slices: int, sticky: bool) -> None:
+    def __init__(
+        self, walk: BlockSums, need: float, seen: Ints, first: int, family_of: Callable[[Ints], Family]
+    ) -> None:
         self._walk, self._need, self._first = walk, need, first
         self._blocks = walk.near(need - _SLACK)
-        self._seen, self._max_slices, self._sticky = seen, max_slices, sticky
+        self._seen, self._family_of = seen, family_of
 
     def row_from(self, row: int) -> int | None:
         """The first row, not before `row`, at which the e-value moves and stands at its bar or above."""
@@ -73,7 +77,7 @@ class _Harm:
             rows = number == count
             # Slices not seen yet have only zeros: leaving out as many of them as are missing is leaving out those.
             kept = np.r_[0, 1 + np.flatnonzero(self._seen <= position[rows].max())]
-            log_e[rows] = harm(sums[rows][:, kept], max_slices=self._max_slices, sticky=self._sticky).log_e
+            log_e[rows] = self._family_of(sums[rows][:, kept]).log_e
         return log_e
 
 
@@ -132,7 +136,9 @@ class _Screen:
         walk = BlockSums(self._postings[name], self._step, [self._names.index(s) for s in stages], slices, HARM)
         limit, sticky = (self._policy.max_slices, self._sticky) if sliced else (1, False)
         seen = self._first_seen(name, slices)
-        return _Harm(walk, math.log(bar), seen, self._step.first, max_slices=limit, sticky=sticky)
+        weights = restart_weights(self._policy, stages)
+        family_of = partial(harm, max_slices=limit, sticky=sticky, weights=weights)
+        return _Harm(walk, math.log(bar), seen, self._step.first, family_of)
 
     def _first_seen(self, name: str, slices: int) -> Ints:
         """(slices,) the row at which each slice is first observed: from there on it counts, as it does live."""

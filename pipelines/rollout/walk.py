@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 
 from pipelines.rollout import growth
-from pipelines.rollout.bars import live_stages, proof_bar, proof_stages, rollback_bar
+from pipelines.rollout.bars import live_stages, proof_bar, proof_stages, restart_weights, rollback_bar
 from pipelines.rollout.policy import Metric, Policy, Stage
 from pipelines.rollout.rates import BaseRates, Rates, required
 from pipelines.stats import centre, cuts, latency_blocks
 from pipelines.stats.evidence import GRID
-from pipelines.stats.mixture import log_mean_exp, over_time
+from pipelines.stats.mixture import AGAIN, ONCE, log_mean_exp, over_time
 from pipelines.stats.nats import Floats
 
 Question = Literal["harm", "pause", "proof"]
@@ -62,7 +62,8 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
     def of(policy: Policy, rates: Rates, metric: Metric, question: Question, effect: float = 0.0) -> Walk:
         """The walk of a question; `effect` is the harm it is asked about. Raises as `plan`."""
         names = proof_stages(policy, metric) if question == "proof" else live_stages(policy, metric)
-        counted = tuple(k for k, stage in enumerate(policy.stages) if stage.name in names)
+        # What a bake shows are the pairs of the stages before it, as their labels mature: nobody plans with them.
+        counted = tuple(k for k, stage in enumerate(policy.stages) if stage.name in names and stage.compares)
         base = rates.of(metric.name)
         usable = growth.informative(metric, base, rates.labelled)
         if question == "proof" and metric.per_slice and rates.slices:
@@ -90,28 +91,31 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
 
     def log_e(self, requests: Sequence[float]) -> float:
         """The expected log e-value after so many requests in each stage that counts."""
-        seen = np.array([self._bet_on(k, n) for k, n in zip(self.counted, requests, strict=True)])
+        seen = np.array([max(n - self._blind(k), 0.0) for k, n in zip(self.counted, requests, strict=True)])
         nats = self.growths * seen[:, None]
         sticky = self.policy.unit == "unit"
+        if sticky and self.rates.units is not None:
+            before = seen.cumsum() - seen
+            nats[:, AGAIN] = self.growths[:, AGAIN] * self._units_met(seen)[:, None]
+            nats[:, ONCE] = self.growths[:, ONCE] * (self._units_met(before + seen) - self._units_met(before))[:, None]
         if self.question == "proof" and not sticky:
             return float(log_mean_exp(nats.sum(axis=0), axis=-1))
         # Bets between blocks of time are not on units, and have no slices.
         by_block = self.question == "harm" and self.metric.kind == "quantile"
-        found = float(over_time(nats, sticky=sticky and not by_block))
+        weights = restart_weights(self.policy, tuple(self.policy.stages[k].name for k in self.counted))
+        found = float(over_time(nats, sticky=sticky and not by_block, weights=weights))
         sliced = self.policy.slices and self.question != "proof" and not by_block
         return float(np.logaddexp(found, 0.0)) - math.log(2.0) if sliced else found
 
-    def _bet_on(self, k: int, requests: float) -> float:
-        """Requests that are bet on: not those before the first cut or centre is known, one a unit and stage."""
-        left = max(requests - self._blind(k), 0.0)
-        if self.policy.unit == "request" or self.rates.units is None:
-            return left
-        base, units = self.rates.of(self.metric.name), self.rates.units
+    def _units_met(self, requests: Floats) -> Floats:
+        """Observations of so many requests that are the first of their unit."""
+        base, units = self.rates.of(self.metric.name), float(self.rates.units or 1)
         # A unit's first event is bet on, whenever it comes; of other observations, its first.
         often = 1.0
         if self.metric.kind == "event" and self.question == "harm":
             often = max(min(required(self.metric.name, base, "rate") * (1.0 + self.effect) / 2.0, 1.0), 1e-9)
-        return units * -math.expm1(-left * often / units) / often
+        met: Floats = units * -np.expm1(-requests * often / units) / often
+        return met
 
     def _blind(self, k: int) -> float:
         """Requests of the first live stage that pass before there is a bet: warm-up, and what the past must tell."""
@@ -151,7 +155,9 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
     def late(self) -> float:
         """Requests that come while the last observation matures."""
         wait_s = 0.0
-        if self.metric.kind in ("paired_loss", "mean"):
+        if self.metric.kind == "mean" and self.policy.kpi_maturity_s is not None:
+            wait_s = self.policy.kpi_maturity_s
+        elif self.metric.kind in ("paired_loss", "mean"):
             wait_s = self.policy.label_maturity_s
         elif self.metric.kind == "quantile" and self.question == "harm":
             wait_s = latency_blocks.BLOCK_US / 1e6 + self.policy.response_deadline_s

@@ -51,7 +51,8 @@ class Stage(Strict):
     """One step of a rollout: `backtest`, `shadow`, `canary_*`, `ab_*` or `bake`. `share` is the challenger's.
 
     It lasts `requests` requests and at least `min_event_time`; `auto`: as many as the planner finds needed when the
-    rollout starts.
+    rollout starts. `weight`: its part of the error budget for harm that begins in it; stages without share the rest
+    evenly. By default a backtest and a bake have a tenth each.
     """
 
     name: Annotated[str, Field(pattern=r"^(backtest|shadow|bake|canary_\w+|ab_\w+)$")]
@@ -59,6 +60,7 @@ class Stage(Strict):
     requests: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"] | None, BeforeValidator(_requests)] = None
     min_event_time: EventDuration | None = None
     max_wait: EventDuration | None = None
+    weight: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Breaker(Strict):

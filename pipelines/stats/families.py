@@ -21,9 +21,11 @@ class Family(NamedTuple):
     slices: Floats
 
 
-def harm(units: Ints, *, max_slices: int, sticky: bool) -> Family:
-    """The family's e-value against "no harm" from `units` (..., 1 + S, K, G): all traffic, then the slices."""
-    each = over_time(to_nats(units), sticky=sticky)
+def harm(units: Ints, *, max_slices: int, sticky: bool, weights: Floats | None = None) -> Family:
+    """The family's e-value against "no harm" from `units` (..., 1 + S, K, G): all traffic, then the slices. `weights`
+    (K,) of the stages; None: all alike.
+    """
+    each = over_time(to_nats(units), sticky=sticky, weights=weights)
     whole, slices = each[..., 0], each[..., 1:]
     return Family(over_slices(whole, slices, max_slices), whole, slices)
 
@@ -32,8 +34,7 @@ def proof(units: Ints, *, sticky: bool) -> Floats:
     """Log e-value against "worse than the margin" (or "not better") over all stages together: (..., K, G) -> (...)."""
     nats = to_nats(units)
     if sticky:
-        each: Floats = log_mean_exp(nats, axis=-1).max(axis=-1) - np.log(nats.shape[-2])
-        return each
+        return over_time(nats, sticky=True)
     return log_mean_exp(nats.sum(axis=-2), axis=-1)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from pipelines.stats.nats import Floats
 
+ONCE, AGAIN = slice(1, None, 2), slice(0, None, 2)
+"""Of the bets of a family with sticky units: on a unit's first observation in the rollout, and in each stage."""
 LOG_CAP = 690.0
 """e-values are reported up to exp(690) = 1e299, which JSON can hold."""
 
@@ -23,19 +25,25 @@ def log_mean_exp(values: Floats, axis: int | tuple[int, ...]) -> Floats:
     return result
 
 
-def over_time(log_factors: Floats, *, sticky: bool) -> Floats:
+def over_time(log_factors: Floats, *, sticky: bool, weights: Floats | None = None) -> Floats:
     """Log e-value from per-stage sums: `log_factors` (..., stages, bets) -> (...).
 
     `1/2 prod_k M_k + 1/2 mean_k M_k` inside each bet, averaged over bets; a stage not yet opened has M_k = 1.
-    `sticky` (units keep their arm over stages, so stages are no longer independent draws): each stage by itself at a
-    level divided by the number of stages, which is the largest `M_k / K`.
+    `weights` (stages,) take the place of 1/K. `sticky`: units keep their arm over stages, so a unit met again is no new
+    draw. The bets `ONCE` are on units met for the first time in the rollout and multiply over its stages; the others
+    are on each unit once a stage, each stage by itself at its part of the level: the largest `w_k M_k`. Each of both
+    has half of the level.
     """
-    stages = log_factors.shape[-2]
     if sticky:
-        each: Floats = log_mean_exp(log_factors, axis=-1).max(axis=-1) - np.log(stages)
-        return each
+        shares = np.full(log_factors.shape[-2], 1.0 / log_factors.shape[-2]) if weights is None else weights
+        each = (log_mean_exp(log_factors[..., AGAIN], axis=-1) + np.log(shares)).max(axis=-1)
+        either: Floats = np.maximum(log_mean_exp(log_factors[..., ONCE].sum(axis=-2), axis=-1), each) - np.log(2.0)
+        return either
     start = log_mean_exp(log_factors.sum(axis=-2), axis=-1)
-    restart = log_mean_exp(log_factors, axis=(-2, -1))
+    if weights is None:
+        restart = log_mean_exp(log_factors, axis=(-2, -1))
+    else:
+        restart = np.logaddexp.reduce(log_mean_exp(log_factors, axis=-1) + np.log(weights), axis=-1)
     both: Floats = np.logaddexp(start, restart) - np.log(2.0)
     return both
 

@@ -11,31 +11,31 @@ import numpy as np
 
 from pipelines.stats import bets
 from pipelines.stats.evidence import HARM, MOMENTS, PROOF, WIDTH
+from pipelines.stats.mixture import ONCE
 from pipelines.stats.nats import MOMENT, Floats, Ints, quantise, quantise_up
 
 N, N1, N0, Y1, Y0, S, V = range(len(MOMENTS))
 
-NO_HARM_BET = 4
-"""Added to a class: its unit has already been bet on, so the harm columns are zero."""
-NO_PROOF_BET = 8
-"""Added to a class: as above for the proof columns."""
+FRESH, MET_BEFORE, BET_ON = range(3)
+"""What a sticky unit is to a family of bets: new in the rollout, new in its stage, or already bet on there."""
+HARM_STATE, PROOF_STATE = 4, 12
+"""A class is `class of the outcome + HARM_STATE * state for the harm bets + PROOF_STATE * state for the proof's`."""
+CLASSES = 36
 
 
 def _with_silent(table: Ints) -> Ints:
-    """(4, WIDTH) -> (16, WIDTH): the same classes without the harm bet, without the proof bet, without both."""
-    silent = np.tile(table, (4, 1))
-    silent[4:8, HARM] = 0
-    silent[8:12, PROOF] = 0
-    silent[12:16, HARM] = 0
-    silent[12:16, PROOF] = 0
-    return silent
+    """(4, WIDTH) -> (CLASSES, WIDTH): the same outcomes by what their unit is to both families of bets."""
+    silent = np.tile(table, (9, 1)).reshape(3, 3, 4, WIDTH)
+    for states, columns in ((silent.swapaxes(0, 1), HARM), (silent, PROOF)):
+        states[MET_BEFORE, ..., columns][..., ONCE] = 0
+        states[BET_ON, ..., columns] = 0
+    return silent.reshape(CLASSES, WIDTH)
 
 
 LEVELS = 10
 """A class of an event is `CLASSES * level + class`: at level k the proof bets 2**-k of what it bets when events are
 rare.
 """
-CLASSES = 16
 
 
 def caution(rate: Floats, margin: float | None) -> Ints:
@@ -49,7 +49,7 @@ def caution(rate: Floats, margin: float | None) -> Ints:
 
 
 def _levelled(table: Ints, gains: Floats, largest: float) -> Ints:
-    """(4, WIDTH) with the gains of each class -> (LEVELS * 16, WIDTH) with proofs at every level of caution."""
+    """(4, WIDTH) with the gains of each class -> (LEVELS * CLASSES, WIDTH) with proofs at every level of caution."""
     parts = []
     for level in range(LEVELS):
         part = table.copy()
@@ -73,10 +73,10 @@ def assigned_effect(share: float, outcome: float, *, challenger: bool) -> float:
 
 @cache
 def assigned_events(share: float, margin: float | None) -> Ints:
-    """(16, WIDTH), class `2 * challenger + event` (+ the flags above): events of requests whose arm was drawn.
+    """(CLASSES, WIDTH), class `2 * challenger + event` (+ the flags above): events of requests whose arm was drawn.
 
     Harm: the bet on who had the event. Proof: against "the event rate is worse by `margin` or more" (absolute), at
-    every level of `caution` (LEVELS * 16 rows).
+    every level of `caution` (LEVELS * CLASSES rows).
     """
     table, gains = np.zeros((4, WIDTH), dtype=np.int64), np.zeros(4)
     for arm in (0, 1):
@@ -92,7 +92,7 @@ def assigned_events(share: float, margin: float | None) -> Ints:
 
 @cache
 def paired_events(margin: float | None) -> Ints:
-    """(16, WIDTH), class `2 * challenger's event + champion's event`: a fair coin on discordant pairs."""
+    """(CLASSES, WIDTH), class `2 * challenger's event + champion's event`: a fair coin on discordant pairs."""
     table, gains = np.zeros((4, WIDTH), dtype=np.int64), np.zeros(4)
     for one in (0, 1):
         for zero in (0, 1):
@@ -107,7 +107,7 @@ def paired_events(margin: float | None) -> Ints:
 
 @cache
 def assignments(share: float) -> Ints:
-    """(16, WIDTH), class `3 * challenger` (0 or 3): was the arm drawn with the declared share, both ways."""
+    """(CLASSES, WIDTH), class `3 * challenger` (0 or 3): was the arm drawn with the declared share, both ways."""
     table = np.zeros((4, WIDTH), dtype=np.int64)
     for arm in (0, 1):
         row = _moments(n1=arm, n0=1 - arm, y1=arm, y0=1 - arm, effect=arm - share)
@@ -118,7 +118,7 @@ def assignments(share: float) -> Ints:
 
 @cache
 def assigned_exceedances(q: float, share: float) -> Ints:
-    """(16, WIDTH), class `2 * challenger + exceeds`: latency above the champion's running q-quantile. Harm only."""
+    """(CLASSES, WIDTH), class `2 * challenger + exceeds`: latency above the running q-quantile. Harm only."""
     table = np.zeros((4, WIDTH), dtype=np.int64)
     for arm in (0, 1):
         for above in (0, 1):
@@ -131,7 +131,7 @@ def assigned_exceedances(q: float, share: float) -> Ints:
 
 @cache
 def paired_exceedances(q: float) -> Ints:
-    """(16, WIDTH), class `2 * challenger exceeds + champion exceeds`: a fair coin on discordant pairs. Harm only."""
+    """(CLASSES, WIDTH), class `2 * challenger exceeds + champion exceeds`: a coin on discordant pairs. Harm only."""
     table = np.zeros((4, WIDTH), dtype=np.int64)
     for one in (0, 1):
         for zero in (0, 1):
@@ -145,7 +145,7 @@ def paired_exceedances(q: float) -> Ints:
 
 @cache
 def exceedance_counts(share: float | None) -> Ints:
-    """(16, WIDTH), classes as `assigned_exceedances` (or `paired_exceedances` for None): moments alone, no bet."""
+    """(CLASSES, WIDTH), classes as `assigned_exceedances` (or `paired_exceedances` for None): moments alone, no bet."""
     table = (paired_exceedances(0.5) if share is None else assigned_exceedances(0.5, share)).copy()
     table[:, HARM] = 0
     return table
@@ -153,7 +153,7 @@ def exceedance_counts(share: float | None) -> Ints:
 
 @cache
 def scaled_exceedances(q: float, share: float) -> Ints:
-    """(16, WIDTH), class `2 * challenger + exceeds`, the challenger's latency divided by 1 + margin. Proof only."""
+    """(CLASSES, WIDTH), class `2 * challenger + exceeds`, its latency divided by 1 + margin. Proof only."""
     table = np.zeros((4, WIDTH), dtype=np.int64)
     for arm in (0, 1):
         for above in (0, 1):

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from pipelines.contracts.errors import ContractError, NotFoundError
+from pipelines.rollout.bars import levels
 from pipelines.rollout.known_traffic import Known
 from pipelines.rollout.planner import Need, metric_needs
 from pipelines.rollout.policy import Policy
@@ -48,6 +49,7 @@ class ModelPlan(msgspec.Struct, frozen=True, kw_only=True):
                 {"name": stage.name, "requests": stage.requests, "auto": stage.name in self.settled}
                 for stage in self.policy.stages
             ],
+            "levels": levels(self.policy),
             "feasible": self.feasible,
             "needs": msgspec.to_builtins(self.needs),
             "unknown": self.unknown,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pipelines.rollout.known_traffic import Known
     from pipelines.spec.model import ModelSpec
 
+ASIDE = 0.1
+"""The weight of a backtest and of a bake where a spec declares none."""
 _CODE = ("rollout", "stats", "collect")
 
 
@@ -50,22 +52,28 @@ def code_version() -> str:
 def policy_mapping(spec: ModelSpec) -> dict[str, Any]:
     """The `slipway-gate/1` document of a model's spec; stages of `requests: auto` still say so."""
     policy: dict[str, Any] = dict(spec.rollout.policy)
-    minimum = policy.pop("min_event_time", None)
-    if minimum is not None:
-        from pipelines.spec.durations import parse
+    for name in ("min_event_time", "kpi_maturity"):
+        duration = policy.pop(name, None)
+        if duration is not None:
+            from pipelines.spec.durations import parse
 
-        policy["min_event_time_s"] = parse(minimum).us / 1e6
+            policy[f"{name}_s"] = parse(duration).us / 1e6
     policy.setdefault("label_maturity_s", spec.labels.maturity.us / 1e6)
     policy.setdefault("slices", [*spec.slices])
     if spec.output.low is not None and spec.output.high is not None:
         policy.setdefault("score_range", [spec.output.low, spec.output.high])
     policy["stages"] = []
     for stage in spec.rollout.stages:
-        listed = stage.model_dump(exclude_none=True, include={"name", "share", "requests"})
+        listed = stage.model_dump(exclude_none=True, include={"name", "share", "requests", "weight"})
         if stage.min_event_time is not None:
             listed["min_event_time_s"] = stage.min_event_time.us / 1e6
         listed["max_wait_s"] = (stage.max_wait or spec.rollout.max_wait).us / 1e6
         policy["stages"].append(listed)
+    if not any("weight" in listed for listed in policy["stages"]) and len(policy["stages"]) > 1:
+        # The first is of old traffic, the second of little: live stages keep most of the budget.
+        for listed in policy["stages"]:
+            if listed["name"] in ("backtest", "bake"):
+                listed["weight"] = ASIDE
     return policy
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.contracts.errors import ContractError
+from pipelines.rollout.bars import levels, live_stages, restart_weights
 from pipelines.rollout.policy import Policy
 from tests.unit.stats.cases import mapping
 
@@ -37,6 +38,44 @@ def test_kinds_of_stages_follow_their_names_and_shares() -> None:
     assert [stage.kind for stage in policy.stages] == ["backtest", "shadow", "canary", "ab", "bake"]
     assert [stage.randomised for stage in policy.stages] == [False, False, True, True, False]
     assert [stage.pairs for stage in policy.stages] == [True, True, True, False, False]
+
+
+WEIGHED = [
+    {"name": "backtest", "requests": 10, "weight": 0.1},
+    {"name": "shadow", "requests": 10},
+    {"name": "canary_05", "share": 0.05},
+    {"name": "bake", "weight": 0.1},
+]
+
+
+def test_stages_share_the_budget_by_their_weights_and_no_metric_spends_more_than_its_own() -> None:
+    policy = Policy.parse(mapping() | {"stages": WEIGHED})
+    assert [stage.weight for stage in policy.stages] == [0.1, pytest.approx(0.4), pytest.approx(0.4), 0.1]
+    assert Policy.parse(policy.to_mapping()) == policy
+    found = levels(policy)
+    assert [*found] == ["from the start", "backtest", "shadow", "canary_05", "bake"]
+    assert sum(found.values()) == pytest.approx(policy.budget.rollback)
+    assert found["backtest"] == pytest.approx(0.05 * policy.budget.rollback)
+    for metric in policy.metrics:
+        weights = restart_weights(policy, live_stages(policy, metric))
+        assert weights is not None
+        assert weights.sum() == pytest.approx(1.0)
+
+
+def test_a_policy_without_weights_of_stages_is_as_it_was() -> None:
+    plain = mapping() | {"stages": [{k: v for k, v in stage.items() if k != "weight"} for stage in WEIGHED]}
+    policy = Policy.parse(plain)
+    assert not any("weight" in stage for stage in policy.to_mapping()["stages"])
+    assert restart_weights(policy, live_stages(policy, policy.metrics[0])) is None
+    assert "bake" not in live_stages(policy, policy.metric("logloss"))
+    assert sum(levels(policy).values()) == pytest.approx(policy.budget.rollback)
+
+
+@pytest.mark.parametrize("weights", [(0.6, 0.5), (0.5, 0.5)])
+def test_weights_of_stages_leave_something_to_the_others(weights: tuple[float, float]) -> None:
+    stages = [WEIGHED[0] | {"weight": weights[0]}, *WEIGHED[1:3], WEIGHED[3] | {"weight": weights[1]}]
+    with pytest.raises(ContractError, match="weights of the stages"):
+        Policy.parse(mapping() | {"stages": stages})
 
 
 AB = [{"name": "shadow", "requests": 100}, {"name": "ab_50", "share": 0.5, "requests": 100, "min_event_time_s": 60}]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.stats import bets, tables
 from pipelines.stats.evidence import HARM, PROOF
+from pipelines.stats.mixture import AGAIN, ONCE
 from pipelines.stats.nats import SCALE, floor_nats, to_nats
 
 shares = st.floats(0.01, 0.99)
@@ -78,10 +79,13 @@ def test_the_error_bet_on_a_long_run_of_equal_arms_has_mean_one() -> None:
     assert e_values.mean() <= 1 + 5 * e_values.std() / np.sqrt(len(e_values))
 
 
-@pytest.mark.parametrize("flag", [tables.NO_HARM_BET, tables.NO_PROOF_BET])
-def test_a_silenced_class_keeps_its_counts_and_loses_its_bet(flag: int) -> None:
+@pytest.mark.parametrize(("flag", "columns"), [(tables.HARM_STATE, HARM), (tables.PROOF_STATE, PROOF)])
+def test_an_outcome_of_a_unit_met_before_keeps_its_counts_and_loses_bets(flag: int, columns: slice) -> None:
     table = tables.assigned_events(0.3, 0.01)
-    columns = HARM if flag == tables.NO_HARM_BET else PROOF
-    assert (table[3 + flag, :7] == table[3, :7]).all()
-    assert not table[3 + flag, columns].any()
-    assert table[3, columns].any()
+    fresh, met, bet_on = (table[3 + flag * state] for state in (tables.FRESH, tables.MET_BEFORE, tables.BET_ON))
+    assert (met[:7] == fresh[:7]).all()
+    assert (bet_on[:7] == fresh[:7]).all()
+    assert (met[columns][AGAIN] == fresh[columns][AGAIN]).all()
+    assert fresh[columns].all()
+    assert not met[columns][ONCE].any()
+    assert not bet_on[columns].any()

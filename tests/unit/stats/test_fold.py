@@ -18,7 +18,8 @@ from pipelines.contracts.errors import ContractError
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.simulator import Fault, simulate
 from pipelines.rollout.traffic import Traffic
-from pipelines.stats.evidence import Evidence
+from pipelines.stats.evidence import HARM, Evidence
+from pipelines.stats.mixture import AGAIN, ONCE
 from pipelines.stats.nats import MOMENT
 from tests.unit.stats.cases import between, policy, shuffled, stamps
 
@@ -35,7 +36,7 @@ def fold(policy: Policy, *batches: dict[str, pa.Table]) -> Evidence:
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000), cuts=st.integers(1, 12), unit=st.sampled_from(["request", "unit"]))
 def test_evidence_does_not_depend_on_how_rows_were_cut_or_shuffled(seed: int, cuts: int, unit: str) -> None:
-    chosen = policy(600, 600, unit=unit)
+    chosen = policy(600, 600, unit=unit, **({"kpi_maturity_s": 90} if cuts % 2 else {}))
     traffic = Traffic(requests_per_s=0.5, units=150 if unit == "unit" else 0)
     tables = simulate(chosen, seed=seed, traffic=traffic, fault=FAULT)
     rng = np.random.default_rng(seed)
@@ -243,6 +244,58 @@ def test_a_sticky_unit_is_bet_on_once_a_stage() -> None:
     for metric in ("error_rate", "sample_ratio"):
         assert (many.cells["canary_50", metric, ""][7:] == once.cells["canary_50", metric, ""][7:]).all()
         assert many.cells["canary_50", metric, ""][0] == 5
+
+
+def test_a_kpi_is_judged_at_its_own_maturity_where_it_has_one() -> None:
+    requests = [{"ts": 0, "arm": "challenger"}, {"ts": 90 * SECOND, "arm": "champion"}]
+    tables = _tables(requests, [{"request_id": 0, "arm": "challenger", "ts": 5}])
+    tables |= {"kpi": pa.Table.from_pylist([{"request_id": 0, "ts": 5, "value": 4.0}])}
+    sooner = policy(warmup_requests=0, kpi_maturity_s=60)
+    assert fold(sooner, tables).counted("kpis") == 1
+    assert fold(PLAIN, tables).counted("kpis") == 0
+    assert sooner.to_mapping()["kpi_maturity_s"] == 60
+    assert "kpi_maturity_s" not in PLAIN.to_mapping()
+
+
+def test_half_of_the_bets_on_a_sticky_unit_are_not_made_again_in_a_later_stage() -> None:
+    sticky = policy(warmup_requests=0, unit="unit")
+    requests = [
+        {"ts": n, "arm": "challenger", "unit_id": 7, "stage": stage, "share": share}
+        for n, (stage, share) in enumerate([("canary_20", 0.2), ("canary_50", 0.5), ("canary_50", 0.5)])
+    ]
+    answers = [{"request_id": n, "arm": "challenger", "ts": 10 + n, "status": "error", "score": None} for n in range(3)]
+    found = fold(sticky, _tables(requests, answers))
+    alone = fold(sticky, _tables(requests[1:2], [answers[1] | {"request_id": 0}]))
+    first, again = (found.cells[stage, "error_rate", ""] for stage in ("canary_20", "canary_50"))
+    bets = alone.cells["canary_50", "error_rate", ""][HARM]
+    assert first[HARM].all()
+    assert (again[HARM][AGAIN] == bets[AGAIN]).all()
+    assert not again[HARM][ONCE].any()
+
+
+def test_pairs_whose_labels_mature_while_it_bakes_are_the_bakes_where_it_has_a_weight() -> None:
+    stages = [
+        {"name": "canary_50", "share": 0.5, "requests": 2},
+        {"name": "bake", "share": None, "requests": 1, "weight": 0.1},
+    ]
+    requests = [{"ts": 0, "arm": "both", "share": None}, {"ts": 500 * SECOND, "arm": "both", "share": None}]
+    requests.append({"ts": 700 * SECOND, "arm": "challenger", "share": None, "stage": "bake"})
+    requests.append({"ts": 2000 * SECOND, "arm": "challenger", "share": None, "stage": "bake"})
+    answers = [
+        {"request_id": n, "arm": arm, "ts": 500 * n * SECOND + 5, "score": 0.4}
+        for n in (0, 1)
+        for arm in ("champion", "challenger")
+    ]
+    labels = [{"request_id": n, "ts": 500 * n * SECOND + 9, "label": 1.0} for n in (0, 1)]
+    tables = _tables(requests, answers, labels)
+    weighed, plain = (
+        fold(policy(warmup_requests=0, stages=stages if weight else [stages[0], stages[1] | {"weight": None}]), tables)
+        for weight in (True, False)
+    )
+    assert weighed.cells["canary_50", "logloss", ""][0] == 1
+    assert weighed.cells["bake", "logloss", ""][0] == 1
+    assert plain.cells["canary_50", "logloss", ""][0] == 2
+    assert ("bake", "logloss", "") not in plain.cells
 
 
 def test_a_missing_column_and_an_unknown_stage_are_named() -> None:

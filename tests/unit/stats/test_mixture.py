@@ -20,8 +20,22 @@ def test_a_fault_that_begins_in_the_last_stage_is_not_hidden_by_a_good_past() ->
 
 
 def test_sticky_units_use_each_stage_alone_at_its_share_of_the_level() -> None:
-    log_factors = np.array([[10.0] * 8, [12.0] * 8])
-    assert over_time(log_factors, sticky=True) == pytest.approx(12.0 - np.log(2))
+    log_factors = np.array([[10.0, 0.0] * 4, [12.0, 0.0] * 4])
+    assert over_time(log_factors, sticky=True) == pytest.approx(12.0 - np.log(2) - np.log(2))
+
+
+def test_sticky_units_met_for_the_first_time_add_up_over_stages() -> None:
+    log_factors = np.array([[0.0, 10.0] * 4, [0.0, 12.0] * 4])
+    assert over_time(log_factors, sticky=True) == pytest.approx(22.0 - np.log(2))
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_a_stage_of_more_weight_is_heard_sooner_and_weights_alike_change_nothing(sticky: bool) -> None:
+    late = np.array([[-200.0] * 8, [30.0, 0.0] * 4])
+    heavy, light = (over_time(late, sticky=sticky, weights=np.array([1.0 - w, w])) for w in (0.9, 0.1))
+    assert heavy - light == pytest.approx(np.log(9.0))
+    even = over_time(late, sticky=sticky, weights=np.array([0.5, 0.5]))
+    assert even == pytest.approx(float(over_time(late, sticky=sticky)))
 
 
 def test_one_loud_slice_costs_its_share_of_the_family() -> None:
