@@ -153,7 +153,8 @@ class GrpcDoor:
             loaded = await self._pinned.get(message.model_name, message.model_version)
             request = grpc_codec.infer_request(message)
             return grpc_codec.infer_response(request, await infer_pinned(self._gateway, loaded, request), raw=raw)
-        started = perf_counter_ns()
+        started, shadow = perf_counter_ns(), self._gateway.shadow
+        shadow.stir += 1
         plan = self._gateway.table.plan(message.model_name)
         request = grpc_codec.infer_request(message)
         answer = await infer(self._gateway, plan, request, traceparent)
@@ -162,8 +163,9 @@ class GrpcDoor:
                 raise answer.result
             return grpc_codec.infer_response(request, answer.result, raw=raw)
         finally:
+            shadow.stir += 1
             if answer.after is not None:
-                self._gateway.shadow.put(answer.after)
+                shadow.put(answer.after)
             took_us = (perf_counter_ns() - started) // 1000
             self._gateway.metrics.request_times(message.model_name).observe(took_us)
 

@@ -27,6 +27,7 @@ from tests.free_ports import free_port
 from tests.serving.conftest import Installation, Running, Start
 from tests.serving.echo_release import DATATYPES, VALUES, echo_release
 from tests.serving.processes import PROJECT, bentoml_serve
+from tests.serving.test_batching import LONG_MS, batched, batches
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
@@ -105,6 +106,21 @@ async def test_typed_contents_are_answered_in_typed_contents(home: Installation,
         whole = await client.infer(request)
         assert len(whole.raw_output_contents) == len(whole.outputs) == len(DATATYPES)
         assert not any(output.HasField("contents") for output in whole.outputs)
+
+
+async def test_requests_for_a_heavy_release_are_gathered_whichever_door_they_come_by(
+    home: Installation, start: Start
+) -> None:
+    home.publish(champion=batched(home, 0.1, 4, LONG_MS, slope=0.01))
+    values = [0.5, 1.5, 2.5, 3.5]
+    async with start() as running, opened(running) as client:
+        over_grpc = [client.infer(typed(x=("FP64", [x]))) for x in values[:3]]
+        *answers, over_http = await asyncio.gather(*over_grpc, running.infer(x=values[3]))
+        assert batches(running) == {4.0: 1}
+    outputs = [one for answer in answers for one in answer.outputs if one.name == "score"]
+    scores = [getattr(one.contents, CONTENTS[one.datatype])[0] for one in outputs]
+    scores += [one["data"][0] for one in over_http.json()["outputs"] if one["name"] == "score"]
+    assert scores == pytest.approx([0.1 + 0.01 * x for x in values])
 
 
 async def test_an_answer_over_grpc_is_logged_paired_and_traced_as_over_http(home: Installation, start: Start) -> None:
