@@ -151,7 +151,7 @@ def alerts() -> None:
 
     include = Settings().include_dir
     specs = [load_view(include, name) for name in names(include, "features")]
-    print(yaml.safe_dump(rules((spec.feast_name(include), spec) for spec in specs), sort_keys=False, width=120), end="")
+    print(yaml.safe_dump(rules(specs), sort_keys=False, width=120), end="")
 
 
 app.command()(feature_versions.lineage)

@@ -11,20 +11,24 @@ FOR = "5m"
 """How long a view has to be stale before the alert fires: a gateway that starts is no reason."""
 
 
-def rules(views: Iterable[tuple[str, ViewSpec]]) -> dict[str, Any]:
-    """A rule file's content: one alert a view, by its versioned name of now, over what the gateways measure."""
+def rules(views: Iterable[ViewSpec]) -> dict[str, Any]:
+    """A rule file's content: one alert a view, over what the gateways measure of any version that a release reads.
+
+    So the alert is raised for a champion, too, that still reads a version from before the view was changed.
+    """
     listed = [
         {
             "alert": spec.alert,
-            "expr": f'max by (view) (slipway_view_age_seconds{{view="{version}"}}) > {spec.freshness.us // 1_000_000}',
+            "expr": f'max by (view) (slipway_view_age_seconds{{view=~"{spec.name}__[0-9a-f]{{4}}"}}) > '
+            f"{spec.freshness.us // 1_000_000}",
             "for": FOR,
             "labels": {"severity": "warn", "owner": spec.owner},
             "annotations": {
                 "summary": "{{ $labels.view }} is {{ $value | humanizeDuration }} old",
-                "description": f"Its spec allows {spec.freshness}. Rollouts of releases that read it do not go on. "
+                "description": f"Its spec allows {spec.freshness}. Challengers that read it do not go on. "
                 "See docs/runbooks/on-call/stale-features.md.",
             },
         }
-        for version, spec in views
+        for spec in views
     ]
     return {"groups": [{"name": "slipway_view_freshness", "rules": listed}]}

@@ -290,8 +290,12 @@ class Publisher:
         ), through_us
 
     def _prepare(self, spec: ViewSpec, until_us: int) -> None:
+        """What the DAGs of the view and of its datasets do, up to a time that has not come yet."""
+        from pipelines.wiring import corrections  # is built on this module
+
         for name in spec.datasets:
             datasets.ingest(self.settings, name, until_us)
+        corrections.amend(self.settings, spec.name, until_us)
         ref = build(self.settings, spec.name, until_us)
         check(self.settings, ref)
         publish(self.settings, ref)

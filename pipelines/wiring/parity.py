@@ -23,14 +23,13 @@ from pipelines.wiring import datasets, feature_terms, features
 from pipelines.wiring.scoring import load_release
 
 _ASKED = """
-    SELECT request_id, epoch_us(event_time), inputs FROM assignment
+    SELECT request_id, epoch_us(event_time), inputs, challenger FROM assignment
     WHERE model = $model AND NOT duplicate AND ($rollout = '' OR (rollout_id = $rollout AND stage = $stage))
     ORDER BY {order} LIMIT $most
 """
 _ANSWERED = """
-    SELECT request_id, release, features, degraded FROM response
-    WHERE model = $model AND status <> 'error' AND ($rollout = '' OR rollout_id = $rollout)
-      AND request_id IN (SELECT request_id FROM asked)
+    SELECT request_id, release, features, degraded FROM response JOIN asked USING (request_id)
+    WHERE model = $model AND status <> 'error' AND ($rollout = '' OR (rollout_id = $rollout AND release = challenger))
     ORDER BY seq
 """
 REPORT = pa.schema(
@@ -70,6 +69,7 @@ def of_stage(
 ) -> ParityReport:
     """Compare the requests of one stage of a rollout: a sample of them that depends on their ids alone.
 
+    What the challenger reads is compared; a view that the champion alone reads is no reason to hold the challenger.
     `terms`: what is frozen into the rollout's plan; without them, what the specs say now.
     """
     return _measure(settings, model, rollout_id, stage, terms=terms)
@@ -197,10 +197,11 @@ def _read_log(
         for kind in ("assignment", "response"):
             lake.bind(connection, kind, f"inference/{kind}")
         rows = connection.execute(_ASKED.format(order=order), given).fetchall()
-        connection.register("asked", pa.table({"request_id": pa.array([row[0] for row in rows], pa.string())}))
+        asked = {"request_id": [row[0] for row in rows], "challenger": [row[3] for row in rows]}
+        connection.register("asked", pa.table({name: pa.array(column, pa.string()) for name, column in asked.items()}))
         answers = connection.execute(_ANSWERED, {"model": model, "rollout": rollout_id}).fetchall()
     decode = msgspec.json.decode
-    found = {request_id: Logged(at, decode(inputs) if inputs else {}, {}) for request_id, at, inputs in rows}
+    found = {request_id: Logged(at, decode(inputs) if inputs else {}, {}) for request_id, at, inputs, _ in rows}
     read: set[str] = set()
     for request_id, release, logged, degraded in answers:
         if release not in manifests:

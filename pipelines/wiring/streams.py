@@ -163,21 +163,30 @@ class Feed:
     # --- one view ---------------------------------------------------------------------------------------------------
 
     def _open(self, view: ViewSpec) -> None:
-        """Make sure of the view's tables: a new version of it begins with what the dataset already holds."""
+        """Make sure of the view's tables: what the dataset holds and the view has not come to is computed first.
+
+        That is everything for a new version, and for one that builds have made until now the stamps behind their last.
+        """
         version = self._versions[view.name]
         self._online.create(version)
         table = features.table_of(version)
         known = self._state.newest_us
         pushed = self._mark(datasets.table_of(self.spec.name), PUSH)
-        if (there := self._lake.exists(table)) and self._mark(table, PUSH) >= pushed:
+        there = self._lake.exists(table)
+        if there:
             held = self._lake.read(table, ["created_timestamp"]).column("created_timestamp")
             self._now_us = max(self._now_us, pc.max(held).cast(pa.int64()).as_py() or 0)
-        elif known is not None:
-            span = Span(None, frontier_us(view, known))
-            rows = features.compute(self.settings, view, span, created_us=known)
-            self._write_online(view, rows, span.until_us)
-            marks = {PUSH: pushed} if pushed else {}
-            self._append(table, rows, marks, {features.BUILD: span.until_us, **({features.STREAM: 1} if there else {})})
+        if known is None:
+            return
+        behind = there and self._mark(table, PUSH) < pushed  # a push has died: it may have left rows of any stamp
+        span = Span(None if behind else self._lake.applied(table, features.BUILD), frontier_us(view, known))
+        if span.empty and not behind:
+            return
+        self._now_us = max(self._now_us, known)
+        rows = features.compute(self.settings, view, span, created_us=self._now_us)
+        self._write_online(view, rows, span.until_us)
+        marks = {PUSH: pushed} if pushed else {}
+        self._append(table, rows, marks, {features.BUILD: span.until_us, **({features.STREAM: 1} if there else {})})
 
     def _refresh(self, view: ViewSpec, touching: pa.Table, ends: dict[str, int]) -> int:
         """Compute what the rows touch, publish it, make it readable. Returns the number of values written online."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,12 @@ Inputs = dict[str, Any]
 
 
 class LoggedRequests:
-    """A home whose lake has the sample's datasets and views, an online store, and one release that reads every view."""
+    """A home whose lake has the sample's datasets and views, an online store, and one release that reads every view.
 
-    def __init__(self, home: Path, sample: Settings) -> None:
+    `of_champion`: what the champion reads.
+    """
+
+    def __init__(self, home: Path, sample: Settings, of_champion: Sequence[ViewPin] = ()) -> None:
         for part in ("datasets", "features"):
             (home / "lake").mkdir(parents=True, exist_ok=True)
             (home / "lake" / part).symlink_to(sample.lake / part)
@@ -39,7 +42,10 @@ class LoggedRequests:
         ]
         inputs += [InputField(name=name, datatype="FP64", required=False) for name in ("x", "distance", "local_hour")]
         self.release = constant_release(self.settings.releases, MODEL, 0.3, inputs=inputs, views=self.pins)
-        self.champion = constant_release(self.settings.releases, MODEL, 0.29, semver="0.9.0")
+        self.of_champion = list(of_champion)
+        self.champion = constant_release(
+            self.settings.releases, MODEL, 0.29, semver="0.9.0", inputs=inputs, views=self.of_champion
+        )
         self._worker = Worker(self.settings.bus)
 
     def asked(self, start: str, hours: int, every: int = 4) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -76,7 +82,7 @@ class LoggedRequests:
         store = open_store(self.settings, budget_ms=5000)
         await store.start()
         try:
-            plan = ReadPlan({self.release: self.pins})
+            plan = ReadPlan({self.release: self.pins, self.champion: self.of_champion})
             for hour, rows in self.asked(start, hours):
                 if publish is not None:
                     publish(hour)
@@ -94,7 +100,6 @@ class LoggedRequests:
         return count
 
     def _log(self, rollout_id: str, stage: str, row: dict[str, Any], inputs: Inputs, reads: Reads) -> None:
-        views = reads.of(self.release)
         common = {"model": MODEL, "request_id": row["request_id"], "rollout_id": rollout_id, "event_us": _us(row)}
         self._worker.append(
             Assignment,
@@ -107,20 +112,25 @@ class LoggedRequests:
             stage=stage,
             route_version=1,
             champion=self.champion,
+            challenger=self.release,
             inputs={name: [value] for name, value in inputs.items()},
         )
-        self._worker.append(
-            Response,
-            **common,
-            arm="challenger",
-            release=self.release,
-            status="ok",
-            served=False,
-            shadow=True,
-            score=[0.3],
-            features=[view.logged for view in views],
-            degraded=[view.degraded for view in views if view.degraded],
-        )
+        arms = [("challenger", self.release)]
+        arms += [("champion", self.champion)] if self.of_champion else []
+        for arm, release in arms:
+            views = reads.of(release)
+            self._worker.append(
+                Response,
+                **common,
+                arm=arm,
+                release=release,
+                status="ok",
+                served=arm == "champion",
+                shadow=arm == "challenger",
+                score=[0.3],
+                features=[view.logged for view in views],
+                degraded=[view.degraded for view in views if view.degraded],
+            )
 
 
 def _us(row: dict[str, Any]) -> int:

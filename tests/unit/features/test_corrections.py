@@ -86,6 +86,16 @@ def test_a_correction_reaches_the_online_store(shop: Shop) -> None:
     assert str(newest[2]) in {text for (text,) in stored}
 
 
+def test_a_publisher_that_prepares_ahead_takes_up_corrections_as_the_dag_does(shop: Shop) -> None:
+    with features.Publisher(shop.settings, ahead_us=0) as publisher:
+        publisher.tick(shop.at(240))
+        shop.correct(3, 7.0)
+        shop.tell(every_hour(240, 264), 264)
+        publisher.tick(shop.at(250))
+    assert shop.published() == shop.recomputed()
+    assert shop.run(250).days == 0  # its DAG finds nothing left to make anew
+
+
 def test_a_correction_that_fails_the_views_checks_changes_nothing(shop: Shop) -> None:
     before = shop.published()
     shop.tell([(60, 1_000_000.0)], 241)

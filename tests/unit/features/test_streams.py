@@ -15,7 +15,7 @@ from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import TransientError
 from pipelines.datasets.messages import Message
-from pipelines.settings import Settings
+from pipelines.settings import PROJECT, Settings
 from pipelines.wiring import datasets, features, streams
 from tests import odd_days, streamed_project
 from tests.streamed_project import expected_online, latest, online, rebuilt
@@ -207,6 +207,34 @@ def test_a_new_version_of_a_view_begins_with_what_the_dataset_holds(project: Cal
         feed.apply(messages[100:])
     assert latest(settings, "weather_at_origin") == rebuilt(settings, "weather_at_origin")
     assert online(settings, "weather_at_origin") == expected_online(settings, "weather_at_origin")
+
+
+def test_views_that_builds_have_made_until_now_go_on_as_streams(
+    project: Callable[..., Settings], tmp_path: Path
+) -> None:
+    """A build stops at the last stamp that is due; what was known by then and is due later is the stream's to make."""
+    settings = project()
+    publish_others(settings)
+    messages = streamed_project.messages(settings.include_dir, "flights_landed")
+    half = len(messages) // 2
+    elsewhere = settings.model_copy(update={"home": tmp_path / "elsewhere"})
+    publish_others(elsewhere)
+    with streams.Feed(elsewhere, "flights_landed") as feed:
+        feed.apply(messages[:half])
+    table = datasets.table_of("flights_landed")
+    rows = DeltaLake(elsewhere.lake).read(table)
+    known_us = messages[half - 1].time_us
+    DeltaLake(settings.lake).append(table, rows, partition_by=["day"], txn=(datasets.INGEST, known_us))
+    by_builds = settings.model_copy(update={"include_dir": PROJECT / "include"})
+    views = [view.name for view in streams.streamed(settings)["flights_landed"]]
+    for view in views:
+        features.publish(by_builds, features.build(by_builds, view, known_us))
+        features.materialise(by_builds, view, known_us)
+    with streams.Feed(settings, "flights_landed") as feed:
+        feed.apply(messages[half:])
+    for view in views:
+        assert latest(settings, view) == rebuilt(settings, view), view
+        assert online(settings, view) == expected_online(settings, view), view
 
 
 def test_a_build_of_a_streamed_view_adds_nothing(project: Callable[..., Settings]) -> None:

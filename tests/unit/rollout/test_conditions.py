@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from pipelines.contracts.clocks import parse_event_time
+from pipelines.contracts.release import ViewPin
 from pipelines.rollout.conditions import Condition, Fresh, Parity
 from pipelines.rollout.decide import decide
 from pipelines.rollout.explainer import explain
@@ -24,7 +26,7 @@ from pipelines.rollout.stages import from_spec
 from pipelines.rollout.state import Decision, Plan, apply
 from pipelines.settings import Settings
 from pipelines.spec.durations import parse
-from pipelines.wiring import feature_terms, features, rollouts
+from pipelines.wiring import feature_terms, features, parity, rollouts
 from pipelines.wiring.gate_conditions import measured
 from pipelines.wiring.rollout_page import page
 from pipelines.wiring.rollout_replay import replay_rollout
@@ -97,8 +99,8 @@ PLAN = Plan(stages=from_spec(STAGES, parse("30d event_time")), policy=Policy.par
 class Installation(LoggedRequests):
     """A champion, and a rollout in shadow of a release that reads every view."""
 
-    def __init__(self, home: Path, sample: Settings) -> None:
-        super().__init__(home, sample)
+    def __init__(self, home: Path, sample: Settings, of_champion: Sequence[ViewPin] = ()) -> None:
+        super().__init__(home, sample, of_champion)
         self.settings.event_clock().tick(parse_event_time(START))
         first = rollouts.start(self.settings, MODEL, self.champion, actor="test", plan=PLAN)
         rollouts.approve(self.settings, first.id, "anna")
@@ -149,6 +151,32 @@ def test_a_rollout_waits_for_stale_features_and_leaves_shadow_when_they_are_fres
     text = page(installation.settings, installation.rollout)
     assert "read online against the lake" in text
     assert "plane_late_rate_7d" in text
+
+
+def test_what_is_wrong_with_a_view_that_the_champion_alone_reads_holds_no_challenger(
+    tmp_path: Path, sample_views: Settings
+) -> None:
+    """The champion still reads the version from before a change; it is stale, and its rows are not the lake's."""
+    before = ViewPin(
+        view="weather_at_origin__0a1b",
+        entity={"origin": "origin"},
+        join_key_types={"origin": "string"},
+        features=["temp"],
+    )
+    installation = Installation(tmp_path, sample_views, [before])
+    start_us = parse_event_time(START)
+    with features.Publisher(installation.settings) as publisher:
+        publisher.tick(start_us)
+        version = next(pin.view for pin in installation.pins if pin.view.startswith("weather"))
+        with sqlite3.connect(installation.settings.feast_dir / "online_store.db") as connection:
+            connection.execute(f'CREATE TABLE "slipway_{before.view}" AS SELECT * FROM "slipway_{version}"')
+        installation.answer(installation.rollout, START, 7, publish=publisher.tick)
+        publisher.tick(start_us + 7 * HOUR_US)
+    left = installation.look(7)
+    assert left.decision is not None
+    assert (left.decision.cause, left.decision.next_stage) == ("stage_done", "canary_20")
+    (report,) = parity.kept(installation.settings, MODEL, installation.rollout)
+    assert before.view not in {view.view for view in report.views}
 
 
 def answer_with_wrong_temperatures(installation: Installation) -> None:
