@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines.contracts.errors import TransientError
+from pipelines.contracts.errors import TerminalError, TransientError
 from pipelines.datasets.messages import Message
 
 if TYPE_CHECKING:
@@ -44,17 +45,24 @@ def run(
 
     options: Spark's options of its Kafka source. begin: the offset to begin at by partition, when there is no
     checkpoint. source: the name of a partition in `Message.source`. `alive` is called about once a second while the
-    query runs. Raises what `take` raises, and TransientError when the query ends otherwise.
+    query runs. Raises what `take` raises, TerminalError when Spark's JVM has died (a process has but one), and
+    TransientError when the query ends otherwise.
     """
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
     failed: list[BaseException] = []
+    taking = threading.Lock()
+    over = False
 
     def batch(rows: DataFrame, _number: int) -> None:
-        if messages := _messages(rows.toArrow(), source):
+        messages = _messages(rows.toArrow(), source)
+        with taking:
             try:
-                take(messages)
+                if over:  # not taken, and Spark must not count it as taken
+                    raise TransientError(f"stream of topic {topic}", got="has ended")
+                if messages:
+                    take(messages)
             except BaseException as error:  # told by its own type below: Spark would make a text of it
                 failed.append(error)
                 raise
@@ -72,10 +80,25 @@ def run(
                 query.awaitTermination(_POLL_S)  # raises what ended it
         finally:
             query.stop()
-    except (PySparkException, Py4JError) as error:
+    except (PySparkException, Py4JError, OSError) as error:
+        if not _answers(session):
+            hint = "Start the stream again: it goes on behind what is there."
+            raise TerminalError(f"stream of topic {topic}", got="Spark's JVM has died", hint=hint) from error
         if failed:
             raise failed[0] from None
         raise TransientError(f"stream of topic {topic}", got=f"{type(error).__name__}: {error}"[:2000]) from error
+    finally:
+        with taking:  # a batch outlives the JVM that asked for it: nobody else may begin before it is done
+            over = True
+
+
+def _answers(session: SparkSession) -> bool:
+    from py4j.protocol import Py4JError
+
+    try:
+        return bool(session.version)
+    except (Py4JError, OSError):
+        return False
 
 
 def _messages(rows: Table, source: Callable[[int], str]) -> list[Message]:
