@@ -1,7 +1,7 @@
 """A stream from the producer to the online store: how long it takes, and what is left when its processes are killed.
 
     .venv/bin/python -m benchmarks.stream latency [--rate 1000] [--seconds 60]
-    .venv/bin/python -m benchmarks.stream kills [--events 200000] [--rate 400] [--every 10]
+    .venv/bin/python -m benchmarks.stream kills [--events 200000] [--rate 200] [--every 10]
 
 Real Kafka and Spark on this machine, each run with a home of its own. Events are numbered payments of 200 accounts
 (`stream_events.py`: late ones, held back ones, ones later than the watermark of 10 minutes, broken ones). `latency`: a
@@ -38,7 +38,7 @@ def main() -> int:
         found = latency(options.rate or 1000, options.seconds)
         is_whole = found["never_readable"] == 0
     else:
-        found = kills(options.events, options.rate or 400, options.every)
+        found = kills(options.events, options.rate or 200, options.every)
         is_whole = all(found[name] for name in ("nothing_lost", "dataset_equal", "view_equal", "online_equal"))
     print(json.dumps(found, indent=1))
     if options.write:
