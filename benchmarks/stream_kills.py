@@ -28,10 +28,11 @@ from pipelines.spec.loading import load_view
 from pipelines.wiring import datasets, features
 from pipelines.wiring.stream_state import frontier_us
 from tests.kafka_broker import Broker, broker
+from tests.spark import LEAN
 from tests.streamed_project import expected_online, latest, online
 
 KINDS = ("driver", "jvm", "driver and jvm", "broker", "producer")
-CATCH_UP_S = 900
+CATCH_UP_S = 1800
 
 
 class Producing:
@@ -67,7 +68,9 @@ def kills(events: int, rate: float, every_s: float, folder: Path | None = None) 
     began = time.monotonic()
     with broker(folder / "kafka") as kafka:
         make_topic(kafka.servers)
-        settings = Settings(home=folder / "home", include_dir=write_project(folder), kafka=kafka.servers)
+        home, include, properties = folder / "home", write_project(folder), folder / "spark.properties"
+        properties.write_text(LEAN)  # it is started again and again, and shall be up soon
+        settings = Settings(home=home, include_dir=include, kafka=kafka.servers, spark_config=str(properties))
         with Stream(settings, folder / "stream.log") as stream:
             stream.wait()
             producer = Producing(kafka.servers, folder / "produced", events, rate)

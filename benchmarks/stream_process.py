@@ -20,7 +20,7 @@ class Stream:
     """The driver and its JVM, as a process group; killed at the end of the block, however it ends."""
 
     def __init__(self, settings: Settings, log: Path) -> None:
-        names = ("home", "include_dir", "kafka", "kafka_topic")
+        names = ("home", "include_dir", "kafka", "kafka_topic", "spark_config")
         self._environment = {**os.environ, **{f"SLIPWAY_{n.upper()}": str(getattr(settings, n)) for n in names}}
         self._log, self._beat = log, settings.run_dir / "stream.beat"
         self.start()
@@ -43,7 +43,7 @@ class Stream:
     def takes_messages(self) -> bool:
         return self._beat.exists() and self._beat.stat().st_mtime >= self._started
 
-    def wait(self, seconds: float = 180.0) -> None:
+    def wait(self, seconds: float = 600.0) -> None:
         """Return when it takes messages."""
         deadline = time.time() + seconds
         while not self.takes_messages:
