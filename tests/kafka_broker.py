@@ -46,7 +46,7 @@ class Broker:
         if wait:
             self.wait()
 
-    def wait(self, seconds: float = 120.0) -> None:
+    def wait(self, seconds: float = 300.0) -> None:
         """Return when it answers."""
         from confluent_kafka import KafkaException
         from confluent_kafka.admin import AdminClient

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.settings import Settings
 from pipelines.spec.dataset import Column, DatasetSpec
@@ -43,7 +43,7 @@ def publish(settings: Settings, only: Container[str] | None = None, seed: int = 
             continue
         spec = load_dataset(settings.include_dir, name)
         table = dataset(spec, random.Random(f"{seed} {name}"))
-        DeltaLake(settings.lake).append(
+        open_lake(settings).append(
             datasets.table_of(name), table, partition_by=["day"], txn=(datasets.INGEST, END_US)
         )
 

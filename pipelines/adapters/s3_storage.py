@@ -1,4 +1,4 @@
-"""How delta-rs and Arrow reach an S3 store: endpoint and keys, else what the environment says (`AWS_*`)."""
+"""How delta-rs, Arrow and Hadoop reach an S3 store: endpoint and keys, else what the environment says (`AWS_*`)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,22 @@ def storage_options(endpoint: str = "", credentials: Mapping[str, str] | None = 
     if endpoint:
         options["AWS_ENDPOINT_URL"] = endpoint
         options["AWS_ALLOW_HTTP"] = "true" if endpoint.startswith("http://") else "false"
+    return options
+
+
+def hadoop_options(endpoint: str = "", region: str = "") -> dict[str, str]:
+    """Properties of Hadoop's S3A, which takes its keys from the environment by itself (`AWS_*`, or the machine's role).
+
+    endpoint, region: empty for Amazon's own, which the SDK finds out.
+    """
+    # The default one takes another library, and reads ahead for Amazon's own S3.
+    options = {"fs.s3a.input.stream.type": "classic"}
+    if region:
+        options["fs.s3a.endpoint.region"] = region
+    if endpoint:
+        # A store of one's own mostly has no name of its own for each bucket.
+        options |= {"fs.s3a.endpoint": endpoint, "fs.s3a.path.style.access": "true"}
+        options["fs.s3a.connection.ssl.enabled"] = "false" if endpoint.startswith("http://") else "true"
     return options
 
 

@@ -33,7 +33,8 @@ def delta_source(uri: str, version: int | None = None) -> Source:
 
     def read(session: SparkSession) -> DataFrame:
         reader = session.read.format("delta")
-        return (reader if version is None else reader.option("versionAsOf", version)).load(uri)
+        path = f"s3a://{uri.removeprefix('s3://')}" if uri.startswith("s3://") else uri  # Hadoop's name for S3
+        return (reader if version is None else reader.option("versionAsOf", version)).load(path)
 
     return read
 

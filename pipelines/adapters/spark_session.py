@@ -1,4 +1,4 @@
-"""The Spark session of this process: one, made when it is first asked for, thinking in UTC, with Delta and Kafka."""
+"""The Spark of this process: one application, made when it is first asked for, thinking in UTC, with Delta, Kafka, S3."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from pipelines.adapters import s3_storage
 from pipelines.contracts.errors import TerminalError
 from pipelines.contracts.properties import read_properties
 from pipelines.settings import PROJECT, Settings
@@ -35,13 +36,15 @@ _LOCAL = {
     "spark.sql.shuffle.partitions": "2",
     "spark.databricks.delta.snapshotPartitions": "2",
 }
+_CONNECTORS = ("delta-spark_*.jar", "hadoop-aws-*.jar")
+_HADOOP = "spark.hadoop."
 
 
 def missing() -> str:
     """What of Spark is not installed, in words; empty when all is there."""
     if importlib.util.find_spec("pyspark") is None:
         return "the package pyspark"
-    return "" if any(JARS.glob("delta-spark_*.jar")) else f"the connectors' jars ({JARS})"
+    return "" if all(any(JARS.glob(name)) for name in _CONNECTORS) else f"the connectors' jars ({JARS})"
 
 
 def properties(settings: Settings) -> dict[str, str]:
@@ -50,6 +53,10 @@ def properties(settings: Settings) -> dict[str, str]:
     made["spark.jars"] = ",".join(str(jar) for jar in sorted(JARS.glob("*.jar")))
     if settings.spark_master.startswith(("local", "spark://127.0.0.1:")):
         made |= _LOCAL
+    if settings.lake_uri:
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION", "")
+        options = s3_storage.hadoop_options(settings.lake_endpoint, region)
+        made |= {f"{_HADOOP}{name}": value for name, value in options.items()}
     if settings.spark_config:
         made |= read_properties(settings.spark_config, "SLIPWAY_SPARK_CONFIG")
     return made
@@ -84,4 +91,8 @@ def session(settings: Settings) -> SparkSession:
             expected=settings.spark_master,
             hint="One master a process.",
         )
-    return running.newSession()
+    made = running.newSession()
+    for name, value in wanted.items():
+        if name.startswith(_HADOOP):  # the application may have been begun by another installation
+            made.conf.set(name.removeprefix(_HADOOP), value)
+    return made

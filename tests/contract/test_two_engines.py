@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 from pipelines.adapters import spark_join, spark_session
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import DeltaLake, open_lake
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import ViewPin
@@ -25,6 +25,7 @@ from pipelines.spec.loading import load_view, names
 from pipelines.wiring import features
 from tests import odd_days
 from tests.asof_oracle import brute_force
+from tests.s3_tables import lake_on_s3
 from tests.spark import lean_config
 
 BASE = datetime.fromisoformat("2013-03-09T22:00:00Z")  # the night New York's clocks change
@@ -91,6 +92,29 @@ def test_an_increment_is_the_same_on_both_engines(lake: Settings) -> None:
     on_duckdb, on_spark = both(lake, "plane", Span(odd_days.MIDDLE_US, odd_days.END_US))
     assert on_duckdb.num_rows > 0
     assert on_spark.to_pylist() == on_duckdb.to_pylist()
+
+
+def test_spark_reads_a_lake_on_s3_for_views_and_joins(lake: Settings, tmp_path: Path) -> None:
+    with lake_on_s3() as (_, server):
+        # Spark runs already, and has not this server's keys in its environment.
+        keys = tmp_path / "spark.properties"
+        keys.write_text(
+            f"spark.hadoop.fs.s3a.access.key={server.access}\nspark.hadoop.fs.s3a.secret.key={server.secret}\n"
+        )
+        there = {"lake_uri": "s3://lake/odd", "lake_endpoint": server.endpoint, "home": tmp_path}
+        on_s3 = lake.model_copy(update={**there, "spark_config": str(keys)})
+        odd_days.publish(on_s3, only={"flights_landed"})
+        assert not on_s3.lake.exists()
+        span = Span(None, odd_days.END_US)
+        rows = computed(on_s3, "carrier_punctuality", "spark", span)
+        assert rows.to_pylist() == computed(lake, "carrier_punctuality", "duckdb", span).to_pylist()
+        spec = load_view(lake.include_dir, "carrier_punctuality")
+        version = spec.feast_name(lake.include_dir)
+        open_lake(on_s3).append(features.table_of(version), rows, partition_by=["day"])
+        pin = ViewPin(view=version, entity={"carrier": "carrier"}, join_key_types={}, features=["landed_3h"])
+        entity = rows.slice(0, 80).select(["carrier", "event_timestamp"])
+        joined = features.historical(on_s3.model_copy(update={"engine": "spark"}), entity, [pin])
+    assert joined.column("landed_3h").to_pylist() == rows.slice(0, 80).column("landed_3h").to_pylist()
 
 
 def test_a_transform_without_a_declared_column_is_told(lake: Settings, tmp_path: Path) -> None:
