@@ -43,9 +43,7 @@ def publish(settings: Settings, only: Container[str] | None = None, seed: int = 
             continue
         spec = load_dataset(settings.include_dir, name)
         table = dataset(spec, random.Random(f"{seed} {name}"))
-        open_lake(settings).append(
-            datasets.table_of(name), table, partition_by=["day"], txn=(datasets.INGEST, END_US)
-        )
+        open_lake(settings).append(datasets.table_of(name), table, partition_by=["day"], txn=(datasets.INGEST, END_US))
 
 
 def dataset(spec: DatasetSpec, draw: random.Random) -> pa.Table:

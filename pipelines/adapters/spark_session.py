@@ -1,4 +1,4 @@
-"""The Spark of this process: one application, made when it is first asked for, thinking in UTC, with Delta, Kafka, S3."""
+"""The Spark of this process: one application, made when first asked for, thinking in UTC, with Delta, Kafka, S3."""
 
 from __future__ import annotations
 
