@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +119,10 @@ class FeastSqlite:
 
 
 def _values(rows: OnlineRows) -> Iterator[tuple[object, ...]]:
-    """The parameters of every key, keys in order."""
+    """The parameters of every key."""
     stamps = [stored_seconds(us) for us in rows.event_us]
     created = [stored_seconds(us) for us in rows.created_us]
     columns: list[list[Any]] = [rows.keys, stamps, created]
     for messages, column in zip(rows.messages(), rows.columns, strict=True):
         columns += [messages, texts_of(column)]
-    by_key = list(zip(*columns, strict=True))
-    by_key.sort(key=itemgetter(0))
-    return iter(by_key)
+    return zip(*columns, strict=True)

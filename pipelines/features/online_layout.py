@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
@@ -20,6 +21,14 @@ _KEY_TYPES = {"string": _STRING, "int32": _INT32, "int64": _INT64}
 _DOUBLE = struct.Struct("<Bd")
 _FLOAT = struct.Struct("<Bf")
 _FIXED = {"float64": (0x29, 8), "float32": (0x35, 4)}  # tag and width of what is stored as it lies in memory
+
+
+Frame = Callable[[int], tuple[bytes, bytes]]
+
+
+def bare(length: int) -> tuple[bytes, bytes]:  # noqa: ARG001 - a frame is told the length
+    """Nothing around a message."""
+    return b"", b""
 
 
 def key_encoder(key_types: Mapping[str, str]) -> tuple[list[str], Callable[[Sequence[Any]], bytes]]:
@@ -40,24 +49,51 @@ def key_encoder(key_types: Mapping[str, str]) -> tuple[list[str], Callable[[Sequ
     return names, encode
 
 
-def messages_of(kind: str, column: pa.ChunkedArray) -> list[bytes]:
-    """The column of a feature type as the bytes of Feast's `Value`s: a whole column of numbers at once."""
+def messages_of(kind: str, column: pa.ChunkedArray, frame: Frame = bare) -> list[bytes]:
+    """The column of a feature type as the bytes of Feast's `Value`s: a whole column of numbers at once.
+
+    frame: what stands before and behind a message of a length, put around each.
+    """
     if kind in _FIXED and column.null_count == 0:
         tag, width = _FIXED[kind]
-        made = np.empty((len(column), 1 + width), dtype=np.uint8)
-        made[:, 0] = tag
-        values = column.to_numpy().astype(f"<f{width}", copy=False)
-        made[:, 1:] = np.ascontiguousarray(values).view(np.uint8).reshape(-1, width)
-        whole: list[bytes] = made.view(f"V{1 + width}").ravel().tolist()
+        before, behind = frame(1 + width)
+        made = np.empty((len(column), len(before) + 1 + width + len(behind)), dtype=np.uint8)
+        made[:, : len(before) + 1] = np.frombuffer(before + bytes([tag]), np.uint8)
+        made[:, made.shape[1] - len(behind) :] = np.frombuffer(behind, np.uint8)
+        values = np.ascontiguousarray(column.to_numpy().astype(f"<f{width}", copy=False))
+        made[:, len(before) + 1 : len(before) + 1 + width] = values.view(np.uint8).reshape(-1, width)
+        whole: list[bytes] = made.view(f"V{made.shape[1]}").ravel().tolist()
         return whole
-    return _by_value(column, value_encoder(kind))
+    encode = value_encoder(kind)
+
+    def framed(value: Any) -> bytes:
+        message = encode(value)
+        before, behind = frame(len(message))
+        return before + message + behind
+
+    return _by_value(column, framed)
 
 
 def texts_of(column: pa.ChunkedArray) -> list[str | None]:
     """What Feast keeps as text beside the values of a column."""
     if pa.types.is_floating(column.type):
-        return [None if value is None else str(value) for value in column.to_pylist()]
+        return _float_texts(column)
     return _by_value(column, text_of)
+
+
+def _float_texts(column: pa.ChunkedArray) -> list[str | None]:
+    """`str` of every number, by a JSON encoder: its shortest digits are Python's, but for the exponents."""
+    if len(column) == 0:
+        return []
+    values = column.to_pylist()
+    texts: list[str | None] = [*msgspec.json.encode(values).decode()[1:-1].split(",")]
+    numbers = column.cast(pa.float64()).to_numpy()
+    size = np.abs(numbers)
+    # Both edges well inside the range in which neither writes an exponent; what is null or no number is outside, too.
+    plain = ((size >= 1e-3) & (size < 1e15)) | (numbers == 0)
+    for place in np.flatnonzero(~plain):
+        texts[place] = text_of(values[place])
+    return texts
 
 
 def _by_value(column: pa.ChunkedArray, encode: Callable[[Any], Any]) -> list[Any]:

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.features.online_layout import key_encoder, messages_of
+from pipelines.features.online_layout import Frame, bare, key_encoder, messages_of
 from pipelines.spec.view import ViewSpec
 
 
 @dataclass(frozen=True)
 class OnlineRows:
-    """Rows as they become readable, one a key: serialised keys, a column a feature in the view's order, times in us."""
+    """Rows as they become readable, one a key: serialised keys, a column a feature in the view's order, times in us.
+
+    In the order of their keys a store with an index over them is written at its end, not all over.
+    """
 
     keys: list[bytes]
     columns: list[pa.ChunkedArray]
@@ -28,9 +31,9 @@ class OnlineRows:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def messages(self) -> list[list[bytes]]:
-        """Each feature's values as serialised `feast.types.Value`s."""
-        return [messages_of(kind, column) for kind, column in zip(self.types, self.columns, strict=True)]
+    def messages(self, frame: Frame = bare) -> list[list[bytes]]:
+        """Each feature's values as serialised `feast.types.Value`s, each within its frame."""
+        return [messages_of(kind, column, frame) for kind, column in zip(self.types, self.columns, strict=True)]
 
 
 class Pending:
@@ -63,9 +66,11 @@ class Pending:
         keys = [due.column(name).to_pylist() for name in self._names]
         # Rows are in order of time: of those that share a key the last one stands.
         newest = {key: index for index, key in enumerate(zip(*keys, strict=True))}
-        picked = due.take(pa.array(newest.values(), pa.int64()))
+        encoded = [self._encode_key(key) for key in newest]
+        by_key = sorted(range(len(encoded)), key=encoded.__getitem__)
+        picked = due.take(pa.array(newest.values(), pa.int64()).take(pa.array(by_key, pa.int64())))
         return OnlineRows(
-            keys=[self._encode_key(key) for key in newest],
+            keys=[encoded[index] for index in by_key],
             columns=[picked.column(name) for name in self.features],
             types=self._types,
             event_us=picked.column("event_timestamp").cast(pa.int64()).to_pylist(),
