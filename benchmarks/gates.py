@@ -13,19 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.proof import faults, healthy, margins, power
+from benchmarks.proof import faults, healthy, margins, plans, power
 from benchmarks.proof.report import write_into
-from benchmarks.proof.runs import Job, Ledger
+from benchmarks.proof.runs import Ledger, play
 from benchmarks.provenance import PROJECT, record
 
 Rows = list[dict[str, Any]]
+CLAIMS = ("healthy", "healthy_small", "margins", "traps", "faults", "power", "plans")
 
 
-def claims(given: argparse.Namespace) -> dict[str, tuple[dict[str, Any], Callable[[], list[Job]]]]:
+def claims(given: argparse.Namespace) -> dict[str, tuple[dict[str, Any], Callable[[], Sequence[Any]]]]:
     """By claim: what is asked (kept beside the outcomes), and its rollouts."""
     size, seed, ruled = given.requests, given.seed, given.ruled
     asked = {"requests_per_stage": size, "seed": seed}
@@ -39,6 +40,7 @@ def claims(given: argparse.Namespace) -> dict[str, tuple[dict[str, Any], Callabl
         "traps": (asked, lambda: faults.trap_jobs(given.traps, size, seed + 20_000_000, ruled)),
         "faults": (asked, lambda: faults.jobs(given.faults, size, seed + 30_000_000, min(ruled, given.faults))),
         "power": (asked, lambda: power.jobs(given.power, 5 * size, seed + 40_000_000)),
+        "plans": ({"seed": seed + 50_000_000}, lambda: plans.jobs(given.plans, seed + 50_000_000)),
     }
 
 
@@ -58,12 +60,14 @@ def told(rows: dict[str, Rows]) -> dict[str, Any]:
         found["faults"] = faults.told(rows["faults"], knobs)
     if rows.get("power"):
         found["power"] = power.told(rows["power"])
+    if rows.get("plans"):
+        found["plans"] = plans.told(rows["plans"])
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("claims", nargs="*", help="healthy, healthy_small, margins, traps, faults, power; default: all")
+    parser.add_argument("claims", nargs="*", help=f"{', '.join(CLAIMS)}; default: all")
     parser.add_argument("--runs", type=int, default=300, help="healthy rollouts")
     parser.add_argument("--requests", type=int, default=20_000, help="requests of each stage")
     parser.add_argument("--small-runs", type=int, default=0, help="healthy rollouts of fewer requests")
@@ -72,6 +76,7 @@ def main() -> None:
     parser.add_argument("--traps", type=int, default=20, help="rollouts in each healthy trap")
     parser.add_argument("--faults", type=int, default=20, help="rollouts of each fault")
     parser.add_argument("--power", type=int, default=100, help="rollouts of each fault without a shadow stage")
+    parser.add_argument("--plans", type=int, default=51, help="rollouts of each question the planner is asked")
     parser.add_argument("--ruled", type=int, default=200, help="rollouts of a kind that today's rules see too")
     parser.add_argument("--seed", type=int, default=20260101)
     parser.add_argument("--processes", type=int, default=1)
@@ -94,7 +99,8 @@ def main() -> None:
             continue
         ledger = Ledger(given.work, name, None if given.collect else asked)
         heads[name] = {key: ledger.head[key] for key in ("commit", "machine", "code", "asked")}
-        rows[name] = ledger.complete(jobs(), given.processes) if wanted else ledger.rows
+        play_of = plans.play if name == "plans" else play
+        rows[name] = ledger.complete(jobs(), given.processes, play_of) if wanted else ledger.rows
         print(f"{name}: {len(rows[name])} rollouts", file=sys.stderr, flush=True)
     result = {"played": heads, **told(rows)}
     if given.out is not None:

@@ -15,6 +15,8 @@ from pipelines.rollout.catalogue import FAULTS, INFEASIBLE, TRAPS, rates, traffi
 
 STOPPED = 0.99
 FALSE = 0.01
+PATIENCE = 2
+"""How many times its length the last stage may go on, as live, for proofs that sticky units and their errors delay."""
 
 
 def jobs(runs: int, requests: int, seed: int, ruled: int) -> list[Job]:
@@ -38,9 +40,12 @@ def trap_jobs(runs: int, requests: int, seed: int, ruled: int) -> list[Job]:
     for place, (name, traffic) in enumerate(TRAPS.items()):
         body = policy(requests, unit="unit" if traffic.units else "request")
         found += [
-            Job(key=f"{name}:{n}", policy=body, seed=seed + 10_000 * place + n, traffic=traffic, ruled=n < ruled)
+            Job(
+                key=f"{name}:{n}", policy=body, seed=seed + 10_000 * place + n, traffic=traffic, ruled=n < ruled,
+                prolonged=PATIENCE if traffic.units else 1,
+            )
             for n in range(runs)
-        ]
+        ]  # fmt: skip
     return by_round(found)
 
 

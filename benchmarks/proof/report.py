@@ -40,6 +40,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += _faults(result)
     if "power" in result:
         lines += _power(result["power"])
+    if "plans" in result:
+        lines += _plans(result["plans"])
     return "\n".join(lines) + "\n"
 
 
@@ -85,7 +87,8 @@ def _traps(result: dict[str, Any]) -> list[str]:
     lines = [
         "",
         "Healthy traps: stopped by these gates, and by the rules in use today with thresholds that stop 1 % of healthy",
-        "rollouts (emulated on the same rows, `benchmarks/proof/rules.py`).",
+        "rollouts (emulated on the same rows, `benchmarks/proof/rules.py`). With sticky units the last stage goes on,",
+        "as live, until the proofs are in, at most to twice its length.",
         "",
         "| trap (rollouts) | stopped | promoted | paused on the way |" + "".join(f" {rule} |" for rule in rules),
         "|---|---|---|---|" + "---|" * len(rules),
@@ -127,6 +130,21 @@ def _rule(found: dict[str, Any] | None) -> str:
     if found["stopped"] < 0.99:
         return f"finds {percent(found['stopped'])}"
     return exposed(found)
+
+
+def _plans(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        "The planner beside rollouts played until they say it, in requests (`benchmarks/proof/plans.py` has the",
+        "traffic of each; goal: within a factor 2):",
+        "",
+        "| question (rollouts) | planned | median of rollouts | planned / median |",
+        "|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        middle = "never" if row["median"] is None else f"{row['median']:,.0f}"
+        lines.append(f"| {name} ({row['runs']}) | {row['planned']:,} | {middle} | {row['ratio']:.2f} |")
+    return lines
 
 
 def _power(found: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,12 +27,15 @@ from pipelines.rollout.policy import Policy
 from pipelines.rollout.simulator import HEALTHY, Fault, simulate
 from pipelines.rollout.traffic import Traffic
 
+Play = Callable[[Any], dict[str, Any]]
 JudgeOf = Callable[[dict[str, Any], dict[str, pa.Table]], list[dict[str, Any]]]
 _CODE = ("pipelines/stats", "pipelines/collect", "pipelines/rollout", "benchmarks/proof")
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One rollout: its policy, what it meets, and whether the rules in use today see it too."""
+    """One rollout: its policy, what it meets, and whether the rules in use today see it too. Its last stage has traffic
+    for `prolonged` times its requests: it goes on while proofs are missing.
+    """
 
     key: str
     policy: dict[str, Any]
@@ -40,11 +43,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     traffic: Traffic = Traffic()
     fault: Fault = HEALTHY
     ruled: bool = False
+    prolonged: int = 1
 
 
 def play(job: Job, judge_of: JudgeOf = judge) -> dict[str, Any]:
     """The outcome of one rollout. A harmful one is judged on its first quarter first: a decision there is final."""
-    tables = simulate(Policy.parse(job.policy), seed=job.seed, traffic=job.traffic, fault=job.fault)
+    policy = Policy.parse(job.policy)
+    last = policy.stages[-1]
+    longer = msgspec.structs.replace(last, requests=None if last.requests is None else last.requests * job.prolonged)
+    played = msgspec.structs.replace(policy, stages=(*policy.stages[:-1], longer))
+    tables = simulate(played, seed=job.seed, traffic=job.traffic, fault=job.fault)
     begun = time.process_time()
     lines = judge_of(job.policy, first_part(tables)) if job.fault != HEALTHY else []
     early = bool(lines) and lines[-1]["verdict"] in ("rollback", "hold")
@@ -90,19 +98,19 @@ class Ledger:
             self.path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.head = head
 
-    def complete(self, jobs: list[Job], processes: int) -> list[dict[str, Any]]:
+    def complete(self, jobs: Sequence[Any], processes: int, play_of: Play = play) -> list[dict[str, Any]]:
         """Plays the jobs that have no outcome yet; all outcomes, in order of the jobs."""
         done = {row["key"]: row for row in self.rows}
         left = [job for job in jobs if job.key not in done]
         with self.path.open("a", encoding="utf-8") as file:
-            for row in _played(left, processes):
+            for row in _played(left, processes, play_of):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 done[row["key"]] = row
         return [done[job.key] for job in jobs]
 
 
-def _played(jobs: list[Job], processes: int) -> Iterator[dict[str, Any]]:
+def _played(jobs: list[Any], processes: int, play_of: Play) -> Iterator[dict[str, Any]]:
     pool = ProcessPoolExecutor(processes) if processes > 1 and jobs else nullcontext()
     with pool as workers:
-        yield from (map(play, jobs) if workers is None else workers.map(play, jobs, chunksize=2))
+        yield from (map(play_of, jobs) if workers is None else workers.map(play_of, jobs, chunksize=2))

@@ -65,6 +65,13 @@ def test_rare_slowness_in_a_small_canary_is_rolled_back_by_its_blocks() -> None:
     assert (found["verdict"], found["metric"]) == ("rollback", "latency_p99")
 
 
+def test_sticky_units_of_which_some_are_sick_are_promoted_when_the_last_stage_may_go_on() -> None:
+    traffic = TRAPS["sticky units, some sick"]
+    found = play(Job(key="units", policy=policy(20_000, unit="unit"), seed=1, traffic=traffic, prolonged=2))
+    assert found["verdict"] == "promote"
+    assert found["seq"] < 100_000
+
+
 def test_the_catalogue_is_as_large_as_it_says() -> None:
     assert len(FAULTS) >= 30
     assert len(TRAPS) >= 8
