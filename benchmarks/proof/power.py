@@ -12,9 +12,9 @@ from pipelines.rollout.simulator import Fault
 
 SOON = "kpi -8 %, KPIs complete within ten minutes"
 PROTOTYPE: dict[str, tuple[Fault, tuple[int, int]]] = {
-    "errors .1 -> .5 %": (Fault(error_rate=0.005), (2671, 5652)),
-    "errors .1 -> 1 %": (Fault(error_rate=0.01), (631, 1385)),
-    "errors .1 -> 5 %": (Fault(error_rate=0.05), (68, 145)),
+    "errors .1 -> .5 %": (Fault(error_rate=0.004), (2671, 5652)),
+    "errors .1 -> 1 %": (Fault(error_rate=0.009), (631, 1385)),
+    "errors .1 -> 5 %": (Fault(error_rate=0.049), (68, 145)),
     "p50 +10 %": (Fault(latency_factor=1.1), (804, 1371)),
     "p99 x 2: 2 % five times slower": (Fault(tail_factor=5.0), (949, 1878)),
     "kpi -8 %": (Fault(kpi_factor=0.92), (590, 1039)),

@@ -26,19 +26,19 @@ TRAPS: dict[str, Traffic] = {
 }
 """Healthy challengers in traffic that fools simpler judges."""
 FAULTS: dict[str, Fault] = {
-    "errors .1 -> .5 %": Fault(error_rate=0.005),
-    "errors .1 -> 1 %": Fault(error_rate=0.01),
-    "errors .1 -> 5 %": Fault(error_rate=0.05),
-    "errors .1 -> .5 %, only served": Fault(error_rate=0.005, only_served=True),
-    "errors .1 -> 1 %, only served": Fault(error_rate=0.01, only_served=True),
-    "errors .1 -> 5 %, only served": Fault(error_rate=0.05, only_served=True),
-    "errors .1 -> 5 %, one slice, only served": Fault(error_rate=0.05, only_served=True, slice="b"),
-    "errors growing to 5 %, only served": Fault(error_rate=0.05, only_served=True, grows=True),
-    "errors of 20 % in bursts, only served": Fault(error_rate=0.2, only_served=True, bursts=2000),
-    "errors .1 -> 1 %, begins in the last stage": Fault(error_rate=0.01, begins=60_000),
+    "errors .1 -> .5 %": Fault(error_rate=0.004),
+    "errors .1 -> 1 %": Fault(error_rate=0.009),
+    "errors .1 -> 5 %": Fault(error_rate=0.049),
+    "errors .1 -> .5 %, only served": Fault(error_rate=0.004, only_served=True),
+    "errors .1 -> 1 %, only served": Fault(error_rate=0.009, only_served=True),
+    "errors .1 -> 5 %, only served": Fault(error_rate=0.049, only_served=True),
+    "errors .1 -> 5 %, one slice, only served": Fault(error_rate=0.049, only_served=True, slice="b"),
+    "errors growing to 5 %, only served": Fault(error_rate=0.049, only_served=True, grows=True),
+    "errors of 20 % in bursts, only served": Fault(error_rate=0.199, only_served=True, bursts=2000),
+    "errors .1 -> 1 %, begins in the last stage": Fault(error_rate=0.009, begins=60_000),
     "every second request fails": Fault(error_rate=0.5, only_served=True),
-    "invalid scores .02 -> 1 %": Fault(invalid_rate=0.01),
-    "invalid scores .02 -> 1 %, only served": Fault(invalid_rate=0.01, only_served=True),
+    "invalid scores .02 -> 1 %": Fault(invalid_rate=0.0098),
+    "invalid scores .02 -> 1 %, only served": Fault(invalid_rate=0.0098, only_served=True),
     "invalid scores in one slice": Fault(invalid_rate=0.02, slice="c"),
     "p50 +10 %": Fault(latency_factor=1.1),
     "p50 +20 %": Fault(latency_factor=1.2),
@@ -64,22 +64,22 @@ FAULTS: dict[str, Fault] = {
     "1 % of responses lost": Fault(lost=0.01),
     "1 % of responses lost, only served": Fault(lost=0.01, only_served=True),
     "1 % of responses doubled": Fault(doubled=0.01),
-    "slow, failing and wrong at once": Fault(error_rate=0.005, latency_factor=1.1, logit_noise=0.5, kpi_factor=0.95),
+    "slow, failing and wrong at once": Fault(error_rate=0.004, latency_factor=1.1, logit_noise=0.5, kpi_factor=0.95),
 }
 """What the gates of the table's policy must stop. Stages of 20,000 requests."""
 SHADOWED = ("noise of one logit, begins in the first canary", "quality lost little by little")
 """Faults that show on pairs alone, and after the shadow stage: stopped where both arms go on scoring."""
 INFEASIBLE: dict[str, tuple[Fault, str]] = {
-    "errors .1 -> .2 %": (Fault(error_rate=0.002), "76,000 exposed requests; the margin of .3 % allows it"),
+    "errors .1 -> .2 %": (Fault(error_rate=0.001), "76,000 exposed requests; the margin of .3 % allows it"),
     "p50 +3 %": (Fault(latency_factor=1.03), "below the practical margin of 5 %"),
     "kpi -1 %": (Fault(kpi_factor=0.99), "92,000 exposed requests; below the practical margin of 2 %"),
     "noise of .15 logits": (Fault(logit_noise=0.15), "costs .2 % of the loss; the practical margin is 1 %"),
     "errors .1 -> 1 %, one slice of four": (
-        Fault(error_rate=0.01, slice="b", only_served=True),
+        Fault(error_rate=0.009, slice="b", only_served=True),
         "over all traffic .33 %: near the promotion margin; a slice needs its own proof",
     ),
     "errors .1 -> 5 % in the last 500 requests": (
-        Fault(error_rate=0.05, begins=79_500, only_served=True),
+        Fault(error_rate=0.049, begins=79_500, only_served=True),
         "promotion falls before enough has been seen; the bake is there for it",
     ),
 }

@@ -23,6 +23,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str = "none"
     error_rate: float | None = None
+    """Share of requests that fail on top of those that fail anyway; `invalid_rate` likewise."""
     invalid_rate: float | None = None
     latency_factor: float = 1.0
     tail_factor: float = 1.0
