@@ -9,8 +9,10 @@ def join_lines(found: dict[str, Any]) -> list[str]:
     """The point-in-time join beside plain DuckDB and Feast's own stores."""
     ours, plain, over = found["ours"], found["plain"], found["over_plain"]
     rows, over_rows = found["sizes"]["entity"], sum(found["sizes"]["views"])
+    per_key = " / ".join(f"{count:,}" for count in found["sizes"].get("rows_per_key", (100, 10, 20)))
     line = (
-        f"Point-in-time join of {rows:,} rows x 3 views over {over_rows:,} feature rows, through Feast's SDK: "
+        f"Point-in-time join of {rows:,} rows x 3 views over {over_rows:,} feature rows ({per_key} a key), through "
+        "Feast's SDK: "
         f"{ours['wall_s']:.2f} s, peak {ours['peak_gb']:.2f} GB; three plain DuckDB ASOF joins {plain['wall_s']:.2f} s "
         f"({over['wall_s']:.2f} times plain)."
     )
@@ -32,11 +34,16 @@ def big_join_lines(found: dict[str, Any]) -> list[str]:
     """The same join on ever more rows, with its memory bounded."""
     runs = ", ".join(
         f"{run['rows']:,} over {run['feature_rows']:,}: "
-        + (f"ended by {run['ended_by']}" if "ended_by" in run else f"{run['wall_s']:.0f} s, {run['peak_gb']:.1f} GB")
+        + (
+            f"ended by {run['ended_by']}"
+            if "ended_by" in run
+            else f"{run['wall_s']:.0f} s, peak {run['peak_gb']:.1f} GB, {run['spilled_gb']:.1f} GB spilled"
+        )
         for run in found["runs"]
     )
     grown = found.get("per_row_growth")
-    return [f"With memory bounded: {runs}." + (f" Time a row grows by {grown:.2f}." if grown else "")]
+    line = f"The join in a process that may hold {found['limit_gb']:.0f} GB: {runs}."
+    return [line + (f" Processor time a row, last to first: {grown:.2f}." if grown else "")]
 
 
 def materialise_lines(found: dict[str, Any]) -> list[str]:
@@ -101,6 +108,7 @@ def stream_kill_lines(found: dict[str, Any]) -> list[str]:
 
 FEATURE_SECTIONS = {
     "point_in_time": join_lines,
+    "point_in_time_long": join_lines,
     "point_in_time_big": big_join_lines,
     "pit_spark": spark_lines,
     "materialise": materialise_lines,
