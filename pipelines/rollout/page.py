@@ -77,7 +77,7 @@ def _tiles(shown: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("requests in its stages", f"{sum(counts.get('assignments', {}).values()):,}"),
         ("answered by the challenger", f"{shown['exposed']:,}"),
-        ("labels, KPI values", f"{counts.get('labels', 0):,}, {counts.get('kpis', 0):,}"),
+        ("labels / KPI values", f"{counts.get('labels', 0):,} / {counts.get('kpis', 0):,}"),
         ("decisions", f"{len(shown['decisions']):,}"),
         ("decision to route, slowest", f"{max(routed):.2f} s" if routed else "-"),
     ]
@@ -126,16 +126,23 @@ def _log(value: float | None) -> float | None:
 def _charts(history: Sequence[Point]) -> list[tuple[str, str]]:
     """A chart a family: e-value of harm and of the proof, each with its bar."""
     marks: list[tuple[int, str]] = []
+    before = 0
     for point in history:
         if not marks or marks[-1][1] != point.stage:
-            marks.append((point.requests, point.stage))
+            marks.append((before, point.stage))  # a stage begins where the look before it was
+        before = point.requests
     names = dict.fromkeys(v["metric"] for point in history for v in point.verdicts if not v["slice"])
     charts = []
     for name in names:
         rows = [(p.requests, v) for p in history for v in p.verdicts if v["metric"] == name and not v["slice"]]
         last = rows[-1][1]
         series = [
-            Series(what, [(at, math.log(max(row[key], 1e-6))) for at, row in rows], _log(_bar(last[bar])), colour)
+            Series(
+                what,
+                [(0, 0.0), *((at, math.log(max(row[key], 1e-6))) for at, row in rows)],  # a bet begins with 1
+                _log(_bar(last[bar])),
+                colour,
+            )
             for what, key, bar, colour in (
                 ("harm", "e_value", "threshold", "#dc2626"),
                 ("not worse", "proof", "proof_threshold", "#059669"),

@@ -81,6 +81,14 @@ def test_the_last_point_of_a_chart_is_the_recorded_verdict(withdrawn: Installati
     assert f">{requests:,} requests</text>" in text
 
 
+def test_a_chart_begins_with_its_first_stage_and_the_first_request(withdrawn: Installation) -> None:
+    chart = re.search(r"<title>e-values of error_rate</title>.*?</svg>", page(withdrawn.settings, withdrawn.rollout))
+    assert chart is not None
+    begins = re.findall(r'x1="([\d.]+)" x2="[\d.]+" [^>]*class="stage"', chart[0])
+    assert begins[0] == "46.0", "the first stage begins at the axis"
+    assert len(re.findall(r'<polyline points="46\.0,', chart[0])) == 2, "so do harm and proof"
+
+
 def test_a_first_champion_has_a_page_without_evidence(withdrawn: Installation) -> None:
     said = words(page(withdrawn.settings, "m-r1"))
     assert "promote at approval by anna" in said
