@@ -6,13 +6,17 @@ The task's own state decides nothing: it is the record that counts, and only an 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowFailException
+from airflow.triggers.base import BaseTrigger, TaskFailedEvent, TaskSuccessEvent, TriggerEvent
+from asgiref.sync import sync_to_async
 
 APPROVE = "Approve"
 REJECT = "Reject"
@@ -28,8 +32,9 @@ class RolloutApproval(HITLOperator):
     plan wants more people to agree; then the next run asks again. The question of a task cannot be put twice: Airflow
     keeps its text and its respondents from try to try.
 
-    Airflow 3.3 may take a task for lost whose answer comes within a second or two of the question; it is then tried
-    again, and a rollout whose answer has been recorded (here or by another way) is not asked about twice.
+    Airflow 3.3 may take a task for lost whose answer comes within seconds of the question, and tries it again. Then the
+    answer that it was given counts, and a rollout whose answer has been recorded (here or by another way) is not asked
+    about twice. Who clears the task wants to be asked again.
     """
 
     template_fields = ("subject", "body", "rollout_id")
@@ -46,6 +51,12 @@ class RolloutApproval(HITLOperator):
         )
 
     def execute(self, context: Any) -> Any:
+        if tried_again(context["ti"], self.retries or 0):
+            self.defer(trigger=LostAnswerTrigger(str(context["ti"].id), self.rollout_id), method_name="ask")
+        return self.ask(context)
+
+    def ask(self, context: Any, event: object = None) -> Any:  # noqa: ARG002  # the trigger's, which says nothing
+        """Put the question, unless it is answered."""
         from pipelines.settings import Settings
         from pipelines.wiring import rollouts
 
@@ -62,6 +73,60 @@ class RolloutApproval(HITLOperator):
         answer = super().execute_complete(context, event)
         shown = context["ti"].xcom_pull(task_ids=self.task_id, key="evidence_digest", map_indexes=-1)
         return record(self.rollout_id, answer, str(shown or ""))
+
+
+class LostAnswerTrigger(BaseTrigger):
+    """Record the answer that the try before was given and did not live to record, and end the task; else go on asking.
+
+    Only a trigger may read an answer that stands already: to ask again is to delete it.
+    """
+
+    def __init__(self, ti_id: str, rollout_id: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Airflow's base has no types
+        self.ti_id = ti_id
+        self.rollout_id = rollout_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return "slipway_approval.LostAnswerTrigger", {"ti_id": self.ti_id, "rollout_id": self.rollout_id}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail
+
+        ended: TriggerEvent = TriggerEvent({})  # type: ignore[no-untyped-call] # Airflow's event has no types
+        given = await sync_to_async(get_hitl_detail_content_detail)(ti_id=UUID(self.ti_id))
+        if given.response_received:
+            try:
+                recorded = await asyncio.to_thread(take_up, self.rollout_id, given.model_dump())
+                if recorded is not None:
+                    ended = TaskSuccessEvent(xcoms={"return_value": recorded})
+            except AirflowFailException as error:
+                ended = TaskFailedEvent(xcoms={"return_value": {"rollout_id": self.rollout_id, "reason": str(error)}})
+        yield ended
+
+
+def take_up(rollout_id: str, answer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Record an answer that was lost on its way; None when it was not about the question that stands.
+
+    Raises AirflowFailException as `record` does.
+    """
+    from pipelines.settings import Settings
+    from pipelines.wiring import rollouts
+
+    shown = rollouts.show(Settings(), rollout_id)
+    if already_answered(shown) is None and stands(shown, answer["responded_at"]):
+        return record(rollout_id, answer, asked_about(shown))
+    return None
+
+
+def tried_again(ti: Any, retries: int) -> bool:
+    """Whether it is Airflow that tries again; a task that a person has cleared begins anew."""
+    return bool(ti.try_number > ti.max_tries - retries + 1)
+
+
+def stands(shown: Mapping[str, Any], answered_at: datetime) -> bool:
+    """Whether nothing has been decided about the rollout since: it was this question that was answered."""
+    at = [datetime.fromisoformat(each["at"]) for each in shown["decisions"] if "at" in each]
+    return max(at) < answered_at
 
 
 def already_answered(shown: Mapping[str, Any]) -> dict[str, Any] | None:

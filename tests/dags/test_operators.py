@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -142,3 +143,11 @@ def test_a_rollout_that_has_ended_is_not_asked_about(status):
 
     with pytest.raises(AirflowFailException, match=status):
         already_answered({"id": "r1", "status": status, "stage": "approval"})
+
+
+@pytest.mark.parametrize(("decided_at", "counts"), [("12:00:00", True), ("12:00:10", False)])
+def test_an_answer_that_airflow_lost_counts_while_nothing_has_been_decided_since(decided_at, counts):
+    from slipway_approval import stands
+
+    decisions = [{"kind": "observed"}, {"at": f"2026-01-01T{decided_at}+00:00"}]
+    assert stands({"decisions": decisions}, datetime(2026, 1, 1, 12, 0, 5, tzinfo=UTC)) is counts

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -18,6 +20,7 @@ from pipelines.adapters.airflow_rest import AirflowRest, DagRun, TaskState
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import EvidenceRow
 from pipelines.collect.fold import Fold
+from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import NotFoundError, TerminalError, TransientError
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.simulator import simulate
@@ -27,25 +30,29 @@ from pipelines.stack import airflow_password, down, processes, up
 from pipelines.wiring import rollouts
 from tests.builders import constant_release
 from tests.free_ports import free_port
+from tests.waiting import wait_until as until
 
 pytestmark = pytest.mark.e2e
 
 MODEL, DAG = "steady", "model.steady.rollout"
-PARTS = ["airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"]
+CAREFUL, CAREFUL_DAG = "careful", "model.careful.rollout"
+AIRFLOW = ["airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"]
+PARTS = [*AIRFLOW, "gateway", "collector"]
 BEGIN_US, DAY_US = 1_370_000_000_000_000, 86_400_000_000
 PATIENCE_S = 180.0
 
 
-def include_with_one_model(folder: Path) -> Path:
-    """The sample's `late_arrival` under another name, with three stages and no data."""
+def include_with_two_models(folder: Path) -> Path:
+    """The sample's `late_arrival` under other names, with three stages and no data; one asks two people."""
     spec = yaml.safe_load((PROJECT / "include" / "models" / "late_arrival.yaml").read_text())
     stages = [{"name": "shadow", "requests": 100}, {"name": "canary_50", "share": 0.5, "requests": 100}]
-    spec["name"] = MODEL
     spec["rollout"] |= {"stages": [*stages, {"name": "bake", "requests": 100}], "max_wait": "3d event_time"}
     for key in ("monitor", "score", "schedule"):
         spec.pop(key, None)
     (folder / "models").mkdir(parents=True)
-    (folder / "models" / f"{MODEL}.yaml").write_text(yaml.safe_dump(spec))
+    for name, asks in {MODEL: {}, CAREFUL: {"approvers": ["approver", "admin"], "approvals": 2}}.items():
+        named = spec | {"name": name, "rollout": spec["rollout"] | asks}
+        (folder / "models" / f"{name}.yaml").write_text(yaml.safe_dump(named))
     return folder
 
 
@@ -54,8 +61,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     root = tmp_path_factory.mktemp("gate")
     made = Settings(
         home=root / "home",
-        include_dir=include_with_one_model(root / "include"),
+        include_dir=include_with_two_models(root / "include"),
         airflow_port=free_port(),
+        gateway_port=free_port(),
+        gateway_workers=1,
+        route_poll_ms=50,
         clock="replay",
     )
     made.event_clock().tick(BEGIN_US)
@@ -64,11 +74,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def admin(settings: Settings) -> Iterator[AirflowRest]:
-    """Airflow's four processes, and a client of its administrator."""
+    """Airflow's four processes, gateway and collector, and a client of the administrator."""
     try:
         up(settings, PARTS)
         with AirflowRest(settings.airflow_url, "admin", airflow_password(settings, "admin")) as client:
-            client.wait_for_dags([DAG], timeout_s=PATIENCE_S)
+            client.wait_for_dags([DAG, CAREFUL_DAG], timeout_s=PATIENCE_S)
             yield client
     finally:
         down(settings, PARTS)
@@ -228,16 +238,97 @@ def test_a_stage_without_data_is_held_and_the_answer_counts_for_the_evidence_tha
     assert (newest(settings).id, newest(settings).status) == (rollout_id, "running")
 
 
-def test_a_killed_triggerer_loses_no_gate(settings, admin, challenge):
-    run_id = challenge.dag_run_id
-    killed = processes.members(processes.read_record("airflow-triggerer", settings.run_dir))
+def kill(settings: Settings, *parts: str) -> None:
+    """SIGKILL to everything these parts have started."""
+    killed = [each for part in parts for each in processes.members(processes.read_record(part, settings.run_dir))]
     for process in killed:
         process.kill()
     assert psutil.wait_procs(killed, timeout=10)[1] == []
-    rollouts.skip(settings, newest(settings).id, "approver", "no traffic in this test")
+
+
+def followed(settings: Settings) -> int:
+    """The version of the model's route that the gateway follows."""
+    routes = httpx.get(f"{settings.gateway_url}/v1/routes").json()["routes"]
+    return next((int(each["version"]) for each in routes if each["model"] == MODEL), -1)
+
+
+def ask(settings: Settings, number: int) -> str:
+    """The arm that answers a request."""
+    tensor = {"name": "x", "shape": [1], "datatype": "FP64", "data": [number / 1000]}
+    given = {"event_time": from_us(settings.event_clock().event_now_us()).isoformat()}
+    request = {"id": f"while-down-{number}", "inputs": [tensor], "parameters": given}
+    answer = httpx.post(f"{settings.gateway_url}/v2/models/{MODEL}/infer", json=request, timeout=10)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["parameters"]["arm"])
+
+
+def test_without_scheduler_and_triggerer_a_rollout_waits_and_the_breaker_protects_and_both_go_on_after_a_restart(
+    settings, admin, champion
+):
+    failing = constant_release(settings.releases, MODEL, 0.7, semver="1.2.0", error=True)
+    run_id = admin.trigger(DAG, run_id="killed", conf={"challenger": failing}).dag_run_id
+    wait_until(admin, run_id, "gate_shadow", "deferred")
+    rollout = newest(settings).id
+    kill(settings, "airflow-scheduler", "airflow-triggerer")
+    rollouts.skip(settings, rollout, "approver", "no traffic in this test")
+    rollouts.advance(settings, rollout)
+    version = control_db(settings).route(MODEL).version
+    until(lambda: followed(settings) == version, "the gateway follows the route")
+    assert newest(settings).stage == "canary_50", "it waits where the last decision has put it"
+
+    arms = [ask(settings, number) for number in range(80)]
+    assert set(arms) == {"champion"}, "a failed challenger is answered for"
+    until(lambda: newest(settings).status == "rolled_back", "the collector takes up the breaker's override")
+    decisions = rollouts.show(settings, rollout)["decisions"]
+    assert decisions[-1]["cause"] in ("override", "verdict")
+    assert control_db(settings).route(MODEL).challenger is None
+    assert states(admin, run_id)["gate_shadow"] == "deferred", "nobody was there to see it"
+
     up(settings, PARTS)
-    wait_until(admin, run_id, "gate_shadow", "success")
-    wait_until(admin, run_id, "gate_canary_50", "deferred")
+    assert admin.wait(DAG, run_id, timeout_s=PATIENCE_S).state == "failed"
+    found = states(admin, run_id)
+    assert (found["gate_shadow"], found["stopped"], found["promoted"]) == ("failed", "success", "upstream_failed")
+    assert rollouts.audit(settings)[MODEL] == []
+    assert control_db(settings).champion(MODEL) == control_db(settings).route(MODEL).champion
+
+
+@contextmanager
+def scheduler_asleep(settings: Settings) -> Iterator[None]:
+    """The scheduler stops for a while; its workers and everything else go on."""
+    leader = processes.leader(processes.read_record("airflow-scheduler", settings.run_dir))
+    assert leader is not None
+    leader.suspend()
+    try:
+        yield
+    finally:
+        leader.resume()
+
+
+def test_two_people_have_to_answer_where_the_spec_says_so_and_one_of_them_does_not_count_twice(
+    settings, admin, approver
+):
+    release = constant_release(settings.releases, CAREFUL, 0.2)
+    run_id = admin.trigger(CAREFUL_DAG, run_id="two-people", conf={"challenger": release}).dag_run_id
+    admin.wait(CAREFUL_DAG, run_id, timeout_s=PATIENCE_S, until=in_state("approve", "running"))
+    with scheduler_asleep(settings):  # it hears of the question and of the answer at once, and takes the task for lost
+        admin.wait(CAREFUL_DAG, run_id, timeout_s=PATIENCE_S, until=in_state("approve", "awaiting_input"))
+        approver.answer(CAREFUL_DAG, run_id, "approve", "Approve", {"reason": "the card looks right"})
+    assert admin.wait(CAREFUL_DAG, run_id, timeout_s=PATIENCE_S).state == "success"
+    first = rollouts.list(settings, CAREFUL)[-1]
+    assert (first.status, control_db(settings).champion(CAREFUL)) == ("held", None)
+
+    again = f"{first.id}__{first.revision}"
+    admin.wait(CAREFUL_DAG, again, timeout_s=PATIENCE_S, until=in_state("approve", "awaiting_input"))
+    question = admin.questions(CAREFUL_DAG, again)[0]
+    assert question.assigned_users == ["admin"]
+    assert "2 different people have to agree; so far: approver" in question.body
+    with pytest.raises(TerminalError, match="not a respondent"):
+        approver.answer(CAREFUL_DAG, again, "approve", "Approve")
+    admin.answer(CAREFUL_DAG, again, "approve", "Approve", {"reason": "so do I say"})
+    assert admin.wait(CAREFUL_DAG, again, timeout_s=PATIENCE_S).state == "success"
+    assert control_db(settings).champion(CAREFUL) == release
+    said = [(each["actor"], each["kind"]) for each in rollouts.show(settings, first.id)["decisions"][1:]]
+    assert said == [("approver", "hold"), ("admin", "promote")]
 
 
 def test_the_client_says_what_is_wrong(settings, admin):
@@ -253,4 +344,4 @@ def test_the_client_says_what_is_wrong(settings, admin):
     with AirflowRest(f"http://127.0.0.1:{free_port()}", "admin", "x") as nobody, pytest.raises(TransientError):
         nobody.health()
     assert admin.import_errors() == {}
-    assert admin.dag_ids() == [f"model.{MODEL}.rollout", f"model.{MODEL}.train"]
+    assert admin.dag_ids() == [f"model.{name}.{kind}" for name in (CAREFUL, MODEL) for kind in ("rollout", "train")]
