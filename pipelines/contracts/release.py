@@ -29,6 +29,8 @@ from pipelines.contracts.errors import ContractError, NotFoundError
 from pipelines.contracts.source_functions import load_function
 
 SCHEMA = "slipway-release/1"
+SOURCES = ("request_features.py", "postprocess.py")
+_Source = tuple[Path, str]  # a file and its SHA-256
 _PICKLE_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".dill", ".cloudpickle", ".pt", ".pth", ".npy", ".npz"})
 # PROTO of protocols 2 to 5; earlier ones have no mark and go by their name.
 _PICKLE_MARKS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
@@ -184,15 +186,21 @@ class Release:
     def __init__(self, folder: Path, digest: str) -> None:
         self.folder = folder
         self.digest = digest
-        self.manifest = verify(folder, digest)
-        files = self.manifest.files
-        self._defaults = _defaults(self.manifest.features)
+        manifest = verify(folder, digest)
+        files = manifest.files
+        build, apply = ((folder / name, files[name]) if name in files else None for name in SOURCES)
+        self._take(manifest, build, apply)
+
+    def _take(self, manifest: Manifest, build: _Source | None, apply: _Source | None) -> None:
+        """Take up what the methods below work with: a manifest, and the source files that the release has."""
+        self.manifest = manifest
+        self._defaults = _defaults(manifest.features)
         self._build: Callable[..., Columns] | None = None
         self._apply: Callable[..., Columns] | None = None
-        if "request_features.py" in files:
-            self._build = load_function(folder / "request_features.py", files["request_features.py"], "build")
-        if "postprocess.py" in files:
-            self._apply = load_function(folder / "postprocess.py", files["postprocess.py"], "apply")
+        if build is not None:
+            self._build = load_function(*build, "build")
+        if apply is not None:
+            self._apply = load_function(*apply, "apply")
 
     @property
     def makes_features(self) -> bool:

@@ -9,7 +9,6 @@ import numpy as np
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.errors import SpecError
 from pipelines.contracts.release import Columns, Manifest, Release
-from pipelines.contracts.source_functions import load_function
 
 
 class Draft(Release):
@@ -19,12 +18,8 @@ class Draft(Release):
         # Release.__init__ verifies a bundle on disk; a draft has none.
         self.folder = Path()
         self.digest = ""
-        self.manifest = manifest
-        self._build = self._apply = None
-        if request_features is not None:
-            self._build = load_function(request_features, file_digest(request_features), "build")
-        if postprocess is not None:
-            self._apply = load_function(postprocess, file_digest(postprocess), "apply")
+        sources = ((path, file_digest(path)) if path is not None else None for path in (request_features, postprocess))
+        self._take(manifest, *sources)
 
     def check_request_features(self, inputs: Columns, features: dict[tuple[str, str], np.ndarray]) -> None:
         """Raises SpecError when the request features' source does not make a column that the spec names.
