@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.adapters import delta_snapshots
-from pipelines.adapters.delta_rows import EVOLVED, MICROS_UTC, canonical, conform, scan_sql
+from pipelines.adapters.delta_rows import EVOLVED, MICROS_UTC, canonical, conform, kept_from_arrow, scan_sql
 from pipelines.adapters.s3_storage import arrow_filesystem, is_remote, storage_options
 from pipelines.contracts.errors import DataError, NotFoundError, TransientError
 from pipelines.settings import Settings
@@ -45,6 +45,12 @@ def open_lake(settings: Settings) -> DeltaLake:
     if settings.lake_uri:
         return DeltaLake(settings.lake_uri, storage_options(settings.lake_endpoint))
     return DeltaLake(settings.lake)
+
+
+def log_was_cut(error: Exception) -> bool:
+    """Whether a table could not be used because its log was cut since it was opened: it was swept."""
+    told = str(error)
+    return "Invalid table version" in told or ("_delta_log" in told and "not found" in told.lower())
 
 
 class _How(NamedTuple):
@@ -214,7 +220,9 @@ class DeltaLake:
         opened = self._seen(table, version)
         if self.remote:
             # Through Arrow, which reads the columns and row groups asked for: DuckDB's own S3 reader is an extension.
-            connection.register(name, opened.to_pyarrow_dataset())
+            connection.register(f"{name} files", opened.to_pyarrow_dataset())
+            chosen = ", ".join(kept_from_arrow(opened))
+            connection.execute(f'CREATE OR REPLACE VIEW "{name}" AS SELECT {chosen} FROM "{name} files"')
         elif not opened.file_uris():
             connection.register(name, pa.schema(opened.schema().to_arrow()).empty_table())
         else:
@@ -349,4 +357,6 @@ class DeltaLake:
         except DeltaError as error:
             if opened is None and self.exists(table):
                 raise TransientError(f"lake table {table}", got="made by another writer just now") from error
+            if log_was_cut(error):
+                raise TransientError(f"lake table {table}", got="swept by another process just now") from error
             raise DataError(f"lake table {table}", got=str(error), expected=f"rows that satisfy {how.where}") from error

@@ -39,6 +39,20 @@ def scan_sql(opened: DeltaTable) -> str:
     return f"SELECT {columns} FROM read_parquet([{listed}], {hive}{union})"
 
 
+def kept_from_arrow(opened: DeltaTable) -> list[str]:
+    """SQL of each column, such that DuckDB itself compares texts, and no filter on them goes down to Arrow.
+
+    Files that an update or a delete has rewritten hold Arrow's `string_view`, for which Arrow has no comparison.
+    """
+    partitions = opened.metadata().partition_columns
+    return [
+        f'"{field.name}" || \'\' AS "{field.name}"'
+        if field.name not in partitions and pa.types.is_string(field.type)
+        else f'"{field.name}"'
+        for field in pa.schema(opened.schema().to_arrow())
+    ]
+
+
 def canonical(data: pa.Table) -> pa.Table:
     """`data` with every timestamp in microseconds UTC and no dictionary columns."""
     fields = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -34,6 +34,12 @@ class OnlineWriter(Protocol):
 
     def drop(self, view: str, features: Sequence[str]) -> None:
         """Remove a view's rows, and how far it was."""
+
+    def entities(self) -> Iterator[bytes]:
+        """The key of every entity that has rows, serialised; an entity of several views may come several times."""
+
+    def forget(self, entities: Sequence[bytes]) -> None:
+        """Remove every row of these entities, of all views, to the last byte."""
 
     def close(self) -> None:
         """Close the connection."""

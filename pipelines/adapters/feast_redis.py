@@ -129,6 +129,18 @@ class FeastRedis:
                 self._client.hdel(key, *fields)  # type: ignore[arg-type]  # its stub says text alone
             self._client.hdel(self._progress, view)
 
+    def entities(self) -> Iterator[bytes]:
+        """The key of every entity that has rows."""
+        with _reported():
+            for key in self._client.scan_iter(match=b"*" + self._project, count=1000, _type="HASH"):
+                yield key.removesuffix(self._project)
+
+    def forget(self, entities: Sequence[bytes]) -> None:
+        """Remove every row of these entities, of all views: a hash holds them all."""
+        with _reported():
+            for key in entities:
+                self._client.delete(key + self._project)
+
     def _commands(self, script: bytes, fields: Sequence[bytes], rows: OnlineRows, *, correct: bool) -> Iterator[bytes]:
         """Calls of the script, as Redis' protocol has them; what is alike in all rows is made once.
 

@@ -113,6 +113,28 @@ class FeastSqlite:
         execute(f"DELETE FROM {_PROGRESS} WHERE feature_view = ?", (view,))
         execute("COMMIT")
 
+    def entities(self) -> Iterator[bytes]:
+        """The key of every entity that has rows, view by view."""
+        for view in self.views():
+            for (key,) in self._connection.execute(f"SELECT DISTINCT entity_key FROM {self._table(view)}"):
+                yield bytes(key)
+
+    def forget(self, entities: Sequence[bytes]) -> None:
+        """Remove every row of these entities, of all views, in one transaction; their bytes are overwritten."""
+        execute = self._connection.execute
+        execute("PRAGMA secure_delete=ON")
+        execute("BEGIN IMMEDIATE")
+        try:
+            for view in self.views():
+                self._connection.executemany(
+                    f"DELETE FROM {self._table(view)} WHERE entity_key = ?", [(key,) for key in entities]
+                )
+            execute("COMMIT")
+        except BaseException:
+            execute("ROLLBACK")
+            raise
+        execute("PRAGMA wal_checkpoint(TRUNCATE)")  # pages of before lie in the log until then
+
     def _table(self, view: str) -> str:
         name = f"{self.project}_{view}".replace('"', '""')
         return f'"{name}"'

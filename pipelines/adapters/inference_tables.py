@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.delta_lake import DeltaLake, log_was_cut
 from pipelines.contracts.errors import TransientError
 
 if TYPE_CHECKING:
@@ -38,21 +38,26 @@ class InferenceTables:
         Raises TransientError when somebody else has written meanwhile.
         """
         from deltalake import CommitProperties, Transaction, write_deltalake
-        from deltalake.exceptions import CommitFailedError
+        from deltalake.exceptions import CommitFailedError, DeltaError
 
         table = self._table(kind)
         if table is None:
             return self._lake.append(f"inference/{kind}", data, partition_by=("model",), txn=(APP, batch))
-        applied = table.transaction_version(APP)
-        if applied is not None and applied >= batch:
-            return False
         properties = CommitProperties(app_transactions=[Transaction(APP, batch)])
         try:
+            applied = table.transaction_version(APP)
+            if applied is not None and applied >= batch:
+                return False
             write_deltalake(table, data, mode="append", partition_by=["model"], commit_properties=properties)
             self._merge(kind, table)
         except CommitFailedError as error:
             del self._open[kind]
             raise TransientError(f"inference log {kind}", got=str(error), hint="Only one collector may run.") from error
+        except DeltaError as error:
+            del self._open[kind]
+            if log_was_cut(error):
+                raise TransientError(f"inference log {kind}", got="a table that was swept just now") from error
+            raise
         return True
 
     def _table(self, kind: str) -> DeltaTable | None:

@@ -44,6 +44,23 @@ def sources(connection: Connection, topic: str) -> dict[int, str]:
     return {one.id: f"{topic}@{described.topic_id}/{one.id}" for one in described.partitions}
 
 
+def retention_days(connection: Connection, topics: Sequence[str]) -> dict[str, float | None]:
+    """How long each topic that exists keeps messages, in days; None for good. Raises TransientError."""
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.admin._config import ConfigResource
+
+    try:
+        client = AdminClient(connection.options)
+        there = client.list_topics(timeout=_WAIT_S).topics
+        wanted = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in topics if topic in there]
+        told = client.describe_configs(wanted, request_timeout=_WAIT_S) if wanted else {}
+        kept = {one.name: int(found.result(2 * _WAIT_S)["retention.ms"].value) for one, found in told.items()}
+    except KafkaException as error:
+        raise _unreachable(topics, error) from error
+    return {topic: None if ms < 0 else ms / 86_400_000 for topic, ms in kept.items()}
+
+
 class DeadLetters:
     """Sends refused messages to a topic, all or TransientError. After a crash one may be sent again: its key tells.
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.adapters.delta_lake import TRIES, DeltaLake
@@ -32,6 +33,34 @@ def delete(lake: DeltaLake, table: str, where: str) -> int:
 def update(lake: DeltaLake, table: str, where: str, values: Mapping[str, str]) -> int:
     """Set columns (to SQL expressions) in the rows that `where` selects, as one commit; how many there were."""
     return _changed(lake, table, lambda opened: opened.update(dict(values), predicate=where), "num_updated_rows")
+
+
+def merge(lake: DeltaLake, table: str, source: pa.Table, on: str, values: Mapping[str, str]) -> int:
+    """Set columns in the rows (`t`) that a row of `source` (`s`) meets by the condition `on`, as one commit.
+
+    Returns how many there were.
+    """
+
+    def change(opened: DeltaTable) -> Mapping[str, Any]:
+        merging = opened.merge(source, on, source_alias="s", target_alias="t")
+        return merging.when_matched_update(dict(values)).execute()
+
+    return _changed(lake, table, change, "num_target_rows_updated")
+
+
+def sweep(lake: DeltaLake, table: str) -> int:
+    """Leave nothing of a table but its newest version, in the files and in the log; returns how many files went.
+
+    Others may go on writing: of files that no version knows of, which may be on their way into one, only those of
+    yesterday go.
+    """
+    opened = lake.open(table)
+    removed = opened.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    removed += opened.vacuum(retention_hours=24, enforce_retention_duration=False, dry_run=False, full=True)
+    opened = lake.open(table)
+    opened.create_checkpoint()
+    _forget_log(lake, table, opened.version())
+    return len(removed)
 
 
 def maintain(lake: DeltaLake, table: str, retention_hours: float) -> Maintained:

@@ -12,6 +12,7 @@ app = typer.Typer(help="The decision record.", no_args_is_help=True)
 @app.command()
 def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Recompute every hash chain; compare it with its anchors, MLflow and its copy in the lake. Exit 1 on any fault."""
+    from pipelines.adapters.erasure_record import ERASURES
     from pipelines.rollout.record import ANCHORS
     from pipelines.settings import Settings
     from pipelines.wiring.rollouts import audit
@@ -27,7 +28,7 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         )
     else:
         for model, found in faults.items():
-            name = "the global record" if model == ANCHORS else model
+            name = {ANCHORS: "the global record", ERASURES: "the record of erasures"}.get(model, model)
             print(f"{name}: {'holds' if not found else 'BROKEN'}")
             for fault in found:
                 print(f"  {fault}")
@@ -63,8 +64,8 @@ def replay(
                 f"{one.rollout_id}: {'DIFFERS' if one.differences else 'the same bytes'} "
                 f"({one.decisions} decisions, {one.batches} batches of the log)"
             )
-            for difference in one.differences:
-                print(f"  {difference}")
+            for line in [*one.differences, *one.erased]:
+                print(f"  {line}")
             if one.differences and one.other_code:
                 print(f"  {one.other_code} of its decisions were taken by other code than is installed now")
         if not found:

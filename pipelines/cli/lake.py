@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
+from pipelines.cli import erasure
+
 app = typer.Typer(help="The lake's tables.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `maintain` a verb of its own."""
+app.command()(erasure.erase)
+app.command()(erasure.erasures)
 
 
 @app.command()

@@ -27,13 +27,16 @@ def list_(model: Model = None, as_json: Json = False) -> None:
     """List releases, oldest first."""
     from pipelines.adapters.control_db import control_db
     from pipelines.settings import Settings
+    from pipelines.wiring.erasure import of_releases
 
-    rows = control_db(Settings()).releases(model)
+    settings = Settings()
+    rows, erased = control_db(settings).releases(model), of_releases(settings)
     if as_json:
-        print(json.dumps([_row(row) for row in rows]))
+        print(json.dumps([{**_row(row), "erasures": erased.get(row.digest, [])} for row in rows]))
         return
     for row in rows:
-        print(f"{row.model:20} {row.semver:9} {row.digest[:12]}  {row.status:10} {_metrics(row.metrics)}")
+        by = f"  touched by {', '.join(erased[row.digest])}" if row.digest in erased else ""
+        print(f"{row.model:20} {row.semver:9} {row.digest[:12]}  {row.status:10} {_metrics(row.metrics)}{by}")
 
 
 @app.command()
@@ -41,14 +44,19 @@ def show(name: Name, model: Model = None, as_json: Json = False) -> None:
     """Show one release: its manifest and its model card."""
     from pipelines.registry import releases
     from pipelines.settings import Settings
+    from pipelines.wiring.erasure import of_releases
 
     settings = Settings()
     row = _named(settings, name, model)
+    erased = of_releases(settings).get(row.digest, [])
     if as_json:
-        print(json.dumps({**_row(row), "manifest": releases.description(settings.releases, row.digest)}))
+        manifest = releases.description(settings.releases, row.digest)
+        print(json.dumps({**_row(row), "manifest": manifest, "erasures": erased}))
         return
     print(releases.card(settings.releases, row.digest))
     print(f"Release {row.digest}\nStatus  {row.status}\nMLflow  run {row.mlflow_run or 'none'}")
+    if erased:
+        print(f"Erased  rows it was fitted on are gone since: {', '.join(erased)} (`slipway lake erasures`)")
 
 
 @app.command()

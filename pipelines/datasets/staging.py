@@ -23,7 +23,8 @@ REASONS = pa.schema([(ROW, pa.int64()), ("reason", pa.string())])
 class StageRef(msgspec.Struct, frozen=True, kw_only=True):
     """A batch by reference. `after_us` (exclusive) to `as_of_us` (inclusive) is the span of knowledge it covers.
 
-    A batch whose span is already published is `empty`: every step passes it through.
+    A batch whose span is already published is `empty`: every step passes it through. `erased`: rows left out because
+    their subject was erased, by erasure.
     """
 
     dataset: str
@@ -33,6 +34,7 @@ class StageRef(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     digest: str
     empty: bool = False
+    erased: dict[str, int] = {}
 
     @property
     def staged(self) -> Path:

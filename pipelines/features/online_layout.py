@@ -49,6 +49,25 @@ def key_encoder(key_types: Mapping[str, str]) -> tuple[list[str], Callable[[Sequ
     return names, encode
 
 
+def keys_of(encoded: bytes) -> dict[str, str | int]:
+    """The join keys of an entity key's bytes, by name. Raises ValueError for bytes that are none."""
+    try:
+        (count,), at = struct.unpack_from("<I", encoded), 4
+        parts: list[str | int] = []
+        for _ in range(2 * count):
+            kind, length = struct.unpack_from("<II", encoded, at)
+            data = encoded[at + 8 : at + 8 + length]
+            parts.append(
+                data.decode() if kind == _STRING else struct.unpack({_INT32: "<i", _INT64: "<q"}[kind], data)[0]
+            )
+            at += 8 + length
+    except (struct.error, KeyError, UnicodeDecodeError) as error:
+        raise ValueError("bytes of a Feast entity key") from error
+    if at != len(encoded):
+        raise ValueError("bytes of a Feast entity key")
+    return {str(name): value for name, value in zip(parts[:count], parts[count:], strict=True)}
+
+
 def messages_of(kind: str, column: pa.ChunkedArray, frame: Frame = bare) -> list[bytes]:
     """The column of a feature type as the bytes of Feast's `Value`s: a whole column of numbers at once.
 

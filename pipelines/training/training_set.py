@@ -3,6 +3,7 @@
     training_sets/<digest>/data.parquet    request_id, event_timestamp, inputs, `<view>.<feature>`, label,
                                            label_timestamp
                            manifest.json   what it was made of and why rows are missing; its SHA-256 is the digest
+                           erased.json     when rows were blanked since (`blanking.py`): which file counts now
 
 Only labels with `label_timestamp <= as_of` count. A request without one is either too young (its label may still come)
 or unlabelled for good; the spec says whether the latter are dropped or kept as censored (label null, never fitted on).
@@ -24,6 +25,7 @@ from pipelines.contracts.errors import ContractError, DataError, NotFoundError
 
 SCHEMA = "slipway-training-set/1"
 MICROS_UTC = pa.timestamp("us", tz="UTC")
+ERASED = "erased.json"
 KEYS = ("request_id", "event_timestamp")
 TRUTH = ("label", "label_timestamp")
 
@@ -45,6 +47,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     last_event_us: int
     last_label_us: int
     data: str
+
+
+class Erased(msgspec.Struct, frozen=True, kw_only=True):
+    """A training set of which rows were blanked: the file that counts, its SHA-256, and blanked rows by erasure."""
+
+    file: str
+    digest: str
+    rows: dict[str, int]
 
 
 class Joined(NamedTuple):
@@ -150,14 +160,26 @@ def manifest_of(root: Path, digest: str) -> Manifest:
     return msgspec.json.decode(path.read_bytes(), type=Manifest)
 
 
+def erased_of(folder: Path) -> Erased | None:
+    """What was blanked in a training set; None for nothing."""
+    path = folder / ERASED
+    return msgspec.json.decode(path.read_bytes(), type=Erased) if path.is_file() else None
+
+
+def data_file(folder: Path) -> Path:
+    """The file with a training set's rows as they are now."""
+    erased = erased_of(folder)
+    return folder / ("data.parquet" if erased is None else erased.file)
+
+
 def read(root: Path, digest: str) -> tuple[pa.Table, Manifest]:
-    """Rows and manifest of a training set, both verified."""
+    """Rows and manifest of a training set, both verified. Rows of erased subjects are blank."""
     import pyarrow.parquet as pq
 
-    manifest = manifest_of(root, digest)
-    path = root / digest / "data.parquet"
-    if (got := file_digest(path)) != manifest.data:
-        raise ContractError(f"{path}", got=got[:12], expected=manifest.data[:12], hint="Training sets are write-once.")
+    manifest, erased = manifest_of(root, digest), erased_of(root / digest)
+    path, expected = data_file(root / digest), manifest.data if erased is None else erased.digest
+    if (got := file_digest(path)) != expected:
+        raise ContractError(f"{path}", got=got[:12], expected=expected[:12], hint="Training sets are write-once.")
     return pq.read_table(path), manifest
 
 

@@ -41,6 +41,7 @@ from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
 from pipelines.wiring import record_copy
 from pipelines.wiring.rollouts import observe_overrides, rollout_store, withdraw_harm
+from pipelines.wiring.tombstones import ErasedRequests
 
 DAY_S = 86_400.0
 REMOVE_EVERY_S = 600.0
@@ -115,6 +116,7 @@ class Collector:
         self._positions = self.store.positions()
         self._offsets = self.store.offsets()
         self._counters = self.store.counters()
+        self._erased = ErasedRequests(settings)
         self._last = self.store.last_batch()
 
     def close(self) -> None:
@@ -128,11 +130,13 @@ class Collector:
             observe_overrides(self.settings)
             return Report(batch=0, events=0, by_kind={}, lag_us=0, problems=self.problems())
         counters = self._counters.copy()
+        if self._erased.changed():  # what is folded in memory may know a unit by another name than the lake
+            self._live = {name: one for name, one in self._live.items() if one.ended_s is not None}
         live = self._running(plan.n)
         ordered = numbering.merge(numbering.decode(parts))
         seen = {rollout: one.case.requests for rollout, one in live.items()}
         numbered, blocks = numbering.number(ordered, counters, seen)
-        tables = to_tables(numbered, plan.n)
+        tables = self._erased.blank(to_tables(numbered, plan.n))
         for kind, table in tables.items():
             self.tables.append(kind, table, plan.n)
         touched = [one for one in live.values() if self._fold(one, tables)]

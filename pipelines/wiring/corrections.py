@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.adapters.delta_lake import DeltaLake, connect, open_lake
-from pipelines.contracts.errors import DataError
+from pipelines.contracts.errors import DataError, NotFoundError
 from pipelines.features import touched
 from pipelines.features.engine import Span, available_at_sql
 from pipelines.settings import Settings
@@ -153,6 +153,14 @@ def _check(settings: Settings, spec: ViewSpec, version: str, rows: pa.Table, as_
     path.unlink()
 
 
+def _files(lake: DeltaLake, table: str, version: int | None) -> dict[str, frozenset[str]]:
+    """The files of a version by day; none when the table's log no longer tells of it."""
+    try:
+        return lake.partition_files(table, version) if version is not None else {}
+    except NotFoundError:
+        return {}
+
+
 def _changed_days(
     lake: DeltaLake, spec: ViewSpec, dataset: str, before: int | None, now: int, through_us: int
 ) -> Sequence[date]:
@@ -162,7 +170,7 @@ def _changed_days(
     row of those is taken for changed.
     """
     table = datasets.table_of(dataset)
-    old, new = lake.partition_files(table, before) if before is not None else {}, lake.partition_files(table, now)
+    old, new = _files(lake, table, before), lake.partition_files(table, now)
     last = touched.day_of(through_us)
     days = sorted(
         day for day in old.keys() | new.keys() if old.get(day) != new.get(day) and date.fromisoformat(day) <= last
@@ -174,7 +182,7 @@ def _changed_days(
     with connect() as connection:
         connection.register("new_rows", lake.partitions(table, now, days))
         try:
-            if before is None:
+            if before is None or not old:
                 raise FileNotFoundError
             connection.register("old_rows", lake.partitions(table, before, days))
             differing = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 
 import duckdb
 import pyarrow as pa
@@ -28,6 +29,7 @@ from pipelines.datasets.suite import dataset_suite
 from pipelines.settings import Settings
 from pipelines.spec.dataset import DatasetSpec
 from pipelines.spec.loading import load_dataset, load_model
+from pipelines.wiring import tombstones
 
 INGEST = "ingest"
 QUARANTINE = pa.schema(
@@ -80,7 +82,8 @@ def stage(settings: Settings, name: str, as_of_us: int) -> StageRef:
         settled = _bind_settled(settings, connection, spec) if after_us is not None else None
         query = conforming_sql(spec, "source", after_us, as_of_us, settled)
         rows = connection.execute(query).fetch_arrow_table()
-    rows = _without_seen(settings, name, hashed(settings, spec, rows))
+    rows, erased = without_erased(settings, hashed(settings, spec, rows))
+    rows = _without_seen(settings, name, rows)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "staged.parquet"
     pq.write_table(rows, path, compression="zstd")
@@ -91,6 +94,7 @@ def stage(settings: Settings, name: str, as_of_us: int) -> StageRef:
         rows=rows.num_rows,
         folder=str(folder),
         digest=file_digest(path),
+        erased=erased,
     )
 
 
@@ -127,18 +131,22 @@ def quarantine(settings: Settings, ref: StageRef) -> int:
     numbers = reasons.column(ROW)
     bad = pc.is_in(rows.column(ROW), value_set=numbers.combine_chunks())
     pq.write_table(rows.filter(pc.invert(bad)).drop_columns(list(OWN)), ref.good, compression="zstd")
-    if reasons.num_rows:
-        aside = [
-            {
-                "row": row[RAW] or json.dumps({k: v for k, v in row.items() if k not in _ADDED}, default=str),
-                "reason": reason,
-                "run": from_us(ref.as_of_us).isoformat(),
-                "known_at": row["known_at"],
-            }
-            for row, reason in zip(
-                rows.filter(bad).sort_by(ROW).to_pylist(), reasons.column("reason").to_pylist(), strict=True
-            )
-        ]
+    run = from_us(ref.as_of_us).isoformat()
+    aside = [
+        {
+            "row": row[RAW] or json.dumps({k: v for k, v in row.items() if k not in _ADDED}, default=str),
+            "reason": reason,
+            "run": run,
+            "known_at": row["known_at"],
+        }
+        for row, reason in zip(
+            rows.filter(bad).sort_by(ROW).to_pylist(), reasons.column("reason").to_pylist(), strict=True
+        )
+    ]
+    for erasure, count in sorted(ref.erased.items()):
+        reason = f"{count} rows whose subject was erased ({erasure}); they are not kept"
+        aside.append({"row": None, "reason": reason, "run": run, "known_at": from_us(ref.as_of_us)})
+    if aside:
         open_lake(settings).append(
             f"quarantine/{ref.dataset}",
             pa.Table.from_pylist(aside, schema=QUARANTINE),
@@ -159,7 +167,7 @@ def publish(settings: Settings, ref: StageRef) -> Published:
 
         def missing(last_us: int | None) -> pa.Table:
             # Another run may have published a part of this span since it was staged.
-            good = _staged(ref)
+            good, _ = without_erased(settings, _staged(ref))
             if last_us is None or last_us == ref.after_us:
                 return good
             return good.filter(pc.greater(good.column("known_at"), pa.scalar(from_us(last_us), MICROS_UTC)))
@@ -314,6 +322,20 @@ def hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:
     return rows.set_column(rows.column_names.index(RAW), RAW, pa.nulls(rows.num_rows, pa.string()))
 
 
+def without_erased(settings: Settings, rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+    """Rows without those of erased subjects, and how many of these there were by erasure."""
+    found = tombstones.load(settings).of_table(rows)
+    if not found:
+        return rows, {}
+    kept = rows.filter(pa.array([number not in found for number in range(rows.num_rows)], pa.bool_()))
+    return _numbered(kept) if ROW in rows.column_names else kept, dict(Counter(found.values()))
+
+
+def _numbered(rows: pa.Table) -> pa.Table:
+    """Staged rows, numbered anew."""
+    return rows.set_column(rows.column_names.index(ROW), ROW, pa.array(range(rows.num_rows), pa.int64()))
+
+
 def _without_seen(settings: Settings, name: str, rows: pa.Table) -> pa.Table:
     """Rows without those whose time of knowledge cannot be read and that are in quarantine already."""
     lake = open_lake(settings)
@@ -322,9 +344,7 @@ def _without_seen(settings: Settings, name: str, rows: pa.Table) -> pa.Table:
         return rows
     seen = lake.read(table, ["row"]).column("row").combine_chunks()
     again = pc.fill_null(pc.is_in(rows.column(RAW), value_set=seen), False)
-    kept = rows.filter(pc.invert(again))
-    numbers = pa.array(range(kept.num_rows), pa.int64())
-    return kept.set_column(kept.column_names.index(ROW), ROW, numbers)
+    return _numbered(rows.filter(pc.invert(again)))
 
 
 def _unreadable(rows: pa.Table) -> list[tuple[int, str]]:

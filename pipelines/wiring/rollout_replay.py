@@ -13,13 +13,16 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import open_lake
+from pipelines.adapters.erasure_record import ERASURES, ErasureRecord, erasures_in
 from pipelines.adapters.record_tables import decision_of, rollout_of
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutView
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
 from pipelines.contracts.canonical import canonical_json
 from pipelines.contracts.errors import ContractError, SlipwayError
+from pipelines.datasets.erasure import Erasure
 from pipelines.rollout import conditions
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.record import Entry, verify
@@ -31,11 +34,13 @@ from pipelines.wiring.backtest import backtest
 from pipelines.wiring.collect import read_log
 from pipelines.wiring.record_copy import copied
 from pipelines.wiring.rollout_gate import code_version, fold_backtest, rollout_store, standing_of
+from pipelines.wiring.scoring import load_release
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """One rollout computed again: how many batches of the log were folded, how many decisions judged again, and every
-    difference in words (none: all bytes are equal). `other_code`: decisions taken by other code than today's.
+    difference in words (none: all bytes are equal). `other_code`: decisions taken by other code than today's. `erased`:
+    what erasures of subjects took from the log, and what can therefore not be computed again; that is no difference.
     """
 
     model: str
@@ -44,6 +49,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     decisions: int
     other_code: int
     differences: list[str]
+    erased: list[str] = []
 
 
 class State(NamedTuple):
@@ -71,7 +77,8 @@ def replay(settings: Settings, model: str | None = None, *, lake_only: bool = Fa
     `lake_only`: from the inference log and the record's copy in the lake, without the control database.
     """
     if lake_only:
-        return [replayed(settings, each) for each in from_lake(settings, model)]
+        erasures = erasures_in(copied(settings).get(ERASURES, []))
+        return [replayed(settings, each, erasures) for each in from_lake(settings, model)]
     store = rollout_store(settings)
     return [replay_rollout(settings, one.id) for one in store.rollouts(model) if one.status != "waiting"]
 
@@ -81,7 +88,8 @@ def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
     store = rollout_store(settings)
     view = store.view(rollout_id)
     lines = store.entries(view.rollout.model, rollout_id)
-    return replayed(settings, Recorded(view.rollout, lines, {row.part: row for row in view.evidence}))
+    erasures = ErasureRecord(control_db(settings)).all()
+    return replayed(settings, Recorded(view.rollout, lines, {row.part: row for row in view.evidence}), erasures)
 
 
 def from_lake(settings: Settings, model: str | None = None) -> list[Recorded]:
@@ -101,14 +109,20 @@ def from_lake(settings: Settings, model: str | None = None) -> list[Recorded]:
 
 
 def evidence_again(
-    settings: Settings, recorded: Recorded, wanted: set[str], differences: list[str]
+    settings: Settings,
+    recorded: Recorded,
+    wanted: set[str],
+    differences: list[str],
+    *,
+    tested: list[EvidenceRow] | None = None,
 ) -> tuple[dict[str, list[EvidenceRow]], int]:
     """The evidence of each wanted digest, folded from the log again, and the number of batches folded.
 
-    What differs from the stored evidence is added to `differences`.
+    What differs from the stored evidence is added to `differences`. tested: the backtest's; run again when not given.
     """
     rollout, stored = recorded.rollout, recorded.stored or {}
-    tested = _backtest_again(settings, recorded, differences)
+    if tested is None:
+        tested = _backtest_again(settings, recorded, differences)
     known: dict[str, list[EvidenceRow]] = {}
     _keep(known, wanted, [], Evidence().digest)
     _keep(known, wanted, tested, tested[0].digest if tested else "")
@@ -133,14 +147,29 @@ def evidence_again(
     return known, batches
 
 
-def replayed(settings: Settings, recorded: Recorded) -> Replayed:
-    """A recorded rollout computed again: the evidence of each decision, and what the judge says of it."""
+def replayed(settings: Settings, recorded: Recorded, erasures: Sequence[Erasure] = ()) -> Replayed:
+    """A recorded rollout computed again: the evidence of each decision, and what the judge says of it.
+
+    The log keeps what live evidence is folded from when a subject is erased. The backtest reads payloads: one that
+    comes out otherwise where rows of its log were erased stands as it is stored, and that is said.
+    """
     rollout = recorded.rollout
     decisions = [(line, found) for line in recorded.lines if (found := decision_of(line)) is not None]
     differences = [] if rollout.plan.digest() == rollout.policy_digest else ["the plan is not what its digest names"]
     wanted = {found.evidence_digest for _, found in decisions}
-    known, batches = evidence_again(settings, recorded, wanted, differences)
+    erased, taken = _erased_rows(rollout, erasures), _taken_from_backtest(settings, rollout, erasures)
+    faults: list[str] = []
+    tested = _backtest_again(settings, recorded, faults)
+    kept = (recorded.stored or {}).get("backtest")
+    if faults and taken and kept is not None and kept.digest == digest_of(kept.document.encode()):
+        tested, faults = [kept], []
+        erased.append(f"the backtest stands as it is stored: {taken}")
+    differences += faults
+    known, batches = evidence_again(settings, recorded, wanted, differences, tested=tested)
     for line, found in decisions:
+        if recorded.stored is None and taken and found.evidence_digest and found.evidence_digest not in known:
+            erased.append(f"{line.id}: not judged again, for its backtest cannot be run from the lake: {taken}")
+            continue
         again = [
             *_judge_again(rollout, found, known.get(found.evidence_digest)),
             *_conditions_again(settings, rollout, found),
@@ -154,7 +183,28 @@ def replayed(settings: Settings, recorded: Recorded) -> Replayed:
         decisions=len(decisions),
         other_code=sum(msgspec.json.decode(line.body)["code"] != code for line, _ in decisions),
         differences=differences,
+        erased=erased,
     )
+
+
+def _erased_rows(rollout: Rollout, erasures: Sequence[Erasure]) -> list[str]:
+    """What of the rollout's log was erased."""
+    counts = [(each.requests(rollout.model, rollout.id), each.id) for each in erasures]
+    return [
+        f"{rows} rows erased by {erasure}: their payload is gone, their evidence is not"
+        for rows, erasure in counts
+        if rows
+    ]
+
+
+def _taken_from_backtest(settings: Settings, rollout: Rollout, erasures: Sequence[Erasure]) -> str:
+    """Which erasures took rows that the rollout's backtest may read, in words; empty for none."""
+    if not erasures or not any(stage.kind == "backtest" for stage in rollout.stages):
+        return ""
+    arms = [digest for digest in (rollout.champion, rollout.challenger) if digest]
+    views = {f"features/{pin.view}" for digest in arms for pin in load_release(settings, digest).manifest.views}
+    counts = [(each.reaches(rollout.model, views), each.id) for each in erasures]
+    return ", ".join(f"{rows} rows it may have read were erased by {erasure}" for rows, erasure in counts if rows)
 
 
 def states(settings: Settings, rollout: Rollout, cuts: int | None = None) -> Iterator[State]:

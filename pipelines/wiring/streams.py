@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import IO
 
 import msgspec
 import pyarrow as pa
@@ -32,7 +32,7 @@ from pipelines.features.publishing import Pending
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_dataset, load_view, names
 from pipelines.spec.view import Stream, ViewSpec
-from pipelines.wiring import datasets, features
+from pipelines.wiring import datasets, features, tombstones
 from pipelines.wiring.stream_state import StreamState, distinct_keys, frontier_us
 
 PUSH = "push"
@@ -42,7 +42,8 @@ COMPACT_EVERY = 300
 
 
 class Letter(msgspec.Struct, frozen=True):
-    """A message that cannot be used, and why. `value`: what may be kept of it; None where the dataset has PII."""
+    """A message that cannot be used, and why. `value`: what may be kept of it; None where the dataset has PII,
+    and of a subject that was erased."""
 
     message: Message
     reason: str
@@ -93,7 +94,7 @@ class Feed:
         self.spec = load_dataset(settings.include_dir, dataset)
         self._lake = open_lake(settings)
         self._send = dead_letters
-        self._lock = self._take_turn()
+        self._lock = take_turn(settings, dataset)
         self._state = StreamState(settings, self.spec, views, self.stream.watermark.us)
         self._online = open_online(settings)
         self._marks: dict[tuple[str, str], int] = {}
@@ -139,14 +140,21 @@ class Feed:
         seen = {n for n, one in enumerate(messages) if one.offset < self._mark(table, one.source)}
         rows, reasons = read(self._state.connection, self.spec, self.stream.watermark, messages)
         rows = datasets.hashed(self.settings, self.spec, rows)
+        numbers = rows.column(NUMBER).to_pylist()
+        erased = {numbers[row]: by for row, by in tombstones.load(self.settings).of_table(rows).items()}
+        reasons |= {number: [f"its subject was erased ({by})"] for number, by in erased.items()}
         self._judge(rows, reasons)
         readable = _without(rows, set(reasons))
         new = _without(readable, seen)
         for number in self._state.repeated(new):
             reasons[number] = ["its key is already published"]
         new = _without(new, set(reasons))
-        refused = [(messages[n], "; ".join(why)) for n, why in sorted(reasons.items()) if n not in seen]
-        letters = self._set_aside(refused, ends)
+        letters = [
+            Letter(messages[n], "; ".join(why), None if n in erased else messages[n].value)
+            for n, why in sorted(reasons.items())
+            if n not in seen
+        ]
+        letters = self._set_aside(letters, ends)
         marks = self._news(table, ends)
         if new.num_rows and marks:
             published = new.drop_columns([NUMBER])
@@ -247,14 +255,14 @@ class Feed:
         self._quarantine(view.name, texts, ["; ".join(why) for _, why in sorted(found.items())], ends)
         return rows.filter(pa.array([number not in found for number in range(rows.num_rows)]))
 
-    def _set_aside(self, refused: list[tuple[Message, str]], ends: dict[str, int]) -> list[Letter]:
+    def _set_aside(self, refused: list[Letter], ends: dict[str, int]) -> list[Letter]:
         """Send and keep what is not in quarantine yet; returns that."""
         table = f"quarantine/{self.spec.name}"
         personal = any(column.pii for column in self.spec.columns.values())
         letters = [
-            Letter(message, reason, None if personal else message.value)
-            for message, reason in refused
-            if message.offset >= self._mark(table, message.source)
+            msgspec.structs.replace(one, value=None) if personal else one
+            for one in refused
+            if one.message.offset >= self._mark(table, one.message.source)
         ]
         if letters:
             self._send(letters)
@@ -300,20 +308,22 @@ class Feed:
             if self._lake.exists(table):
                 self._lake.open(table).optimize.compact()  # old files go when the lake is maintained
 
-    def _take_turn(self) -> Any:
-        folder = self.settings.root / "stream" / self.spec.name
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "turn.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise TransientError(
-                f"stream into dataset {self.spec.name}",
-                got="another process feeds it",
-                hint="Send messages to its topic, or stop `slipway up stream` first.",
-            ) from None
-        return lock
+
+def take_turn(settings: Settings, dataset: str) -> IO[str]:
+    """The lock of whoever feeds a dataset; released when it is closed. Raises TransientError when another has it."""
+    folder = settings.root / "stream" / dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / "turn.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise TransientError(
+            f"stream into dataset {dataset}",
+            got="another process feeds it",
+            hint="Send messages to its topic, or stop `slipway up stream` first.",
+        ) from None
+    return lock
 
 
 def _without(rows: pa.Table, numbers: set[int]) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipelines.adapters.feast_online import open_online
 from pipelines.adapters.feast_registry import open_store
 from pipelines.contracts.clocks import to_us
 from pipelines.contracts.errors import TransientError
-from pipelines.features.online_layout import Frame, bare
+from pipelines.features.online_layout import Frame, bare, keys_of
 from pipelines.features.publishing import OnlineRows, Pending
 from pipelines.spec.view import ViewSpec
 from tests.contract.feast_repositories import STORES, Repository, installation, redis_settings
@@ -214,3 +214,21 @@ def test_no_secret_of_redis_is_written_and_feasts_own_tools_find_it_in_the_envir
             patched.setenv("SLIPWAY_REDIS_PASSWORD", server.password)
             theirs = FeatureStore(fs_yaml_file=file)
         assert theirs.config.online_store == ours.config.online_store
+
+
+def test_an_entity_that_is_forgotten_leaves_nothing_and_the_others_stay(repository: Repository) -> None:
+    rows = _rows(*(_row(name, 1, NOON + HOUR, f64=4.5, text=f"of {name}") for name in ("gone", "stays")))
+    write(repository, rows, NOON + HOUR)
+    with open_online(repository.settings) as online:
+        named = {}
+        for key in online.entities():
+            with suppress(ValueError):  # what else lies in the store
+                named[keys_of(key)["name"], keys_of(key)["number"]] = key
+        online.forget([named["gone", 1]])
+        left = set(online.entities())
+    assert named["gone", 1] not in left
+    assert named["stays", 1] in left
+    got = repository.by_sdk({"name": "gone", "number": 1}, {"name": "stays", "number": 1})
+    assert got["f64"] == [None, 4.5]
+    stores = repository.settings.feast_dir.glob("online_store.db*")
+    assert not [path for path in stores if b"of gone" in path.read_bytes()]

@@ -89,11 +89,12 @@ def test_deleted_and_updated_values_are_in_no_byte_of_the_lake(lake: tuple[Delta
     tables.append("a/t", first, ["day"], txn=("writer", 7))
     tables.append("a/t", pa.table({"who": ["zz-subject"], "note": ["zz-subject"], "day": ["2"]}), ["day"])
     tables.append("a/t", pa.table({"who": ["mm"], "note": ["of zz-subject"], "day": ["2"]}), ["day"])
-    assert _says(tables, "a/t", b"zz-subject")
+    assert says(tables, "a/t", b"zz-subject")
     assert delete(tables, "a/t", "who = 'zz-subject'") == 2
     assert update(tables, "a/t", "note LIKE '%zz-subject%'", {"note": "'erased'"}) == 1
+    assert tables.read("a/t", ["note"], where="who = 'mm'").to_pylist() == [{"note": "erased"}]
     maintain(tables, "a/t", retention_hours=0)
-    assert not _says(tables, "a/t", b"zz-subject")
+    assert not says(tables, "a/t", b"zz-subject")
     assert sorted(tables.read("a/t", ["who", "note"]).to_pylist(), key=str) == [
         {"who": "aa-other", "note": "b"},
         {"who": "mm", "note": "erased"},
@@ -101,7 +102,7 @@ def test_deleted_and_updated_values_are_in_no_byte_of_the_lake(lake: tuple[Delta
     assert tables.applied("a/t", "writer") == 7
 
 
-def _says(lake: DeltaLake, table: str, text: bytes) -> bool:
+def says(lake: DeltaLake, table: str, text: bytes) -> bool:
     """Whether any file of a table, log and checkpoints too, holds a text; Parquet's values are unpacked."""
     import pyarrow.parquet as pq
     from pyarrow import fs

@@ -10,13 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pydantic import SecretStr
 
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.contracts.clocks import from_us
 from pipelines.contracts.errors import TransientError
 from pipelines.datasets.messages import Message
 from pipelines.settings import PROJECT, Settings
-from pipelines.wiring import datasets, features, streams
+from pipelines.wiring import datasets, erasure, features, streams
 from tests import odd_days, streamed_project
 from tests.streamed_project import expected_online, latest, online, rebuilt
 
@@ -309,3 +310,27 @@ def test_what_a_push_that_died_has_left_is_done_by_the_next(
     assert push(settings, "carrier_punctuality", lines[3:6]).reasons == {"its key is already published": 3}
     assert latest(settings, "carrier_punctuality") == rebuilt(settings, "carrier_punctuality")
     assert online(settings, "carrier_punctuality") == expected_online(settings, "carrier_punctuality")
+
+
+def test_an_erased_subject_neither_streams_on_nor_is_kept_in_a_letter(project: Callable[..., Settings]) -> None:
+    settings = project({"carrier_punctuality": ("flights_landed", True)})
+    settings = settings.model_copy(update={"pii_key": SecretStr("a key")})
+    messages = streamed_project.messages(settings.include_dir, "flights_landed")[:120]
+    carriers = [json.loads(message.value)["carrier"] for message in messages]
+    one = carriers[0]
+    subject = erasure.subject_of(settings, "carrier", [one])
+    letters: list[streams.Letter] = []
+    with streams.Feed(settings, "flights_landed") as feed:
+        feed.apply(messages[:60])
+        with pytest.raises(TransientError, match="another process feeds it"):
+            erasure.erase(settings, subject, "asked", "anna")  # it holds rows in memory
+    done = erasure.erase(settings, subject, "asked", "anna")
+    assert done is not None
+    assert done.decided.tables["datasets/flights_landed"] == carriers[:60].count(one)
+    with streams.Feed(settings, "flights_landed", letters.extend) as feed:
+        feed.apply(messages[60:])
+    assert len(letters) == carriers[60:].count(one) > 0
+    assert {(letter.reason, letter.value) for letter in letters} == {("its subject was erased (erasure-1)", None)}
+    left = DeltaLake(settings.lake).read(datasets.table_of("flights_landed"), ["carrier"]).column("carrier").to_pylist()
+    assert sorted(left) == sorted(carrier for carrier in carriers if carrier != one)
+    assert one not in {row["carrier"] for row in latest(settings, "carrier_punctuality")}
