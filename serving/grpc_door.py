@@ -163,7 +163,6 @@ class GrpcDoor:
                 raise answer.result
             return grpc_codec.infer_response(request, answer.result, raw=raw)
         finally:
-            shadow.stir += 1
             if answer.after is not None:
                 shadow.put(answer.after)
             took_us = (perf_counter_ns() - started) // 1000

@@ -157,15 +157,13 @@ def _put_others(gateway: Gateway, groups: Iterable[Sequence[Exchange]], paired: 
             gateway.shadow.put(Job(partial(_score_others, gateway, pairs), places=len(pairs)))
 
 
-async def _score_others(gateway: Gateway, group: Sequence[Exchange]) -> None:
-    """The arms not drawn score, as those that were: together. Nobody waits for them."""
+def _score_others(gateway: Gateway, group: Sequence[Exchange]) -> Coroutine[Any, Any, None] | None:
+    """The arms not drawn score, as those that were: together. Nobody waits for them. In threads, it takes a while."""
     arm = OTHER[group[0].arm]
     model, pace = group[0].model_of(arm), group[0].plan.pace
     outcomes = gateway.arms.score_in_loop(pace, arm, [exchange.scorer for exchange in group], model)
     if outcomes is None:
-        for exchange in group:
-            await score_other(exchange)
-        return
+        return _score_each(group)
     responses: list[Response] = []
     ids = gateway.log.ids()
     for exchange, outcome in zip(group, outcomes, strict=True):
@@ -179,6 +177,12 @@ async def _score_others(gateway: Gateway, group: Sequence[Exchange]) -> None:
         for exchange, outcome in zip(group, outcomes, strict=True):
             if not outcome.unavailable:
                 gateway.count_challenger_call(exchange.plan, failed=outcome.status != "ok")
+    return None
+
+
+async def _score_each(group: Sequence[Exchange]) -> None:
+    for exchange in group:
+        await score_other(exchange)
 
 
 def _by_reads(begun: Begun) -> Iterable[list[Exchange]]:

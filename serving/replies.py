@@ -45,8 +45,6 @@ class Replies:
 
     def answered(self, model: str, answer: Answer, took_us: int) -> None:
         """Count an answer that has left, and have done what was to be done after it."""
-        shadow = self._gateway.shadow
-        shadow.stir += 1
         if answer.after is not None:
-            shadow.put(answer.after)
+            self._gateway.shadow.put(answer.after)
         self._gateway.metrics.request_times(model).observe(took_us)

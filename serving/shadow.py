@@ -1,10 +1,10 @@
-"""The second arm's scoring, after the answer has left: a bounded queue in front of one consumer.
+"""The second arm's scoring, after the answer has left: a bounded queue of jobs, done one after the other.
 
 A place is reserved before the assignment is written, so that the log promises a pair only when one will come. When the
 queue is full nothing is promised, and the shed request is counted.
 
-Clients go first: a job is done in a turn of the loop that had nothing to do for them, and is short (`Pace.most`), so
-that whoever comes meanwhile waits no longer than for a request like their own.
+Clients go first: a job is done in a turn of the loop before which no request came, and is short (`Pace.most`), so that
+whoever comes meanwhile waits no longer than for a request like their own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import NamedTuple
@@ -23,12 +24,12 @@ _PATIENCE_S = 0.02
 
 
 class Job(NamedTuple):
-    """The scoring of as many second arms as it has places.
+    """The scoring of as many second arms as it has places. `score` is done when it returns, or gives what to wait for.
 
     `side_by_side`: others may begin before it ends, since they are scored in batches.
     """
 
-    score: Callable[[], Awaitable[None]]
+    score: Callable[[], Awaitable[None] | None]
     side_by_side: bool = False
     places: int = 1
 
@@ -40,18 +41,25 @@ class ShadowQueue:
         self._capacity = capacity
         self._taken = 0
         self.stir = 0
-        """Moves with every request that comes and every answer that leaves, of any model."""
-        self._queue: asyncio.Queue[Job] = asyncio.Queue()
-        self._consumer: asyncio.Task[None] | None = None
+        """Moves whenever this worker has something to do for a client: a request has come, or not all are answered."""
+        self._jobs: deque[Job] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._held = False  # a turn is to come already, or a job runs that the others wait for
+        self._seen = 0
+        self._until = 0.0
         self._running: set[asyncio.Task[None]] = set()
+        self._open = 0  # jobs put, and not done
+        self._done = asyncio.Event()
+        self._done.set()
 
     @property
     def taken(self) -> int:
         return self._taken
 
     def start(self) -> None:
-        """Begin to consume, in the running loop."""
-        self._consumer = asyncio.get_running_loop().create_task(self._consume(), name="shadow")
+        """Begin to score, in the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._go_on()
 
     def reserve(self) -> bool:
         """Take a place, if there is one. Every place taken must be used by `put` or given back by `release`."""
@@ -66,42 +74,64 @@ class ShadowQueue:
 
     def put(self, job: Job) -> None:
         """Use the reserved place, or places."""
-        self._queue.put_nowait(job)
+        self._jobs.append(job)
+        self._open += 1
+        self._done.clear()
+        self._go_on()
 
     async def drain(self, timeout_s: float) -> None:
         """Score what is waiting, for at most `timeout_s` (wall), then stop."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._queue.join(), timeout_s)
-        if self._consumer is not None:
-            self._consumer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._consumer
+            await asyncio.wait_for(self._done.wait(), timeout_s)
+        self._loop = None
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
 
-    async def _rest(self) -> None:
-        """Wait for a turn of the loop in which no request came and none was answered."""
-        until = monotonic() + _PATIENCE_S
-        while monotonic() < until:
-            before = self.stir
-            await asyncio.sleep(0)  # one turn of the loop: it reads what has come
-            if self.stir == before:
-                return
+    def _go_on(self) -> None:
+        """Have the next job done once this turn of the loop has ended, and what came with it has been answered."""
+        if self._jobs and not self._held and self._loop is not None:
+            self._held = True
+            self._seen, self._until = self.stir, monotonic() + _PATIENCE_S
+            self._loop.call_soon(self._turn)
 
-    async def _consume(self) -> None:
-        while True:
-            job = await self._queue.get()
-            await self._rest()
-            if job.side_by_side:
-                task = asyncio.get_running_loop().create_task(self._run(job))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
-            else:
-                await self._run(job)
-
-    async def _run(self, job: Job) -> None:
+    def _turn(self) -> None:
+        if self._loop is None:
+            return
+        if self.stir != self._seen and monotonic() < self._until:
+            self._seen = self.stir
+            self._loop.call_soon(self._turn)
+            return
+        job = self._jobs.popleft()
+        work = None
         try:
-            await job.score()
+            work = job.score()
+        except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones
+            _log.exception("shadow scoring failed")
+        if work is None:
+            self._end(job)
+        else:
+            task = self._loop.create_task(self._wait(job, work))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        if work is None or job.side_by_side:
+            self._held = False
+            self._go_on()
+
+    async def _wait(self, job: Job, work: Awaitable[None]) -> None:
+        try:
+            await work
         except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones
             _log.exception("shadow scoring failed")
         finally:
-            self._taken -= job.places
-            self._queue.task_done()
+            if not job.side_by_side:
+                self._held = False
+            self._end(job)
+            self._go_on()
+
+    def _end(self, job: Job) -> None:
+        self._taken -= job.places
+        self._open -= 1
+        if not self._open:
+            self._done.set()

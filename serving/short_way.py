@@ -99,6 +99,7 @@ class ShortWay:
     def _answer_some(self) -> None:
         some = self._next()
         if self._waiting:
+            self._gateway.shadow.stir += 1
             asyncio.get_running_loop().call_soon(self._answer_some)
         near: list[Asked] = []
         far: list[Asked] = []
@@ -193,6 +194,7 @@ class ShortWay:
             if isinstance(one, (Answer, Exception)):
                 self._send(asked, self._reply(asked, request, one))
             else:
+                self._gateway.shadow.stir += 1
                 self._keep(self._send_later(asked, request, one))
 
     async def _send_later(self, asked: Asked, request: InferRequest, answer: Awaitable[Answer]) -> None:
