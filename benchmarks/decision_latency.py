@@ -192,6 +192,7 @@ def run(site: Site, wanted: dict[str, int], rate: float) -> tuple[dict[str, list
     with site.running() as admin:
         load = Load(settings.gateway_port, site.models, rate)
         wait_until(lambda: load.counts()[0] > rate, "requests are answered", PATIENCE_S)
+        print("requests are answered", flush=True)
         (before, _), began, loads = load.counts(), time.monotonic(), [os.getloadavg()[0]]
         number = 0
         while todo := {way: n for way, count in wanted.items() if (n := count - _done(ended, way)) > 0}:
