@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.contracts.errors import TransientError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message, Producer
 
 _WAIT_S = 10.0
+_SOON_S = 2.0
 
 
 def ensure(connection: Connection, topics: Sequence[str]) -> None:
@@ -59,6 +60,29 @@ def retention_days(connection: Connection, topics: Sequence[str]) -> dict[str, f
     except KafkaException as error:
         raise _unreachable(topics, error) from error
     return {topic: None if ms < 0 else ms / 86_400_000 for topic, ms in kept.items()}
+
+
+class Ends:
+    """Where a topic ends."""
+
+    def __init__(self, connection: Connection, topic: str) -> None:
+        from confluent_kafka.admin import AdminClient
+
+        self._topic = topic
+        self._client: AdminClient = AdminClient(connection.options)
+
+    def now(self, partitions: Iterable[int]) -> dict[int, int] | None:
+        """The offset behind the last message by partition; None when the brokers do not tell at once."""
+        from confluent_kafka import KafkaException, TopicPartition
+        from confluent_kafka.admin import OffsetSpec  # type: ignore[attr-defined]  # documented, not in its list
+
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]  # has no types
+        asked = {TopicPartition(self._topic, partition): latest for partition in partitions}
+        try:
+            told = self._client.list_offsets(asked, request_timeout=_SOON_S)
+            return {at.partition: answer.result(2 * _SOON_S).offset for at, answer in told.items()}
+        except (KafkaException, TimeoutError):
+            return None
 
 
 class DeadLetters:

@@ -108,7 +108,8 @@ def freshness(settings: Settings, spec: ViewSpec, version: str) -> Freshness:
         now: int | None = settings.event_clock().event_now_us()
     except ContractError:  # a replay that has not begun
         now = None
-    lag = None if online is None or now is None else (now - online) / 1e6
+    # A stream makes rows readable before their stamps, which are those of a build: no view is fresher than fresh.
+    lag = None if online is None or now is None else max(0, now - online) / 1e6
     fresh = lag is not None and lag <= spec.freshness.us / 1e6
     return Freshness(
         built_through=from_us(built).isoformat() if built is not None else None,

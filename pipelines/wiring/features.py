@@ -280,10 +280,15 @@ class Publisher:
         newer = None
         if online_us is not None:
             self._shown[spec.name] = online_us
-            newer = f"day >= DATE '{from_us(online_us).date()}' AND event_timestamp > make_timestamptz({online_us})"
-            if (open_lake(self.settings).applied(table_of(version), CORRECTED) or 0) > online_us:
-                newer = f"({newer}) OR created_timestamp > make_timestamptz({online_us})"
+            lake, table = open_lake(self.settings), table_of(version)
+            if online_us < through_us and lake.applied(table, STREAM) is not None:
+                # A stream writes online first: this store has lost what it had, be it of older stamps than it tells.
                 self._corrected.add(spec.name)
+            else:
+                newer = f"day >= DATE '{from_us(online_us).date()}' AND event_timestamp > make_timestamptz({online_us})"
+                if (lake.applied(table, CORRECTED) or 0) > online_us:
+                    newer = f"({newer}) OR created_timestamp > make_timestamptz({online_us})"
+                    self._corrected.add(spec.name)
         rows = open_lake(self.settings).read(table_of(version), where=newer)
         return Pending(
             spec, rows.sort_by([("event_timestamp", "ascending"), ("created_timestamp", "ascending")])

@@ -96,10 +96,22 @@ def _feed(
             sources.update(kafka_topics.sources(brokers, stream.topic))
         return sources[partition]
 
+    ends = kafka_topics.Ends(brokers, stream.topic)
+    clock = settings.event_clock()
+
     with Feed(settings, dataset, lambda refused: letters.send([_sent(one) for one in refused])) as feed:
 
         def take(messages: Sequence[Message]) -> None:
             on_batch(dataset, feed.apply(messages))
+
+        def look() -> None:
+            alive()
+            if settings.clock == "replay":  # what its time will bring may not have been sent yet
+                return
+            now_us = clock.event_now_us()
+            told = ends.now(sources)
+            if told is not None and all(feed.applied(source(partition)) >= end for partition, end in told.items()):
+                feed.caught_up(now_us)
 
         spark_stream.run(
             session,
@@ -111,7 +123,7 @@ def _feed(
             trigger_ms,
             take,
             stopping,
-            alive,
+            look,
         )
 
 

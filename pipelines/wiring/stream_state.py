@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.adapters.delta_lake import connect, open_lake
 from pipelines.datasets.conform import SQL_TYPES, key_sql
@@ -28,6 +29,7 @@ class StreamState:
     def __init__(self, settings: Settings, spec: DatasetSpec, views: Sequence[ViewSpec], watermark_us: int) -> None:
         self.settings = settings
         self.spec = spec
+        self._watermark_us = watermark_us
         self._times = {"known_at", *(name for name, column in spec.columns.items() if column.type == "timestamp")}
         self._reach_us = max(view.look_back.us + 4 * view.publish_every.us for view in views) + watermark_us + SLACK_US
         self.connection = connect()
@@ -48,6 +50,10 @@ class StreamState:
 
     def repeated(self, rows: pa.Table) -> set[int]:
         """Numbers of the rows whose key is published, or came before in the same rows."""
+        oldest = pc.min(rows.column("known_at")).cast(pa.int64()).as_py()
+        # Sent again, a row may be known later by the watermark than it was the first time.
+        if self._from_us is not None and oldest is not None and oldest - self._watermark_us <= self._from_us:
+            self._load(oldest - self._watermark_us - SLACK_US)
         self.connection.register("__rows", rows)
         key = key_sql(self.spec)
         found = self.connection.execute(

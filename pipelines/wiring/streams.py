@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import threading
 from collections.abc import Callable, Sequence
 from typing import IO
 
@@ -103,6 +104,9 @@ class Feed:
         self._now_us = 0
         """When the newest message came; later than any row of a view was created."""
         self._batches = 0
+        self._busy = threading.Lock()
+        self._through: dict[str, int] = {}
+        """Up to which time each view was made readable."""
         for view in views:
             self._open(view)
 
@@ -128,10 +132,27 @@ class Feed:
         tables = [f"quarantine/{self.spec.name}", datasets.table_of(self.spec.name)]
         return max(self._mark(table, source) for table in [*tables, *map(features.table_of, self._versions.values())])
 
+    def caught_up(self, until_us: int) -> None:
+        """Say that all that came until then has been taken: the views are as fresh, though nothing has happened.
+
+        Any thread may say so; while a batch is being taken it is not heard. A view without rows stays without.
+        """
+        if not self._busy.acquire(blocking=False):
+            return
+        try:
+            for view in self.views:
+                if self._through.get(view.name, until_us) < until_us:
+                    rows = self._lake.schema(features.table_of(self._versions[view.name])).empty_table()
+                    self._write_online(view, rows, until_us)
+        finally:
+            self._busy.release()
+
     def apply(self, messages: Sequence[Message]) -> Applied:
         """Take messages: the whole batch, whatever of it was taken before."""
-        if not messages:
-            return Applied(0, 0, 0, None)
+        with self._busy:
+            return self._apply(messages) if messages else Applied(0, 0, 0, None)
+
+    def _apply(self, messages: Sequence[Message]) -> Applied:
         self._now_us = max(self._now_us + 1, *(message.time_us for message in messages))
         table = datasets.table_of(self.spec.name)
         ends: dict[str, int] = {}
@@ -163,6 +184,10 @@ class Feed:
             self._append(table, published, marks, {datasets.INGEST: known})
             self._state.add(published)
         values = sum(self._refresh(view, readable, ends) for view in self.views) if readable.num_rows else 0
+        for one in (table, *map(features.table_of, self._versions.values())):
+            if (taken := self._news(one, ends)) and self._lake.exists(one):  # nothing of the batch was for it
+                self._lake.mark(one, taken)
+                self._marks.update({(one, source): end for source, end in taken.items()})
         self._batches += 1
         if self._batches % COMPACT_EVERY == 0:
             self._tidy()
@@ -184,6 +209,8 @@ class Feed:
         if there:
             held = self._lake.read(table, ["created_timestamp"]).column("created_timestamp")
             self._now_us = max(self._now_us, pc.max(held).cast(pa.int64()).as_py() or 0)
+            self._through[view.name] = self._lake.applied(table, features.BUILD) or 0
+            self._restore(view)
         if known is None:
             return
         behind = there and self._mark(table, PUSH) < pushed  # a push has died: it may have left rows of any stamp
@@ -227,10 +254,20 @@ class Feed:
         return spark_engine.rows(session, include, view, sources, span, self._now_us)
 
     def _write_online(self, view: ViewSpec, rows: pa.Table, until_us: int) -> int:
+        self._restore(view)
         pending = Pending(view, rows)
         due = pending.take(until_us)
         self._online.write(self._versions[view.name], pending.features, due, until_us, correct=True)
+        self._through[view.name] = max(until_us, self._through.get(view.name, 0))
         return len(due) * len(pending.features)
+
+    def _restore(self, view: ViewSpec) -> None:
+        """Make readable again what the lake has, if the store is not as far as it was: it has lost rows, then."""
+        version = self._versions[view.name]
+        reached = self._through.get(view.name)
+        if reached is not None and (self._online.through_us(version) or 0) < reached:
+            self._online.create(version)
+            self._through[view.name] = features.materialise(self.settings, view.name, reached).through_us
 
     # --- what is refused --------------------------------------------------------------------------------------------
 

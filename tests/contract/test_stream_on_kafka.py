@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.feast_online import readable_through
 from pipelines.datasets.messages import Message
 from pipelines.settings import Settings
+from pipelines.spec.loading import load_view
 from tests import streamed_project
 from tests.kafka_broker import Broker, broker
 from tests.spark import lean_config
@@ -92,8 +94,10 @@ def test_a_stream_that_is_killed_has_the_state_of_a_build(tmp_path: Path) -> Non
     broken = [messages[60]._replace(value=BROKEN)]
     with broker(tmp_path / "kafka") as kafka:
         settings = Settings(
-            home=tmp_path / "home", include_dir=include, clock="replay", kafka=kafka.servers, spark_config=properties
+            home=tmp_path / "home", include_dir=include, clock="wall", kafka=kafka.servers, spark_config=properties
         )
+        version = load_view(include, VIEW).feast_name(include)
+        began_us = settings.event_clock().event_now_us()
         lake = DeltaLake(settings.lake)
 
         def taken() -> int:
@@ -114,6 +118,8 @@ def test_a_stream_that_is_killed_has_the_state_of_a_build(tmp_path: Path) -> Non
             wait_until(lambda: taken() >= len(messages), "all rows", 150)
             wait_until(lambda: lake.exists(f"quarantine/{DATASET}"), "the broken one")
             wait_until(lambda: latest(settings, VIEW) == rebuilt(settings, VIEW), "the view's last rows", 30)
+            # The newest row is years old; but all is taken, and so the view is fresh.
+            wait_until(lambda: (readable_through(settings, version) or 0) > began_us, "the view is fresh", 30)
             assert stream.end() == 0, stream.log.read_text()[-3000:]
         finally:
             if stream.running():
