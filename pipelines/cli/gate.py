@@ -81,9 +81,7 @@ def simulate(
     ] = None,
     fault: Annotated[
         str,
-        typer.Option(
-            "--fault", "--what", help="`healthy`, the name of a fault (with --policy also of a trap), or `list`."
-        ),
+        typer.Option("--fault", "--what", help="`healthy`, the name of a fault or of a healthy trap, or `list`."),
     ] = "healthy",
     runs: Annotated[int, typer.Option(min=1, help="Rollouts to simulate.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first rollout; the others follow.")] = 1,
@@ -94,7 +92,7 @@ def simulate(
     from pipelines.cli import gate_simulate
 
     if fault == "list":
-        print("\n".join(gate_simulate.names(made_up=model is None)))
+        print("\n".join(gate_simulate.names()))
         return
     if (model is None) == (policy is None):
         raise typer.BadParameter("give --model, or --policy")

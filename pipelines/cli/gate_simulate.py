@@ -10,12 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def names(*, made_up: bool) -> list[str]:
-    """What can be simulated; traps are made-up traffic alone."""
-    from pipelines.rollout.catalogue import TRAPS
+def names() -> list[str]:
+    """What can be simulated."""
     from pipelines.wiring.gate_simulate import faults
 
-    return [*faults(), *(TRAPS if made_up else ())]
+    return faults()
 
 
 def of_model(model: str, fault: str, runs: int, seed: int) -> dict[str, Any]:

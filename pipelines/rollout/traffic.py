@@ -94,7 +94,7 @@ def draw_world(sizes: list[int], traffic: Traffic, rng: np.random.Generator) -> 
     logits = truth[:, None] + rng.standard_normal((n, 2)) * np.array([traffic.model_noise, own])
 
     error_rate = np.repeat(traffic.error_rate * np.exp(wave), 2).reshape(n, 2)
-    middle = np.concatenate([(np.arange(size) >= 0.45 * size) & (np.arange(size) < 0.55 * size) for size in sizes])
+    middle = middle_tenths(sizes)
     if traffic.outage:
         error_rate[middle] = traffic.outage
     if traffic.sick_units and traffic.units:
@@ -105,7 +105,7 @@ def draw_world(sizes: list[int], traffic: Traffic, rng: np.random.Generator) -> 
     latency[middle] *= traffic.spike
     latency[: traffic.cold_start, 1] *= 10.0
     if traffic.arm_noise:
-        latency *= np.exp(traffic.arm_noise * _slow_noise(rng, ts))
+        latency *= np.exp(traffic.arm_noise * slow_noise(rng, ts))
     wait = rng.exponential(traffic.label_delay_s * 1e6, n)
     if traffic.early_positives:
         wait = np.where(label > 0, 0.02 * wait, wait)
@@ -126,7 +126,12 @@ def draw_world(sizes: list[int], traffic: Traffic, rng: np.random.Generator) -> 
     )
 
 
-def _slow_noise(rng: np.random.Generator, ts: Ints) -> Floats:
+def middle_tenths(sizes: list[int]) -> Bools:
+    """The requests in the middle tenth of stages of these sizes."""
+    return np.concatenate([(np.arange(size) >= 0.45 * size) & (np.arange(size) < 0.55 * size) for size in sizes])
+
+
+def slow_noise(rng: np.random.Generator, ts: Ints) -> Floats:
     """(n, 2) noise of unit spread that stays for 100 seconds, apart in each arm."""
     step = (ts - ts[0]) // 100_000_000
     noise: Floats = rng.normal(0.0, 1.0, (int(step[-1]) + 1, 2))[step]

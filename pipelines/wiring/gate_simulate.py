@@ -1,5 +1,5 @@
 """How a model's own policy would behave: rollouts of its logged traffic (or of made-up traffic at its base rates), each
-healthy or with one fault, judged as live ones are.
+healthy, in a healthy trap or with one fault, from the backtest to the end of the bake, judged as live ones are.
 """
 
 from __future__ import annotations
@@ -18,13 +18,28 @@ from pipelines.adapters.inference_log import answers
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.contracts.errors import NotFoundError
 from pipelines.rollout.base_rates import LEAST
-from pipelines.rollout.catalogue import FAULTS, outcome, rates
+from pipelines.rollout.catalogue import FAULTS, TRAPS, outcome, rates
+from pipelines.rollout.course import Course, apart, play, staged
 from pipelines.rollout.made_traffic import made
-from pipelines.rollout.offline import judge
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.resampling import Log, prepared, resample
-from pipelines.rollout.simulator import HEALTHY, Fault, afflict, draw_arms, severity, stage_sizes, tables_of
+from pipelines.rollout.simulator import (
+    HEALTHY,
+    Arms,
+    Fault,
+    Logged,
+    afflict,
+    draw_arms,
+    severity,
+    stage_sizes,
+    tables_of,
+)
+from pipelines.rollout.traffic import Traffic
+from pipelines.rollout.traps import beset
+from pipelines.rollout.walk import BACKTEST_LEAST
 from pipelines.settings import Settings
+from pipelines.stats.nats import Ints
+from pipelines.wiring.backtest import MOST as BACKTEST_MOST
 from pipelines.wiring.gate_plan import ModelPlan, plan_model
 from pipelines.wiring.rollout_traffic import LAST_US
 
@@ -50,7 +65,7 @@ class Simulated(NamedTuple):
 
 def faults() -> list[str]:
     """What can be simulated."""
-    return [HEALTHY_NAME, *FAULTS]
+    return [HEALTHY_NAME, *FAULTS, *TRAPS]
 
 
 def fault_named(name: str) -> Fault:
@@ -76,25 +91,27 @@ def simulate_model(
     """Play `runs` rollouts of the model's policy; `on_run` is told the number done. Raises as `plan_model` and
     `fault_named`.
 
-    The backtest and the bake are left out: neither compares live answers. The last stage before the bake goes on until
-    every proof is in, its `max_wait` is over, or it is LONGEST times as long.
+    The last stage before the bake goes on until every proof is in, its `max_wait` is over, or it is LONGEST times as
+    long.
     """
-    wrong = fault_named(fault)
+    trap = TRAPS.get(fault)
+    wrong = HEALTHY if trap is not None else fault_named(fault)
     planned = plan_model(settings, model)
-    policy, longest = _played(planned)
-    wrong = _scaled(wrong, stage_sizes(policy))
+    policy = planned.policy
     if any(metric.kind == "mean" and metric.better == "lower" for metric in policy.metrics):
         # A KPI that is better low is harmed by rising as far as the catalogue's falls.
         wrong = msgspec.structs.replace(wrong, kpi_factor=2.0 - wrong.kpi_factor)
     log = _log(settings, planned, policy)
+    course = _course(planned, log)
+    wrong = _scaled(wrong, course)
     if wrong.slice is not None:
         wrong = msgspec.structs.replace(wrong, slice=_some_slice(log, planned))
     found = []
     for number in range(runs):
         rng = np.random.default_rng([seed, number])
-        tables = _rollout(planned, policy, longest, log, wrong, rng)
-        lines = judge(policy.to_mapping(), tables)
-        found.append(outcome(lines) | {"hours": _hours(lines[-1]["ts"], tables)})
+        lines, tables = _rollout(planned, course, log, wrong, trap, rng)
+        first = min(course.requests("backtest"), tables["assignments"].num_rows - 1)
+        found.append(outcome(lines) | {"hours": _hours(lines[-1]["ts"], tables, first)})
         on_run(number + 1)
     source = (
         f"the inference log, {len(log.answers.event_us):,} requests" if log is not None else "made up at base rates"
@@ -104,26 +121,33 @@ def simulate_model(
     )
 
 
-def _played(planned: ModelPlan) -> tuple[Policy, Policy]:
-    """The policy that is judged, and the same with its last stage as long as traffic may be needed."""
-    stages = [stage for stage in planned.policy.stages if stage.kind not in ("backtest", "bake")]
-    if not stages:
+def _course(planned: ModelPlan, log: Log | None) -> Course:
+    """The stages with their traffic: a backtest takes what the log has, the last live stage what may be needed."""
+    rates, stages = planned.traffic.rates, []
+    for stage in planned.policy.stages:
+        requests = stage.requests
+        if stage.kind == "backtest" and requests is None:
+            labelled = int(np.isfinite(log.answers.label).sum()) if log is not None else 0
+            requests = min(max(labelled, BACKTEST_LEAST), BACKTEST_MOST)
+        stages.append(msgspec.structs.replace(stage, requests=requests))
+    live = [place for place, stage in enumerate(stages) if stage.kind not in ("backtest", "bake")]
+    if not live:
         raise NotFoundError(f"stages of {planned.model}", got="none of live traffic", expected="shadow, canary or ab")
-    per_hour = planned.traffic.rates.requests_per_hour
-    last = stages[-1]
-    waits = per_hour * (last.max_wait_s or 0.0) / 3600.0
-    least = last.requests or 0
-    most = max(least, round(min(waits, LONGEST * least)))
     policy = msgspec.structs.replace(planned.policy, stages=tuple(stages))
-    longer = (*stages[:-1], msgspec.structs.replace(last, requests=most))
-    return policy, msgspec.structs.replace(policy, stages=longer)
+    sizes, last = stage_sizes(policy), live[-1]
+    waits = rates.requests_per_hour * (stages[last].max_wait_s or 0.0) / 3600.0
+    sizes[last] = max(sizes[last], round(min(waits, LONGEST * sizes[last])))
+    return Course(policy, sizes)
 
 
-def _scaled(fault: Fault, sizes: list[int]) -> Fault:
-    """A fault that begins in the catalogue's k-th stage begins as far into this policy's, or into its last."""
+def _scaled(fault: Fault, course: Course) -> Fault:
+    """A fault that begins in the catalogue's k-th stage begins as far into this policy's live ones, or the last."""
+    tested = course.requests("backtest")
+    sizes = [stage.requests or 0 for stage in course.policy.stages if stage.kind not in ("backtest", "bake")]
     stage, within = divmod(fault.begins, CATALOGUE_STAGE)
     stage = min(stage, len(sizes) - 1)
     begins = sum(sizes[:stage]) + within * sizes[stage] // CATALOGUE_STAGE
+    begins += tested if fault.begins or fault.grows else 0
     bursts = max(fault.bursts * max(sizes) // CATALOGUE_STAGE, 40) if fault.bursts else 0
     return msgspec.structs.replace(fault, begins=begins, bursts=bursts)
 
@@ -155,14 +179,18 @@ def _some_slice(log: Log | None, planned: ModelPlan) -> str:
 
 
 def _rollout(
-    planned: ModelPlan, policy: Policy, longest: Policy, log: Log | None, fault: Fault, rng: np.random.Generator
-) -> dict[str, pa.Table]:
-    sizes, rows = stage_sizes(longest), None
+    planned: ModelPlan, course: Course, log: Log | None, fault: Fault, trap: Traffic | None, rng: np.random.Generator
+) -> tuple[list[dict[str, Any]], dict[str, pa.Table]]:
+    """The judge's lines of one rollout, and its tables."""
+    policy, sizes, tested = course.policy, course.sizes, course.requests("backtest")
     if log is None:
-        world = made(policy, planned.traffic.rates, sizes, rng)
+        world, drawn = made(policy, planned.traffic.rates, sizes, rng), None
     else:
-        world, rows = resample(log, sum(sizes), rng)
-    arms = draw_arms(longest, sizes, world.unit, fault, rng, sticky=policy.unit == "unit")
+        world, drawn = resample(log, sum(sizes), rng)
+    if trap is not None:
+        world = beset(world, trap, sizes, rng, first=tested, maturity_s=policy.label_maturity_s)
+    world = apart(world, tested, policy.label_maturity_s)
+    arms = draw_arms(policy, sizes, world.unit, fault, rng, sticky=policy.unit == "unit")
     probabilities = policy.score_range == (0.0, 1.0)
     scores = {"logit_shift": 0.0, "logit_noise": 0.0} if not probabilities else {}
     # The gateway shadows every canary, so that pairs go on.
@@ -174,13 +202,25 @@ def _rollout(
         score = logged.world.score.copy()
         score[:, 1] += severity(world, arms, fault) * moved * spread
         logged = logged._replace(world=logged.world._replace(score=score))
-    for k, stage in enumerate(policy.stages):
-        if not stage.pairs:
-            split = arms.stage == k
-            logged.answers[split, 0] *= arms.arm[split] == 0
-            logged.answers[split, 1] *= arms.arm[split] == 1
-    tables = tables_of(logged, arms, [stage.name for stage in policy.stages])
-    return {**tables, "assignments": _sliced(tables["assignments"], policy, log, rows)}
+
+    def tables(part: Logged, part_arms: Arms, rows: Ints) -> dict[str, pa.Table]:
+        made_up = tables_of(part, part_arms, [stage.name for stage in policy.stages])
+        assignments = _sliced(made_up["assignments"], policy, log, None if drawn is None else drawn[rows])
+        return {**made_up, **_untimed(assignments, made_up["responses"], tested)}
+
+    return play(course, *staged(course, logged, arms), tables)
+
+
+def _untimed(assignments: pa.Table, responses: pa.Table, tested: int) -> dict[str, pa.Table]:
+    """Assignments and responses of which the first `tested` requests were never timed, and came before the warm-up."""
+    if tested:
+        before = pa.array(np.where(np.arange(assignments.num_rows) < tested, "backtest", "gateway"))
+        assignments = assignments.append_column("process", before)
+        latency = responses["latency_ms"].to_numpy().copy()
+        latency[responses["request_id"].to_numpy() < tested] = np.nan
+        place = responses.column_names.index("latency_ms")
+        responses = responses.set_column(place, "latency_ms", pa.array(latency, from_pandas=False))
+    return {"assignments": assignments, "responses": responses}
 
 
 def _sliced(assignments: pa.Table, policy: Policy, log: Log | None, rows: Any) -> pa.Table:
@@ -199,10 +239,10 @@ def _sliced(assignments: pa.Table, policy: Policy, log: Log | None, rows: Any) -
     return table
 
 
-def _hours(at: str, tables: dict[str, pa.Table]) -> float:
-    """Hours of event time from the first request to a line's."""
-    first = int(tables["assignments"]["ts"][0].value)
-    return float(parse_event_time(at) - first) / 3.6e9
+def _hours(at: str, tables: dict[str, pa.Table], first: int) -> float:
+    """Hours of event time from the first live request to a line's; none for a line of the backtest."""
+    begins = int(tables["assignments"]["ts"][first].value)
+    return max(float(parse_event_time(at) - begins), 0.0) / 3.6e9
 
 
 def _share(found: list[dict[str, Any]], verdict: str) -> float:

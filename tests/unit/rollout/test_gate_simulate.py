@@ -15,8 +15,13 @@ from pipelines.cli.gate import app
 from pipelines.contracts.errors import NotFoundError
 from pipelines.contracts.routes import Route
 from pipelines.rollout.base_rates import Answers
+from pipelines.rollout.catalogue import TRAPS
+from pipelines.rollout.course import Course, play, staged
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.resampling import DAY_US, prepared, resample
+from pipelines.rollout.simulator import HEALTHY, afflict, draw_arms, tables_of
+from pipelines.rollout.traffic import Traffic, World, draw_world
+from pipelines.rollout.traps import beset
 from pipelines.spec.loading import load_model
 from pipelines.wiring import rollout_check
 from pipelines.wiring.collect import collect_once
@@ -33,6 +38,42 @@ POLICY = Policy.parse(
         "metrics": [{"name": "logloss", "kind": "paired_loss"}],
     }
 )
+
+
+def world(n: int = 4_000) -> World:
+    return draw_world([n // 2, n // 2], Traffic(units=4_000), np.random.default_rng(8))
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_trap_on_any_traffic_leaves_neither_arm_worse_once_it_is_warm(name: str) -> None:
+    before = world()
+    after = beset(before, TRAPS[name], [2_000, 2_000], np.random.default_rng(9), first=100, maturity_s=3_600.0)
+    warm = slice(100 + TRAPS[name].cold_start, None)
+    assert abs(after.failed[warm, 1].mean() - after.failed[warm, 0].mean()) < 0.01
+    slower = np.log(after.latency_ms[warm] / before.latency_ms[warm]).mean(axis=0)
+    assert abs(slower[1] - slower[0]) < 0.1
+    assert (np.isfinite(after.label) <= np.isfinite(before.label)).all()
+    changed = any(not np.array_equal(a, b, equal_nan=True) for a, b in zip(after, before, strict=True) if a is not b)
+    assert changed == (name != "both arms score all along"), "there a model's rollouts shadow anyway"
+
+
+def test_a_bake_follows_the_promotion_and_its_challenger_answers_alone() -> None:
+    stages = [{"name": "shadow", "requests": 4_000}, {"name": "bake", "requests": 500, "weight": 0.1}]
+    loss = {"name": "logloss", "kind": "paired_loss", "harm_rel": 0.01, "promote_margin_rel": 0.2, "weight": 1.0}
+    policy = Policy.parse({"stages": stages, "metrics": [loss], "slices": ["slice"], "label_maturity_s": 600})
+    course = Course(policy, [6_000, 500])
+    rng = np.random.default_rng(3)
+    made = draw_world(course.sizes, Traffic(label_delay_s=100.0), rng)
+    arms = draw_arms(policy, course.sizes, made.unit, HEALTHY, rng, sticky=False)
+    logged, arms = staged(course, afflict(made, arms, HEALTHY, rng, shadowing=True), arms)
+    lines, tables = play(course, logged, arms, lambda part, of, _: tables_of(part, of, ["shadow", "bake"]))
+    asked = tables["assignments"].to_pandas()
+    assert lines[-1]["verdict"] == "promote"
+    assert lines[-1]["stage"] == "bake"
+    assert asked["stage"].value_counts().to_dict() == {"shadow": 4_000, "bake": 500}
+    assert set(asked[asked["stage"] == "bake"]["arm"]) == {"challenger"}
+    assert (np.diff(asked["ts"].astype("int64")) > 0).all()
+    assert set(tables["responses"].to_pandas().query("request_id >= 4000")["arm"]) == {"challenger"}
 
 
 def logged(days: int = 8, per_day: int = 300) -> Answers:
@@ -129,6 +170,21 @@ def test_a_model_without_a_log_is_played_at_its_declared_rates(tmp_path: Path, m
     assert (told["runs"], told["rollback"], told["by"]) == (2, 1.0, {"error_rate": 2})
     shown = CliRunner().invoke(app, [*words[:-3], "--runs", "1"]).stdout
     assert "stopped by error_rate (1)" in shown
+
+
+def test_harm_of_a_release_is_found_in_its_backtest_and_traps_do_not_stop_it(played: Installation) -> None:
+    """Six hundred logged requests are its backtest: scores that are wrong are wrong there, slow starts come later."""
+    wide = spec()
+    wide["rollout"]["stages"][0]["requests"] = 500
+    wide["rollout"]["policy"]["warmup_requests"] = 150
+    installed(played.settings.root / "wide", **wide)
+    settings = played.settings.model_copy(update={"include_dir": played.settings.root / "wide" / "include"})
+    broken = simulate_model(settings, "m", "scores shifted by one logit", runs=2, seed=2)
+    assert broken.shares["by"] == {"logloss": 2}
+    assert broken.shares["hours_to_stop_median"] < 0.01, "as live traffic begins"
+    for trap in ("cold start", "early positive labels", "drift in both arms", "better model"):
+        found = simulate_model(settings, "m", trap, runs=1, seed=3)
+        assert (found.shares["rollback"], found.shares["hold"]) == (0.0, 0.0), trap
 
 
 def test_the_catalogue_is_listed_and_an_unknown_fault_gets_the_nearest_name(tmp_path: Path) -> None:
