@@ -17,7 +17,7 @@ from pipelines.contracts.release import ViewPin
 from pipelines.features.engine import Span
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_view
-from pipelines.wiring import features
+from pipelines.wiring import features, point_in_time
 from tests import odd_days
 
 VIEW = "carrier_punctuality"
@@ -36,7 +36,7 @@ def main(home: str, master: str, properties: str) -> None:
     pin = ViewPin(view=version, entity={"carrier": "carrier"}, join_key_types={}, features=["late_rate_7d"])
     entity = pa.table({name: rows["duckdb"].column(name) for name in ("carrier", "event_timestamp")})
     joined = {
-        engine: features.historical(settings.model_copy(update={"engine": engine}), entity, [pin])
+        engine: point_in_time.historical(settings.model_copy(update={"engine": engine}), entity, [pin])
         for engine in ("duckdb", "spark")
     }
     context = spark_session.session(settings).sparkContext

@@ -60,8 +60,8 @@ def point_in_time(settings: Settings, requests: pa.Table, pins: list[ViewPin]) -
 
 def join_views(settings: Settings, requests: pa.Table, pins: list[ViewPin]) -> pa.Table:
     """The views' features, one row a row of `requests`, each under its own name."""
-    from pipelines.wiring import features
+    from pipelines.wiring import point_in_time
 
     keys = sorted({name for pin in pins for name in pin.entity.values()})
-    joined = features.historical(settings, requests.select(["event_timestamp", *keys]), pins)
+    joined = point_in_time.historical(settings, requests.select(["event_timestamp", *keys]), pins)
     return joined.select([name for pin in pins for name in pin.features])

@@ -14,7 +14,7 @@ from pipelines.datasets.flights_sample import LAYOUT
 from pipelines.settings import Settings
 from pipelines.spec.dataset import FileSource, StreamSource
 from pipelines.spec.loading import load_dataset, load_model, load_view
-from pipelines.wiring import datasets, features, monitoring
+from pipelines.wiring import datasets, features, monitoring, point_in_time
 from pipelines.wiring.scoring import load_release
 
 INFERENCE = ("inference/assignment", "inference/response", "inference/label")
@@ -95,7 +95,7 @@ def _materialised(settings: Settings, _: Given, result: Given) -> _Tables:
 
 def _trained_on(settings: Settings, given: Given, result: Given) -> _Tables:
     spec = load_model(settings.include_dir, given["model"])
-    views = [features.table_of(pin.view) for pin in features.pins(settings, given["model"])]
+    views = [features.table_of(pin.view) for pin in point_in_time.pins(settings, given["model"])]
     read = [*(datasets.table_of(name) for name in spec.datasets()), *views]
     return read, [str(settings.training_sets / str(result[""]))]
 

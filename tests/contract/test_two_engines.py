@@ -22,7 +22,7 @@ from pipelines.features import asof
 from pipelines.features.engine import Span
 from pipelines.settings import PROJECT, Settings
 from pipelines.spec.loading import load_view, names
-from pipelines.wiring import features
+from pipelines.wiring import features, point_in_time
 from tests import odd_days
 from tests.asof_oracle import brute_force
 from tests.s3_tables import lake_on_s3
@@ -113,7 +113,7 @@ def test_spark_reads_a_lake_on_s3_for_views_and_joins(lake: Settings, tmp_path: 
         open_lake(on_s3).append(features.table_of(version), rows, partition_by=["day"])
         pin = ViewPin(view=version, entity={"carrier": "carrier"}, join_key_types={}, features=["landed_3h"])
         entity = rows.slice(0, 80).select(["carrier", "event_timestamp"])
-        joined = features.historical(on_s3.model_copy(update={"engine": "spark"}), entity, [pin])
+        joined = point_in_time.historical(on_s3.model_copy(update={"engine": "spark"}), entity, [pin])
     assert joined.column("landed_3h").to_pylist() == rows.slice(0, 80).column("landed_3h").to_pylist()
 
 
@@ -200,7 +200,7 @@ def test_a_training_join_is_the_same_on_both_engines(lake: Settings) -> None:
     asked = rows.slice(0, 80)
     entity = pa.table({"line": asked.column("carrier"), "event_timestamp": asked.column("event_timestamp")})
     answers = [
-        features.historical(lake.model_copy(update={"engine": engine}), frame, [pin], stamps=True)
+        point_in_time.historical(lake.model_copy(update={"engine": engine}), frame, [pin], stamps=True)
         for engine in ("duckdb", "spark")
         for frame in (entity, entity.slice(0, 0))
     ]

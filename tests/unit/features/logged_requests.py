@@ -13,7 +13,7 @@ from pipelines.contracts.clocks import parse_event_time
 from pipelines.contracts.events import Assignment, Response
 from pipelines.contracts.release import InputField, ViewPin
 from pipelines.settings import Settings
-from pipelines.wiring import datasets, features
+from pipelines.wiring import datasets, point_in_time
 from pipelines.wiring.collect import collect_once
 from serving.online_features.plan import ReadPlan, Reads, Wanted
 from serving.online_features.store import open_store
@@ -36,7 +36,7 @@ class LoggedRequests:
             (home / "lake").mkdir(parents=True, exist_ok=True)
             (home / "lake" / part).symlink_to(sample.lake / part)
         self.settings = Settings(home=home, clock="replay")
-        self.pins: list[ViewPin] = features.pins(self.settings, MODEL)
+        self.pins: list[ViewPin] = point_in_time.pins(self.settings, MODEL)
         inputs = [
             InputField(name=name, datatype="BYTES", required=False) for name in ("carrier", "origin", "dest", "tailnum")
         ]

@@ -23,7 +23,7 @@ from pipelines.features.engine import Span
 from pipelines.settings import PROJECT, Settings
 from pipelines.spec.loading import load_view, names
 from pipelines.spec.view import ViewSpec
-from pipelines.wiring import datasets, features
+from pipelines.wiring import datasets, point_in_time
 
 SEED = 20130101
 REQUESTS = 200
@@ -206,5 +206,5 @@ def test_the_published_lake_gives_the_values_of_the_leak_test(
             features=list(spec.features),
             ttl_us=spec.ttl.us if spec.ttl else None,
         )
-        stored = features.historical(sample_views, entity, [pin]).select(list(spec.features)).to_pylist()
+        stored = point_in_time.historical(sample_views, entity, [pin]).select(list(spec.features)).to_pylist()
         assert stored == _published(raw, INCLUDE, spec, asked), view

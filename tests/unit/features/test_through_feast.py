@@ -12,7 +12,7 @@ import pytest
 from pipelines.adapters.feast_online import open_online
 from pipelines.contracts.clocks import parse_event_time
 from pipelines.settings import Settings
-from pipelines.wiring import features
+from pipelines.wiring import features, point_in_time
 from serving.online_features.store import open_store
 from tests.contract.feast_repositories import STORES, installation, read_online
 
@@ -32,7 +32,7 @@ def test_history_and_online_reads_through_feast_equal_ours(
 def _history_and_online_reads_equal_ours(settings: Settings) -> None:
     from pipelines.adapters import feast_registry
 
-    pins = features.pins(settings, "air_time")
+    pins = point_in_time.pins(settings, "air_time")
     flights = [
         {"origin": "EWR", "dest": "LAX", "tailnum": "N14228"},
         {"origin": "JFK", "dest": "BQN", "tailnum": None},
@@ -42,7 +42,7 @@ def _history_and_online_reads_equal_ours(settings: Settings) -> None:
         {name: [flight[name] for flight in flights] for name in ("origin", "dest", "tailnum")}
         | {"event_timestamp": pa.array([AS_OF] * 3, pa.int64()).cast(pa.timestamp("us", "UTC"))}
     )
-    ours = features.historical(settings, entity, pins)
+    ours = point_in_time.historical(settings, entity, pins)
     names = [name for pin in pins for name in pin.features]
     store = feast_registry.open_store(settings)
     references = [f"{pin.view}:{name}" for pin in pins for name in pin.features]

@@ -21,7 +21,7 @@ from pipelines.features.engine import Span
 from pipelines.features.online_layout import key_encoder, stored_seconds, value_encoder
 from pipelines.settings import PROJECT, Settings
 from pipelines.spec.loading import load_view, names
-from pipelines.wiring import features
+from pipelines.wiring import features, point_in_time
 
 INCLUDE = PROJECT / "include"
 VIEWS = names(INCLUDE, "features")
@@ -189,7 +189,7 @@ def test_at_every_tick_online_equals_point_in_time(sample_views: Settings, tmp_p
                     join_key_types=dict(spec.entity.keys),
                     features=list(spec.features),
                 )
-                known = features.historical(settings, entity, [pin], stamps=True).to_pylist()
+                known = point_in_time.historical(settings, entity, [pin], stamps=True).to_pylist()
                 for key, row in zip(asked, known, strict=True):
                     stamp = row[f"{version}__event_timestamp"]
                     found = _online_row(settings, version, view, key)
@@ -232,7 +232,7 @@ def test_a_publisher_takes_up_data_ahead_and_shows_none_of_it_early(tmp_path: Pa
 
 
 def test_historical_features_keep_the_frame_and_expire_by_ttl(sample_views: Settings) -> None:
-    pin = next(pin for pin in features.pins(sample_views, "air_time") if pin.view.startswith("route_punctuality"))
+    pin = next(pin for pin in point_in_time.pins(sample_views, "air_time") if pin.view.startswith("route_punctuality"))
     times = ["2013-01-18T10:00:00Z", "2013-01-01T00:00:00Z", "2013-03-01T00:00:00Z", "2013-01-18T10:00:00Z"]
     entity = pa.table(
         {
@@ -242,7 +242,7 @@ def test_historical_features_keep_the_frame_and_expire_by_ttl(sample_views: Sett
             "event_timestamp": pa.array([parse_event_time(text) for text in times], pa.timestamp("us", "UTC")),
         }
     )
-    answer = features.historical(sample_views, entity, [pin])
+    answer = point_in_time.historical(sample_views, entity, [pin])
     assert answer.select(entity.column_names).equals(entity)
     values = answer.column("route_air_time_7d").to_pylist()
     assert values[0] == pytest.approx(340, abs=40)
@@ -250,9 +250,9 @@ def test_historical_features_keep_the_frame_and_expire_by_ttl(sample_views: Sett
 
 
 def test_a_broken_reference_in_a_frame_is_told(sample_views: Settings) -> None:
-    pin = features.pins(sample_views, "air_time")[0]
+    pin = point_in_time.pins(sample_views, "air_time")[0]
     with pytest.raises(ContractError, match="entity frame lacks column"):
-        features.historical(
+        point_in_time.historical(
             sample_views, pa.table({"event_timestamp": pa.array([UNTIL], pa.timestamp("us", "UTC"))}), [pin]
         )
 
