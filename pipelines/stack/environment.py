@@ -101,10 +101,15 @@ def _openlineage(settings: Settings) -> dict[str, str]:
     """Events of the tasks into a file of the home; a transport that the environment names is left alone."""
     if not settings.openlineage:
         return {"disabled": "True"}
+    # A fork of a task that has computed may hang, and shares its connection to the supervisor.
+    options = {"namespace": "slipway", "execute_in_thread": "True"}
     if "AIRFLOW__OPENLINEAGE__TRANSPORT" in os.environ:
-        return {"namespace": "slipway"}
-    file = {"type": "file", "log_file_path": str(settings.logs_dir / "openlineage.jsonl"), "append": True}
-    return {"namespace": "slipway", "transport": json.dumps(file)}
+        return options
+    file = {
+        "type": "pipelines.adapters.openlineage_file.LineageFile",
+        "path": str(settings.logs_dir / "openlineage.jsonl"),
+    }
+    return options | {"transport": json.dumps(file)}
 
 
 def _fernet_key(settings: Settings) -> str:
