@@ -32,18 +32,18 @@ def join_lines(found: dict[str, Any]) -> list[str]:
 
 def big_join_lines(found: dict[str, Any]) -> list[str]:
     """The same join on ever more rows, with its memory bounded."""
-    runs = ", ".join(
-        f"{run['rows']:,} over {run['feature_rows']:,}: "
-        + (
-            f"ended by {run['ended_by']}"
-            if "ended_by" in run
-            else f"{run['wall_s']:.0f} s, peak {run['peak_gb']:.1f} GB, {run['spilled_gb']:.1f} GB spilled"
-        )
-        for run in found["runs"]
-    )
+    runs = ", ".join(f"{run['rows']:,} over {run['feature_rows']:,} {_bounded(run)}" for run in found["runs"])
     grown = found.get("per_row_growth")
-    line = f"The join in a process that may hold {found['limit_gb']:.0f} GB: {runs}."
+    line = f"The same join with memory bounded to {found.get('limit_gb', 8):.0f} GB: {runs}."
     return [line + (f" Processor time a row, last to first: {grown:.2f}." if grown else "")]
+
+
+def _bounded(run: dict[str, Any]) -> str:
+    if "ended_by" in run:
+        return f"ended by {run['ended_by']}"
+    each = run["cpu_s"] / run["rows"] * 1e6
+    spilled = f", {run['spilled_gb']:.1f} GB spilled" if "spilled_gb" in run else ""
+    return f"in {run['wall_s']:.0f} s ({each:.1f} us of processor a row), peak {run['peak_gb']:.1f} GB{spilled}"
 
 
 def materialise_lines(found: dict[str, Any]) -> list[str]:
