@@ -18,7 +18,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_(json_: Json = False) -> None:
-    """List the feature views: version, keys, freshness, models that use them."""
+    """List the feature views: version, freshness, models that use them, live releases; `show` and --json have more."""
     import msgspec
 
     from pipelines.settings import Settings
@@ -29,22 +29,20 @@ def list_(json_: Json = False) -> None:
         print(json.dumps([msgspec.to_builtins(entry) for entry in found], indent=2))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("view", "owner", "keys", "features", "readable through", "age", "allowed", "state", "used by", "live")
+    if not found:
+        print("no feature views yet: slipway new feature NAME --dataset DATASET")
+        return
+    table = Table(Column("view", no_wrap=True), "state", "age", "allowed", "used by", "live", box=None, pad_edge=False)
     for entry in found:
         fresh = entry.freshness
-        lag = "never" if fresh.lag_s is None else _hours(fresh.lag_s)
         colour = "green" if fresh.fresh else "red"
         table.add_row(
             entry.version,
-            entry.owner,
-            ", ".join(entry.entity),
-            str(len(entry.features)),
-            (fresh.online_through or "-")[:16],
-            lag,
-            _hours(fresh.allowed_s),
             f"[{colour}]{fresh.state}[/{colour}]",
+            "-" if fresh.lag_s is None else _hours(fresh.lag_s),
+            _hours(fresh.allowed_s),
             ", ".join(entry.used_by) or "-",
             str(len(entry.live_releases)),
         )
@@ -135,7 +133,8 @@ def parity(
             table = Table(*parity_page.HEAD)
             for row in parity_page.table(report):
                 table.add_row(*row)
-            Console().print(table)
+            if table.rows:
+                Console().print(table)
     if any(report.verdict == "fail" for report in reports):
         raise typer.Exit(1)
 

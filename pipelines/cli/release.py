@@ -34,6 +34,9 @@ def list_(model: Model = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([{**_row(row), "erasures": erased.get(row.digest, [])} for row in rows]))
         return
+    if not rows:
+        print(f"no releases{f' of {model}' if model else ''} yet: run the DAG model.{model or 'MODEL'}.train")
+        return
     for row in rows:
         by = f"  touched by {', '.join(erased[row.digest])}" if row.digest in erased else ""
         print(f"{row.model:20} {row.semver:9} {row.digest[:12]}  {row.status:10} {_metrics(row.metrics)}{by}")

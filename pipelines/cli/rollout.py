@@ -32,6 +32,9 @@ def list_(model: Annotated[str | None, typer.Argument(help="Only this model's.")
         names = ("id", "model", "status", "stage", "challenger", "champion", "provisional", "paused")
         _print_json([{name: getattr(rollout, name) for name in names} for rollout in found])
         return
+    if not found:
+        print(f"no rollouts{f' of {model}' if model else ''} yet: slipway rollout start MODEL")
+        return
     from rich.table import Table
 
     table = Table("rollout", "status", "stage", "challenger", "champion")

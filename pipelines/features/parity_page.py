@@ -24,6 +24,8 @@ def table(report: ParityReport) -> list[Sequence[str]]:
 
 def summary(report: ParityReport) -> str:
     """One line: the verdict, what was compared, and why."""
+    if not report.requests:
+        return f"{report.verdict}: {report.sentence}."
     span = f"{from_us(report.from_us):%Y-%m-%d %H:%M} to {from_us(report.until_us):%Y-%m-%d %H:%M}"
     left_out = f", {report.unlogged:,} without logged features" if report.unlogged else ""
     return f"{report.verdict}: {report.requests:,} requests of {report.model}, {span}{left_out}. {report.sentence}."

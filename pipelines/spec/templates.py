@@ -36,7 +36,7 @@ features:
 look_back: 2d event_time      # how far the windows reach
 publish_every: 1h event_time
 ttl: 7d event_time
-freshness: 3h event_time
+freshness: 30h event_time     # longer than its datasets' publications are apart
 schedule: "15 * * * *"
 """
 

@@ -101,6 +101,18 @@ def test_feature_list_and_show_tell_versions_freshness_and_users(include: Path) 
     assert "seats" in _run("feature", "show", "plane").stdout
 
 
+def test_lists_fit_a_terminal_and_an_empty_one_says_how_it_is_filled(include: Path) -> None:
+    lines = _run("feature", "list").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    listed = json.loads(_run("feature", "list", "--json").stdout)
+    assert [line.split()[0] for line in lines[1:]] == [view["version"] for view in listed]
+    assert _run("rollout", "list").stdout == "no rollouts yet: slipway rollout start MODEL\n"
+    assert _run("release", "list", "plane").exit_code == 2
+    assert "model.air_time.train" in _run("release", "list", "--model", "air_time").stdout
+    parity = _run("feature", "parity", "air_time").stdout
+    assert parity == "no_data: no logged feature values of air_time to compare.\n"
+
+
 def test_a_dataset_a_view_and_a_model_can_be_started_from_nothing(include: Path, tmp_path: Path) -> None:
     for words in (
         ["dataset", "sales"],
