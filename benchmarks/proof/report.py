@@ -120,7 +120,8 @@ def _faults(result: dict[str, Any]) -> list[str]:
     lines += ["", "What these stages cannot promise:", "", "| fault (rollouts) | stopped | why |", "|---|---|---|"]
     for name, row in result["faults"].items():
         if row["why"] is not None:
-            lines.append(f"| {name} ({row['runs']}) | {percent(row['stopped'])} | {row['why']} |")
+            stopped = f"{percent(row['stopped'])} (at least {percent(row['stopped_lower_95'])})"
+            lines.append(f"| {name} ({row['runs']}) | {stopped} | {row['why']} |")
     return lines
 
 

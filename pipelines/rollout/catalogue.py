@@ -70,13 +70,13 @@ FAULTS: dict[str, Fault] = {
 SHADOWED = ("noise of one logit, begins in the first canary", "quality lost little by little")
 """Faults that show on pairs alone, and after the shadow stage: stopped where both arms go on scoring."""
 INFEASIBLE: dict[str, tuple[Fault, str]] = {
-    "errors .1 -> .2 %": (Fault(error_rate=0.001), "76,000 exposed requests; the margin of .3 % allows it"),
+    "errors .1 -> .2 %": (Fault(error_rate=0.001), "110,000 requests by the plan; the margin of .3 % allows it"),
     "p50 +3 %": (Fault(latency_factor=1.03), "below the practical margin of 5 %"),
     "kpi -1 %": (Fault(kpi_factor=0.99), "92,000 exposed requests; below the practical margin of 2 %"),
     "noise of .15 logits": (Fault(logit_noise=0.15), "costs .2 % of the loss; the practical margin is 1 %"),
     "errors .1 -> 1 %, one slice of four": (
         Fault(error_rate=0.009, slice="b", only_served=True),
-        "over all traffic .33 %: near the promotion margin; a slice needs its own proof",
+        "over all traffic .33 %: mostly found in its slice, some only at the end; `per_slice` keeps promotion out",
     ),
     "errors .1 -> 5 % in the last 500 requests": (
         Fault(error_rate=0.049, begins=79_500, only_served=True),
