@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pipelines.contracts.errors import ContractError
+from pipelines.rollout.bars import levels
 from pipelines.rollout.planner import plan
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.rates import Rates
@@ -146,3 +147,21 @@ def test_without_any_traffic_an_automatic_stage_cannot_start(tmp_path: Path) -> 
     settings = installed(tmp_path, traffic=None)
     with pytest.raises(ContractError, match="Declare `traffic`"):
         rollouts.start(settings, "m", constant_release(settings.releases, "m", 0.3), actor="anna")
+
+
+def test_a_backtest_and_a_bake_have_a_tenth_of_the_budget_unless_the_spec_says_otherwise(tmp_path: Path) -> None:
+    rollout = copy.deepcopy(SPEC["rollout"])
+    rollout["policy"]["kpi_maturity"] = "10m event_time"
+    lasting = [{"name": "shadow", "requests": 900}, {"name": "canary_50", "share": 0.5, "requests": 900}]
+    rollout["stages"] = [{"name": "backtest"}, *lasting, {"name": "bake", "requests": 10}]
+    told = plan_model(installed(tmp_path / "usual", rollout=rollout), "m")
+    spent = told.to_mapping()["levels"]
+    assert spent == pytest.approx(
+        {"from the start": 0.005, "backtest": 0.0005, "shadow": 0.002, "canary_50": 0.002, "bake": 0.0005}
+    )
+    assert told.policy.kpi_maturity_s == 600.0
+    rollout["stages"][3]["weight"] = 0.4
+    told = plan_model(installed(tmp_path / "late", rollout=rollout), "m")
+    assert levels(told.policy) == pytest.approx(
+        {"from the start": 0.005, "backtest": 0.001, "shadow": 0.001, "canary_50": 0.001, "bake": 0.002}
+    )
