@@ -86,6 +86,8 @@ class Settings(BaseSettings):
     """Of an S3 store that is not Amazon's: `https://host:port`; plain `http://` only where it says so."""
     lake_retention_hours: float = Field(168, ge=0)
     """How long `slipway lake maintain` keeps files that the newest versions of tables no longer need."""
+    lake_maintenance: str = "0 4 * * 0"
+    """When the DAG `lake.maintenance` runs, as a cron expression in UTC; empty: by hand alone."""
     online_store: Literal["sqlite", "redis"] = "sqlite"
     """Where features are read online. `sqlite`: a file in `home`; `redis`: the server at `redis_url`."""
     redis_url: SecretStr = SecretStr("")

@@ -13,6 +13,7 @@ from typing import Any
 
 from airflow.sdk import Asset, AssetAll, AssetAny, AssetOrTimeSchedule, CronTriggerTimetable, Param, get_parsing_context
 
+from pipelines.settings import Settings
 from pipelines.spec.loading import names
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -93,6 +94,11 @@ def schedule(cron: str | None, assets: Sequence[Asset] = (), *, every: bool = Tr
     if by_time:
         return CronTriggerTimetable(by_time, timezone="UTC")
     return by_asset
+
+
+def maintenance_cron() -> str | None:
+    """When the lake's tables are taken care of; None: by hand alone."""
+    return Settings().lake_maintenance or None
 
 
 def runbook(kind: str, **words: str) -> str:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 
+ORPHAN_HOURS = 24
+"""How long a file that no version knows of stays at least."""
+
+
 class Maintained(NamedTuple):
     """What maintenance did to a table: files merged, into how many, files removed."""
 
@@ -49,35 +53,50 @@ def merge(lake: DeltaLake, table: str, source: pa.Table, on: str, values: Mappin
 
 
 def sweep(lake: DeltaLake, table: str) -> int:
-    """Leave nothing of a table but its newest version, in the files and in the log; returns how many files went.
-
-    Others may go on writing: of files that no version knows of, which may be on their way into one, only those of
-    yesterday go.
-    """
-    opened = lake.open(table)
-    removed = opened.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-    removed += opened.vacuum(retention_hours=24, enforce_retention_duration=False, dry_run=False, full=True)
-    opened = lake.open(table)
-    opened.create_checkpoint()
-    _forget_log(lake, table, opened.version())
-    return len(removed)
+    """Leave nothing of a table but its newest version, in the files and in the log; returns how many files went."""
+    removed = _vacuum(lake, table, 0)
+    _forget_log(lake, table, _checkpoint(lake, table))
+    return removed
 
 
 def maintain(lake: DeltaLake, table: str, retention_hours: float) -> Maintained:
     """Merge small files of each partition, then remove files that no version of the last hours needs.
 
     Readers of older versions fail from then on. 0 hours: also the log's older entries go, and with them what they
-    say of the values that were there.
+    say of the values that were there. Raises TransientError when other writers have won `TRIES` times.
     """
-    merged = lake.compact(table)
-    opened = lake.open(table)
-    removed = opened.vacuum(
-        retention_hours=math.ceil(retention_hours), enforce_retention_duration=False, dry_run=False, full=True
-    )
-    opened.create_checkpoint()
+    merged: Mapping[str, Any] = {}
+
+    def compact(opened: DeltaTable) -> Mapping[str, Any]:
+        nonlocal merged
+        merged = opened.optimize.compact()
+        return merged
+
+    _changed(lake, table, compact, "numFilesRemoved")
+    removed = _vacuum(lake, table, math.ceil(retention_hours))
+    version = _checkpoint(lake, table)
     if retention_hours == 0:
-        _forget_log(lake, table, opened.version())
-    return Maintained(table, int(merged["numFilesRemoved"]), int(merged["numFilesAdded"]), len(removed))
+        _forget_log(lake, table, version)
+    return Maintained(table, int(merged["numFilesRemoved"]), int(merged["numFilesAdded"]), removed)
+
+
+def _vacuum(lake: DeltaLake, table: str, hours: int) -> int:
+    """Remove files that versions have let go of for that long, and those that no version knows of.
+
+    The latter may be on their way into a version, for others go on writing: they go after a day at the earliest.
+    """
+    opened = lake.open(table)
+    removed = opened.vacuum(retention_hours=hours, enforce_retention_duration=False, dry_run=False)
+    orphans = max(hours, ORPHAN_HOURS)
+    removed += opened.vacuum(retention_hours=orphans, enforce_retention_duration=False, dry_run=False, full=True)
+    return len(removed)
+
+
+def _checkpoint(lake: DeltaLake, table: str) -> int:
+    """Make a checkpoint of the newest version; returns its number."""
+    opened = lake.open(table)
+    opened.create_checkpoint()
+    return opened.version()
 
 
 def _forget_log(lake: DeltaLake, table: str, version: int) -> None:

@@ -19,13 +19,12 @@ def maintain(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Merge small files, and remove those that no version of the last SLIPWAY_LAKE_RETENTION_HOURS needs."""
-    from pipelines.adapters.delta_lake import open_lake
-    from pipelines.adapters.lake_maintenance import maintain as of_table
     from pipelines.settings import Settings
+    from pipelines.wiring import lake_care
 
     settings = Settings()
-    lake = open_lake(settings)
-    done = [of_table(lake, name, settings.lake_retention_hours) for name in table or lake.tables()]
+    names = table or [one.table for one in lake_care.tables(settings)]
+    done = [lake_care.maintain(settings, name) for name in names]
     if json:
         import msgspec
 

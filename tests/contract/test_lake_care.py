@@ -83,6 +83,16 @@ def test_small_files_become_one_and_what_nobody_needs_goes(lake: tuple[DeltaLake
     assert tables.tables() == ["t"]
 
 
+def test_maintenance_leaves_files_alone_that_are_on_their_way_into_a_version(lake: tuple[DeltaLake, str]) -> None:
+    tables, _ = lake
+    tables.append("t", pa.table({"n": [1]}))
+    filesystem, path = tables.files("t")
+    with filesystem.open_output_stream(f"{path}/part-under-way.parquet") as file:
+        file.write(b"written, and not committed yet")
+    maintain(tables, "t", retention_hours=0)
+    assert filesystem.get_file_info(f"{path}/part-under-way.parquet").size
+
+
 def test_deleted_and_updated_values_are_in_no_byte_of_the_lake(lake: tuple[DeltaLake, str]) -> None:
     tables, _ = lake
     first = pa.table({"who": ["zz-subject", "aa-other"], "note": ["a", "b"], "day": ["1", "1"]})

@@ -16,7 +16,11 @@ SPECS = load_all(PROJECT / "include")
 
 
 def expected_ids() -> set[str]:
-    ids = {f"dataset.{name}" for name in SPECS.datasets} | {f"features.{name}" for name in SPECS.views}
+    ids = (
+        {"lake.maintenance"}
+        | {f"dataset.{name}" for name in SPECS.datasets}
+        | {f"features.{name}" for name in SPECS.views}
+    )
     for name, spec in SPECS.models.items():
         ids |= {f"model.{name}.train", f"model.{name}.rollout"}
         ids |= {f"model.{name}.monitor"} if spec.monitor else set()
@@ -77,6 +81,16 @@ def test_each_stage_has_a_gate_without_a_worker_and_a_task_behind_it(parsed):
             assert gate["start_from_trigger"] is True
             assert f"advance_{stage.name}" in gate["downstream_task_ids"]
             assert "stopped" in gate["downstream_task_ids"]
+
+
+def test_the_lake_is_maintained_weekly_or_when_the_setting_says(monkeypatch):
+    from slipway_dags import maintenance_cron, schedule
+
+    assert schedule(maintenance_cron()).expression == "0 4 * * 0"
+    monkeypatch.setenv("SLIPWAY_LAKE_MAINTENANCE", "30 2 * * *")
+    assert schedule(maintenance_cron()).expression == "30 2 * * *"
+    monkeypatch.setenv("SLIPWAY_LAKE_MAINTENANCE", "")
+    assert schedule(maintenance_cron()) is None
 
 
 def test_dag_files_only_wire():

@@ -24,6 +24,7 @@ from tests.unit.features.shop_project import Shop, every_hour
 from tests.unit.rollout.examples import POLICY
 
 PLAN = Plan(stages=from_spec([{"name": "shadow", "requests": 100}]), policy=POLICY)
+WHOLE = Plan(stages=from_spec([{"name": "shadow", "requests": 100}, {"name": "bake", "requests": 50}]), policy=POLICY)
 
 
 class Versions(Shop):
@@ -40,12 +41,15 @@ class Versions(Shop):
             feast_registry.apply(self.settings, [load_view(self.settings.include_dir, "shop")])
             view_versions.refresh_pinned(self.settings, "shop", self.at(100))
             self.versions.append(features.refresh(self.settings, "shop", self.at(100)).version)
-        keys = {"entity": {"shop": "shop"}, "join_key_types": {"shop": "string"}}
-        pin = ViewPin(view=self.versions[1], features=["buyers"], **keys)
-        self.champion = constant_release(self.settings.releases, "buys", 0.3, views=[pin])
+        self.champion = constant_release(self.settings.releases, "buys", 0.3, views=[self.pin(self.versions[1])])
         first = rollouts.start(self.settings, "buys", self.champion, actor="test", plan=PLAN)
         rollouts.approve(self.settings, first.id, "anna")
         rollouts.advance(self.settings, first.id)
+
+    def pin(self, version: str) -> ViewPin:
+        """How a release reads a version."""
+        keys = {"entity": {"shop": "shop"}, "join_key_types": {"shop": "string"}}
+        return ViewPin(view=version, features=["buyers"], **keys)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,27 @@ def test_the_commands_print_what_there_is(made: Versions, monkeypatch: pytest.Mo
 def test_garbage_is_listed_first_then_removed_everywhere_and_what_is_read_stays(tmp_path: Path) -> None:
     made = Versions(tmp_path)
     nobodys, champions, current = made.versions
+    settings = made.settings
+
+    def kept() -> dict[str, str]:
+        assert view_versions.collect_garbage(settings, remove=True) == []
+        return {version: pins[0].role for version, pins in view_versions.pinned(settings).items()}
+
+    challenger = constant_release(settings.releases, "buys", 0.4, semver="1.1.0", views=[made.pin(nobodys)])
+    rollout = rollouts.start(settings, "buys", challenger, actor="test", plan=WHOLE).id
+    rollouts.advance(settings, rollout)
+    assert kept() == {champions: "champion", nobodys: "challenger"}
+    rollouts.skip(settings, rollout, "anna", "no traffic here")
+    rollouts.advance(settings, rollout)
+    assert rollouts.load(settings, rollout).stage == "bake"
+    assert kept() == {champions: "fallback", nobodys: "champion"}, "it takes over when the bake fails"
+    rollouts.skip(settings, rollout, "anna", "no traffic here")
+    rollouts.advance(settings, rollout)
+    assert rollouts.load(settings, rollout).status == "promoted"
+    assert kept() == {champions: "fallback", nobodys: "champion"}, "a person may still go back to it"
+    rollouts.rollback(settings, rollout, "anna", "it was better before")
+    rollouts.advance(settings, rollout)
+
     (listed,) = view_versions.collect_garbage(made.settings)
     assert (listed.version, listed.lake, listed.online, listed.removed) == (nobodys, True, True, False)
     assert nobodys in view_versions.versions(made.settings)
