@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pyarrow as pa
 from pyarrow import fs
 
@@ -20,7 +21,7 @@ ORPHAN_HOURS = 24
 """How long a file that no version knows of stays at least."""
 
 
-class Maintained(NamedTuple):
+class Maintained(msgspec.Struct, frozen=True):
     """What maintenance did to a table: files merged, into how many, files removed."""
 
     table: str

@@ -28,7 +28,7 @@ def maintain(
     if json:
         import msgspec
 
-        print(msgspec.json.encode([one._asdict() for one in done]).decode())
+        print(msgspec.json.encode(done).decode())
         return
     for one in done:
         print(f"{one.table}: {one.merged} files into {one.into}, {one.removed} removed")

@@ -32,9 +32,9 @@ from pipelines.stats.evidence import Evidence, digest_of
 from pipelines.wiring import fed_models, parity
 from pipelines.wiring.backtest import backtest
 from pipelines.wiring.collect import read_log
+from pipelines.wiring.erased_evidence import erased_rows, taken_from_backtest
 from pipelines.wiring.record_copy import copied
 from pipelines.wiring.rollout_gate import code_version, fold_backtest, rollout_store, standing_of
-from pipelines.wiring.scoring import load_release
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +157,7 @@ def replayed(settings: Settings, recorded: Recorded, erasures: Sequence[Erasure]
     decisions = [(line, found) for line in recorded.lines if (found := decision_of(line)) is not None]
     differences = [] if rollout.plan.digest() == rollout.policy_digest else ["the plan is not what its digest names"]
     wanted = {found.evidence_digest for _, found in decisions}
-    erased, taken = _erased_rows(rollout, erasures), _taken_from_backtest(settings, rollout, erasures)
+    erased, taken = erased_rows(rollout, erasures), taken_from_backtest(settings, rollout, erasures)
     faults: list[str] = []
     tested = _backtest_again(settings, recorded, faults)
     kept = (recorded.stored or {}).get("backtest")
@@ -185,26 +185,6 @@ def replayed(settings: Settings, recorded: Recorded, erasures: Sequence[Erasure]
         differences=differences,
         erased=erased,
     )
-
-
-def _erased_rows(rollout: Rollout, erasures: Sequence[Erasure]) -> list[str]:
-    """What of the rollout's log was erased."""
-    counts = [(each.requests(rollout.model, rollout.id), each.id) for each in erasures]
-    return [
-        f"{rows} rows erased by {erasure}: their payload is gone, their evidence is not"
-        for rows, erasure in counts
-        if rows
-    ]
-
-
-def _taken_from_backtest(settings: Settings, rollout: Rollout, erasures: Sequence[Erasure]) -> str:
-    """Which erasures took rows that the rollout's backtest may read, in words; empty for none."""
-    if not erasures or not any(stage.kind == "backtest" for stage in rollout.stages):
-        return ""
-    arms = [digest for digest in (rollout.champion, rollout.challenger) if digest]
-    views = {f"features/{pin.view}" for digest in arms for pin in load_release(settings, digest).manifest.views}
-    counts = [(each.reaches(rollout.model, views), each.id) for each in erasures]
-    return ", ".join(f"{rows} rows it may have read were erased by {erasure}" for rows, erasure in counts if rows)
 
 
 def states(settings: Settings, rollout: Rollout, cuts: int | None = None) -> Iterator[State]:

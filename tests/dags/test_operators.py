@@ -151,3 +151,25 @@ def test_an_answer_that_airflow_lost_counts_while_nothing_has_been_decided_since
 
     decisions = [{"kind": "observed"}, {"at": f"2026-01-01T{decided_at}+00:00"}]
     assert stands({"decisions": decisions}, datetime(2026, 1, 1, 12, 0, 5, tzinfo=UTC)) is counts
+
+
+def test_the_maintenance_of_the_lake_maps_over_its_tables_and_takes_care_of_each(tmp_path):
+    import pyarrow as pa
+    from slipway_operators import call
+
+    from pipelines.adapters.delta_lake import DeltaLake
+    from pipelines.settings import Settings
+
+    settings = Settings(home=tmp_path)
+    assert call("pipelines.wiring.lake_care:tables", settings, {}) == []
+    lake = DeltaLake(settings.lake)
+    for number in range(3):
+        lake.append("datasets/a", pa.table({"n": [number]}))
+        lake.append("inference/b", pa.table({"n": [number]}))
+    mapped = call("pipelines.wiring.lake_care:tables", settings, {})
+    assert mapped == [{"table": "datasets/a"}, {"table": "inference/b"}]
+    for arguments in mapped:
+        done = call("pipelines.wiring.lake_care:maintain", settings, arguments)
+        assert (done["merged"], done["into"]) == (3, 1), done
+        assert len(lake.uris(arguments["table"])) == 1
+        assert lake.read(arguments["table"]).num_rows == 3
