@@ -46,20 +46,22 @@ class Pace:
         self._quick: dict[Arm, int] = dict.fromkeys(ARMS, 0)
         self._never = False
         self._costs_us: dict[Arm, float] = {}
-
-    @property
-    def most(self) -> int:
+        self.most = _MOST
         """How many requests are scored together, of either arm."""
-        return max(1, min(_MOST, int(_HELD_US / max((1.0, *self._costs_us.values())))))
 
-    def note(self, arm: Arm, outcome: Outcome, took_us: float | None = None) -> None:
-        """Take in what one scoring took: its latency, or its share of what several took together."""
-        if took_us is None:
-            took_us = outcome.latency_us - outcome.features_us
-        self._costs_us[arm] = min(took_us, _DEARER * self._costs_us.get(arm, took_us))
-        quick = outcome.status != "error" and took_us <= _QUICK_US
-        standing = self._quick[arm] + 1 if quick else self._quick[arm] - _SLOW_COSTS
-        self._quick[arm] = max(0, min(_PROVEN, standing))
+    def note(self, arm: Arm, outcome: Outcome) -> None:
+        """Take in what one scoring took."""
+        self.note_together(arm, (outcome,), outcome.latency_us - outcome.features_us)
+
+    def note_together(self, arm: Arm, outcomes: Sequence[Outcome], each_us: float) -> None:
+        """Take in what several took that were scored together, each its share."""
+        self._costs_us[arm] = min(each_us, _DEARER * self._costs_us.get(arm, each_us))
+        self.most = max(1, min(_MOST, int(_HELD_US / max((1.0, *self._costs_us.values())))))
+        failed = sum(outcome.status == "error" for outcome in outcomes)
+        # However many it held up, one interruption is one.
+        slow = failed + (each_us > _QUICK_US)
+        quick = 0 if each_us > _QUICK_US else len(outcomes) - failed
+        standing = self._quick[arm] = max(0, min(_PROVEN, self._quick[arm] + quick) - slow * _SLOW_COSTS)
         if self.at_once:
             self.at_once = standing > 0
         else:
@@ -134,8 +136,7 @@ class Arms:
             pace.give_up()
             return None
         each_us = (perf_counter_ns() - began) / 1000 / len(outcomes)
-        for outcome in outcomes:
-            pace.note(arm, outcome, each_us)
+        pace.note_together(arm, outcomes, each_us)
         return outcomes
 
     async def _in_thread(self, arm: Arm, scorer: Scorer, model: LoadedModel, timeout_s: float | None) -> Outcome:
