@@ -144,6 +144,11 @@ def _seconds(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+def _ending(shown: dict[str, Any]) -> dict[str, Any]:
+    """The decision that ended the rollout; overrides that were observed may come behind it."""
+    return next(each for each in reversed(shown["decisions"]) if each["kind"] != "observed")
+
+
 def way_of(model: str) -> str:
     """The way by which a model's challengers are stopped."""
     return model.partition("_")[0]
@@ -158,14 +163,14 @@ def silent(settings: Settings, load: Load, rollout_id: str, model: str) -> None:
     """Wait until the rollout has ended and its challenger answers no more; what happened is in record and log."""
     wait_until(lambda: rollouts.load(settings, rollout_id).slot == "ended", f"{rollout_id} ends", PATIENCE_S)
     wait_until(lambda: time.time() - load.answered(model) > 2.0, "the challenger answers no more", PATIENCE_S)
-    newest = lambda: rollouts.show(settings, rollout_id)["decisions"][-1]  # noqa: E731  # asked again and again below
-    wait_until(lambda: newest()["seconds_to_route"] is not None, "the route is set", PATIENCE_S)
+    withdrawn = lambda: _ending(rollouts.show(settings, rollout_id))  # noqa: E731  # asked again and again below
+    wait_until(lambda: withdrawn()["seconds_to_route"] is not None, "the route is set", PATIENCE_S)
 
 
 def measure(settings: Settings, rollout_id: str, last_answer_s: float) -> dict[str, Any]:
     """What a rollout that has ended took, from its deciding event on."""
     shown = rollouts.show(settings, rollout_id)
-    last, way = shown["decisions"][-1], way_of(shown["model"])
+    last, way = _ending(shown), way_of(shown["model"])
     if shown["status"] != "rolled_back" or last["cause"] != {"gate": "verdict", "breaker": "override"}[way]:
         raise SystemExit(f"{rollout_id} is {shown['status']} by {last['cause']}")
     if way == "gate":
