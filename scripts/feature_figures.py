@@ -97,11 +97,14 @@ def stream_lines(found: dict[str, Any]) -> list[str]:
 def stream_kill_lines(found: dict[str, Any]) -> list[str]:
     """What kills left of a stream."""
     killed = ", ".join(f"{name} {count}" for name, count in found["killed"].items())
+    kills = sum(found["killed"].values())
     equal = all(found[f"{what}_equal"] for what in ("dataset", "view", "online"))
     return [
         (
-            f"Stream of {found['events']:,} numbered events under `kill -9` ({killed}): dataset, view and online "
-            f"store {'equal' if equal else 'DIFFER FROM'} a batch build of the producer's own file."
+            f"Stream of {found['events']:,} numbered events under {kills} `kill -9` ({killed}): "
+            f"{found['rows']:,} rows and {found['dead_letters']:,} dead letters of {found['messages']:,} messages; "
+            f"dataset, view and online store {'equal' if equal else 'DIFFER FROM'} a batch build of the producer's own "
+            "file."
         )
     ]
 
