@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 
 from pipelines.adapters import spark_join, spark_session
-from pipelines.adapters.delta_lake import DeltaLake, open_lake
-from pipelines.contracts.clocks import from_us
+from pipelines.adapters.delta_lake import DeltaLake, connect, open_lake
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.release import ViewPin
 from pipelines.features import asof
 from pipelines.features.engine import Span
 from pipelines.settings import PROJECT, Settings
 from pipelines.spec.loading import load_view, names
-from pipelines.wiring import features, point_in_time
-from tests import odd_days
+from pipelines.wiring import datasets, features, point_in_time, streams
+from pipelines.wiring.stream_state import frontier_us
+from tests import odd_days, streamed_project
 from tests.asof_oracle import brute_force
+from tests.leak_oracle import given, load_raw, recomputed, requests_near
 from tests.s3_tables import lake_on_s3
 from tests.spark import lean_config
 
 BASE = datetime.fromisoformat("2013-03-09T22:00:00Z")  # the night New York's clocks change
 VIEWS = names(PROJECT / "include", "features")
+REQUESTS = 30
+WITHIN_US = 2 * 3_600_000_000
+"""How long after a row of the view a request comes, at the most."""
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +63,28 @@ def test_a_view_has_the_same_rows_on_both_engines(lake: Settings, view: str) -> 
     assert on_spark.cast(on_duckdb.schema).to_pylist() == on_duckdb.to_pylist()
 
 
+@pytest.fixture(scope="module")
+def raw(lake: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
+    with connect() as connection:
+        load_raw(connection, lake, odd_days.END_US)
+        yield connection
+
+
 @pytest.mark.parametrize("view", VIEWS)
-def test_no_feature_on_spark_knows_what_was_not_yet_readable(lake: Settings, view: str) -> None:
-    """Whatever became readable later: the rows of before are as they were."""
-    assert on_spark_by(lake, view) == on_spark_until(lake, view)
+def test_no_feature_on_spark_knows_what_was_not_yet_readable(
+    lake: Settings, raw: duckdb.DuckDBPyConnection, view: str
+) -> None:
+    spec = load_view(lake.include_dir, view)
+    rows = computed(lake, view, "spark", Span(None, odd_days.END_US))
+    asked = requests_near(spec, rows, REQUESTS, WITHIN_US)
+    answers = given(raw, spec, rows, asked)
+    assert sum(any(value is not None for value in one.values()) for one in answers) > 0.75 * REQUESTS
+    assert answers == recomputed(raw, lake.include_dir, spec, asked)
 
 
-def test_a_view_stamped_an_hour_early_is_caught_on_spark(lake: Settings, tmp_path: Path) -> None:
+def test_a_view_stamped_an_hour_early_is_caught_on_spark(
+    lake: Settings, raw: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
     include = tmp_path / "include"
     shutil.copytree(lake.include_dir, include, ignore=shutil.ignore_patterns("__pycache__"))
     file = include / "transforms" / "weather_at_origin.py"
@@ -72,20 +92,37 @@ def test_a_view_stamped_an_hour_early_is_caught_on_spark(lake: Settings, tmp_pat
     assert stamp in file.read_text()
     file.write_text(file.read_text().replace(stamp, f"{stamp} - ibis.interval(hours=1)"))
     early = lake.model_copy(update={"include_dir": include})
-    seen = on_spark_until(early, "weather_at_origin")
-    assert on_spark_by(early, "weather_at_origin") != seen
+    spec = load_view(include, "weather_at_origin")
+    rows = computed(early, "weather_at_origin", "spark", Span(None, odd_days.END_US))
+    asked = requests_near(spec, rows, REQUESTS, WITHIN_US)
+    assert given(raw, spec, rows, asked) != recomputed(raw, include, spec, asked)
 
 
-def on_spark_by(settings: Settings, view: str) -> list[dict[str, Any]]:
-    """The rows when no more is known than what was readable by the middle."""
-    return list(computed(settings, view, "spark", Span(None, odd_days.MIDDLE_US)).to_pylist())
-
-
-def on_spark_until(settings: Settings, view: str) -> list[dict[str, Any]]:
-    """The rows up to the middle, of all there are when everything is known."""
-    cut = pa.scalar(from_us(odd_days.MIDDLE_US), pa.timestamp("us", "UTC"))
-    rows = computed(settings, view, "spark", Span(None, odd_days.END_US))
-    return list(rows.filter(pc.less_equal(rows.column("event_timestamp"), cut)).to_pylist())
+@pytest.mark.parametrize("dataset", streamed_project.STREAMED)
+def test_a_stream_on_spark_gives_what_a_build_gives_and_knows_nothing_early(
+    lake: Settings, tmp_path: Path, dataset: str
+) -> None:
+    views = {view: fed for view, fed in streamed_project.BY_VIEW.items() if fed[0] == dataset}
+    include = streamed_project.write(tmp_path, views, engine="spark")
+    settings = lake.model_copy(update={"home": tmp_path / "home", "include_dir": include})
+    odd_days.publish(settings, only={"planes", "flights_scheduled"})
+    messages = streamed_project.messages(include, dataset)[:120]
+    with streams.Feed(settings, dataset) as feed:
+        feed.apply(messages[:80])
+        feed.apply(messages[80:])
+    newest = datasets.published_through(settings, dataset)
+    assert newest is not None
+    with connect() as connection:
+        load_raw(connection, settings, odd_days.END_US)
+        for view in views:
+            spec = load_view(include, view).model_copy(update={"engine": "duckdb"})
+            through_us = frontier_us(spec, newest)
+            by_build = features.compute(settings, spec, Span(None, through_us), created_us=0)
+            rows = pa.Table.from_pylist(streamed_project.latest(settings, view), by_build.schema)
+            values = [name for name in rows.column_names if name != "created_timestamp"]
+            assert rows.select(values).to_pylist() == by_build.select(values).to_pylist()
+            asked = [one for one in requests_near(spec, rows, REQUESTS, WITHIN_US) if one["at_us"] <= through_us]
+            assert given(connection, spec, rows, asked) == recomputed(connection, include, spec, asked), view
 
 
 def test_an_increment_is_the_same_on_both_engines(lake: Settings) -> None:

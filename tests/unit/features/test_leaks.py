@@ -10,7 +10,6 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -18,12 +17,13 @@ import pytest
 
 from pipelines.adapters.delta_lake import connect
 from pipelines.contracts.clocks import parse_event_time
-from pipelines.features import engine, expressions
+from pipelines.features import engine
 from pipelines.features.engine import Span
 from pipelines.settings import PROJECT, Settings
 from pipelines.spec.loading import load_view, names
 from pipelines.spec.view import ViewSpec
-from pipelines.wiring import datasets, point_in_time
+from pipelines.wiring import point_in_time
+from tests.leak_oracle import Row, expose, given, load_raw, recomputed
 
 SEED = 20130101
 REQUESTS = 200
@@ -32,19 +32,12 @@ FIRST, LAST = parse_event_time("2013-01-10T00:00:00Z"), parse_event_time("2013-0
 INCLUDE = PROJECT / "include"
 VIEWS = names(INCLUDE, "features")
 
-Row = dict[str, Any]
-
 
 @pytest.fixture(scope="module")
 def raw(sample_lake: Settings) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with the raw rows of every dataset in memory, as `raw <dataset>`."""
     with connect() as connection:
-        for name in names(INCLUDE, "datasets"):
-            datasets.bind(
-                sample_lake, connection, name, parse_event_time("2013-01-22T00:00:00Z"), as_name=f"lake view {name}"
-            )
-            connection.execute(f'CREATE TABLE "raw {name}" AS SELECT * FROM "lake view {name}" ORDER BY known_at')
-            connection.execute(f'CREATE VIEW "known {name}" AS SELECT * FROM "raw {name}"')
+        load_raw(connection, sample_lake, parse_event_time("2013-01-22T00:00:00Z"))
         yield connection
 
 
@@ -65,70 +58,9 @@ def _requests(connection: duckdb.DuckDBPyConnection, spec: ViewSpec) -> list[Row
 
 def _published(connection: duckdb.DuckDBPyConnection, include: Path, spec: ViewSpec, asked: list[Row]) -> list[Row]:
     """What the view, computed once from all raw rows as a build computes it, gives for each request."""
-    from pipelines.features import asof
-
-    _expose(connection, spec, until_us=LAST + 86_400_000_000, cut_us=None)
-    rows = engine.rows(connection, include, spec, Span(None, LAST + 86_400_000_000), created_us=0)
-    entity = pa.table(
-        {key: [row[key] for row in asked] for key in spec.entity.keys}
-        | {"event_timestamp": pa.array([row["at_us"] for row in asked], pa.timestamp("us", "UTC"))}
-    )
-    connection.register("published", rows)
-    join = asof.ViewJoin(
-        relation="published",
-        keys={key: key for key in spec.entity.keys},
-        features={name: name for name in spec.features},
-        ttl_us=spec.ttl.us if spec.ttl else None,
-    )
-    answer = asof.join(connection, entity, "event_timestamp", [join])
-    connection.unregister("published")
-    return list(answer.select(list(spec.features)).to_pylist())
-
-
-def _expose(connection: duckdb.DuckDBPyConnection, spec: ViewSpec, until_us: int, cut_us: int | None) -> None:
-    """Views of the raw rows; with a cut, without every row that was not readable by then.
-
-    The cut is worked out here on its own: a row known at k is taken up at the next full step of the cadence, and is
-    readable one step later.
-    """
-    step = spec.publish_every.us
-    for name in spec.datasets:
-        limit = "true"
-        if cut_us is not None:
-            last_known = cut_us // step * step - step
-            limit = f"epoch_us(known_at) <= {last_known}"
-        connection.execute(f'CREATE OR REPLACE VIEW "known {name}" AS SELECT * FROM "raw {name}" WHERE {limit}')
-        engine.bind_available(connection, spec, f"known {name}", name, Span(None, until_us))
-
-
-def _recomputed(connection: duckdb.DuckDBPyConnection, include: Path, spec: ViewSpec, asked: list[Row]) -> list[Row]:
-    """The same from raw, request by request, each in a world that ends with it."""
-    _expose(connection, spec, until_us=LAST, cut_us=LAST)
-    query = expressions.compiled(connection, include, spec.transform, spec.datasets)
-    columns = ", ".join(
-        f'CAST("{name}" AS {_sql(feature.type)}) AS "{name}"' for name, feature in spec.features.items()
-    )
-    same = " AND ".join(f'"{key}" = ?' for key in spec.entity.keys)
-    answers = []
-    for row in asked:
-        at = row["at_us"]
-        _expose(connection, spec, until_us=at, cut_us=at)
-        oldest = at - spec.ttl.us if spec.ttl else 0
-        found = (
-            connection.execute(
-                f"SELECT {columns} FROM ({query}) WHERE {same} AND epoch_us(event_timestamp) BETWEEN {oldest} AND {at} "
-                "ORDER BY event_timestamp DESC LIMIT 1",
-                [row[key] for key in spec.entity.keys],
-            )
-            .fetch_arrow_table()
-            .to_pylist()
-        )
-        answers.append(found[0] if found else dict.fromkeys(spec.features))
-    return answers
-
-
-def _sql(kind: str) -> str:
-    return engine.SQL_TYPES[kind]
+    until_us = LAST + 86_400_000_000
+    expose(connection, spec, until_us=until_us, cut_us=None)
+    return given(connection, spec, engine.rows(connection, include, spec, Span(None, until_us), created_us=0), asked)
 
 
 def _differences(
@@ -138,8 +70,8 @@ def _differences(
     spec = load_view(include, view)
     asked = _requests(connection, spec)[:requests]
     published = _published(connection, include, spec, asked)
-    recomputed = _recomputed(connection, include, spec, asked)
-    differ = sum(one != other for one, other in zip(published, recomputed, strict=True))
+    ended = recomputed(connection, include, spec, asked)
+    differ = sum(one != other for one, other in zip(published, ended, strict=True))
     return differ, sum(any(value is not None for value in row.values()) for row in published)
 
 

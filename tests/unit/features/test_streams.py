@@ -12,13 +12,14 @@ import pyarrow as pa
 import pytest
 from pydantic import SecretStr
 
-from pipelines.adapters.delta_lake import DeltaLake
-from pipelines.contracts.clocks import from_us
+from pipelines.adapters.delta_lake import DeltaLake, connect
 from pipelines.contracts.errors import TransientError
 from pipelines.datasets.messages import Message
 from pipelines.settings import PROJECT, Settings
+from pipelines.spec.loading import names
 from pipelines.wiring import datasets, erasure, features, streams
 from tests import odd_days, streamed_project
+from tests.leak_oracle import given, load_raw, recomputed, requests_near
 from tests.streamed_project import expected_online, latest, online, rebuilt
 
 
@@ -81,16 +82,22 @@ def test_no_streamed_feature_knows_what_came_later(project: Callable[..., Settin
     settings = project()
     publish_others(settings)
     messages = streamed_project.messages(settings.include_dir, dataset)
-    half = len(messages) // 2
-    now = from_us(messages[half - 1].time_us)
     with streams.Feed(settings, dataset) as feed:
-        views = [view.name for view in streams.streamed(settings)[dataset]]
-        feed.apply(messages[:half])
-        before = {view: [row for row in latest(settings, view) if row["event_timestamp"] <= now] for view in views}
-        feed.apply(messages[half:])
-    for view in views:
-        assert len(before[view]) > 20
-        assert [row for row in latest(settings, view) if row["event_timestamp"] <= now] == before[view], view
+        for at in range(0, len(messages), 70):
+            feed.apply(messages[at : at + 70])
+    with connect() as connection:
+        load_raw(connection, settings, odd_days.END_US)
+        for spec in streams.streamed(settings)[dataset]:
+            table = features.table_of(spec.feast_name(settings.include_dir))
+            rows = pa.Table.from_pylist(latest(settings, spec.name), DeltaLake(settings.lake).schema(table))
+            asked = requests_near(spec, rows, 30, 2 * 3_600_000_000)
+            answers = given(connection, spec, rows, asked)
+            assert sum(any(value is not None for value in one.values()) for one in answers) > 20
+            assert answers == recomputed(connection, settings.include_dir, spec, asked), spec.name
+
+
+def test_every_view_of_the_project_is_held_to_that() -> None:
+    assert sorted(streamed_project.BY_VIEW) == names(PROJECT / "include", "features")
 
 
 def test_a_feed_that_dies_anywhere_loses_and_repeats_nothing(
