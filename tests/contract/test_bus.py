@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from pipelines.adapters import kafka_topics
 from pipelines.adapters.kafka_bus import KafkaBus
 from pipelines.collect.bus import Bus, SegmentBus
 from pipelines.contracts import segment_folder, segments, streams
@@ -385,3 +386,19 @@ def test_brokers_out_of_reach_are_a_passing_error_on_both_sides(
     with pytest.raises(TransientError, match="Is it up"):
         shipper.once()
     assert not shipper.positions
+
+
+def test_how_long_a_topic_keeps_what_it_holds_is_asked_of_the_broker(kafka: Broker) -> None:
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
+
+    client = AdminClient({"bootstrap.servers": kafka.servers})
+    for topic, kept in {"keeps-two-days": 2 * 86_400_000, "keeps-for-good": -1}.items():
+        made = client.create_topics([NewTopic(topic, config={"retention.ms": str(kept)})])
+        made[topic].result(30)
+    while "keeps-for-good" not in client.list_topics(timeout=30).topics:
+        time.sleep(0.05)  # the broker tells of a topic a moment after it has made it
+    told = kafka_topics.retention_days(
+        connection(kafka.servers, "t"), ["keeps-two-days", "keeps-for-good", "not-there"]
+    )
+    assert told == {"keeps-two-days": 2.0, "keeps-for-good": None}
