@@ -183,14 +183,17 @@ def decision_lines(found: dict[str, Any]) -> list[str]:
     """From the deciding event to the challenger's silence."""
     results = found["results"]
     ways = "; ".join(
-        f"{way} median {result['median_s']:.2f} s, p99 {result['p99_s']:.2f} s of {result['trials']}"
+        f"{way} median {result['median_s']:.2f} s, {'p99' if result['trials'] >= 100 else 'longest'} "
+        f"{result['p99_s']:.2f} s of {result['trials']} (goal {result['goal_p99_s']:g} s)"
         for way, result in results.items()
         if isinstance(result, dict)
     )
+    low, high = results.get("load_average", (0, 0))
+    shared = f", on a machine that others used too (load average {low:.0f} to {high:.0f})" if high else ""
     return [
         (
             f"From the deciding event to the challenger's last answer, the whole system under "
-            f"{results['requests_per_s']} requests/s: {ways}."
+            f"{results['requests_per_s']} requests/s{shared}: {ways}."
         )
     ]
 
