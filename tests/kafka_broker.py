@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,6 +68,24 @@ class Broker:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    def make_topic(self, name: str, partitions: int = 1) -> None:
+        """A topic that keeps messages of any age: those of tests are stamped with the years they tell of."""
+        from confluent_kafka.admin import AdminClient
+        from confluent_kafka.cimpl import NewTopic
+
+        kept = {"retention.ms": "-1", "message.timestamp.before.max.ms": str(2**62)}
+        client = AdminClient({"bootstrap.servers": self.servers})  # kept by its name: with it its answers would go
+        client.create_topics([NewTopic(name, partitions, config=kept)])[name].result(30)
+
+    def produce(self, topic: str, messages: Iterable[tuple[bytes, int]]) -> None:
+        """Send messages (value, microseconds); all are acknowledged when this returns."""
+        from confluent_kafka import Producer
+
+        producer = Producer({"bootstrap.servers": self.servers, "enable.idempotence": True})
+        for value, time_us in messages:
+            producer.produce(topic, value, timestamp=time_us // 1000)
+        assert producer.flush(60) == 0
 
 
 def fetched() -> str:

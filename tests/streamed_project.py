@@ -40,12 +40,18 @@ def write(folder: Path, views: dict[str, tuple[str, bool]] = BY_VIEW, **changes:
     include = folder / "include"
     shutil.copytree(PROJECT / "include", include, ignore=shutil.ignore_patterns("__pycache__", "models*", "demo"))
     (include / "models").mkdir()
-    yaml = YAML(typ="safe")
     for path in (include / "features").glob("*.yaml"):
         if path.stem not in views:
             path.unlink()
-            continue
-        dataset, independent = views[path.stem]
+    turn(include, views, **changes)
+    return include
+
+
+def turn(include: Path, views: dict[str, tuple[str, bool]] = BY_VIEW, **changes: Any) -> None:
+    """Make streams of these views, and of the datasets that their messages fill, in the specs of a project."""
+    yaml = YAML(typ="safe")
+    for view, (dataset, independent) in views.items():
+        path = include / "features" / f"{view}.yaml"
         stream = {"topic": dataset, "dataset": dataset, "watermark": WATERMARK, "independent_keys": independent}
         path.write_text(json.dumps({**yaml.load(path.read_text()), "stream": stream, **changes}))
     for dataset in {dataset for dataset, _ in views.values()}:
@@ -54,7 +60,6 @@ def write(folder: Path, views: dict[str, tuple[str, bool]] = BY_VIEW, **changes:
         if dataset != "weather":
             spec.pop("checks")  # Great Expectations takes its time, batch by batch; one dataset shows that it is asked
         path.write_text(json.dumps(spec))
-    return include
 
 
 def messages(include: Path, dataset: str, seed: int = 3, partitions: int = 2) -> list[Message]:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,55 +14,12 @@ from pipelines.spec.loading import load_view
 from tests import streamed_project
 from tests.kafka_broker import Broker, broker
 from tests.spark import lean_config
+from tests.stream_process import Stream
 from tests.streamed_project import expected_online, latest, online, rebuilt
 from tests.waiting import wait_until
 
 VIEW, DATASET = "carrier_punctuality", "flights_landed"
 BROKEN = b'{"flight_id": "twelve"}'
-
-
-class Stream:
-    """`slipway stream` as a process group of its own."""
-
-    def __init__(self, settings: Settings, log: Path) -> None:
-        self.log = log
-        names = ("home", "include_dir", "clock", "kafka", "spark_master", "spark_config")
-        given = {f"SLIPWAY_{name.upper()}": str(getattr(settings, name)) for name in names}
-        command = [sys.executable, "-m", "pipelines.cli.main", "stream", VIEW]
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command, env={**os.environ, **given}, stdout=output, stderr=output, start_new_session=True
-            )
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def end(self) -> int:
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=60)
-
-    def running(self) -> bool:
-        return self._process.poll() is None
-
-
-def make_topic(at: Broker) -> None:
-    """A topic that keeps messages of any age: these are stamped with the years they tell of."""
-    from confluent_kafka.admin import AdminClient
-    from confluent_kafka.cimpl import NewTopic
-
-    topic = NewTopic(DATASET, 2, config={"retention.ms": "-1", "message.timestamp.before.max.ms": str(2**62)})
-    client = AdminClient({"bootstrap.servers": at.servers})  # kept by its name: with the client its answers would go
-    client.create_topics([topic])[DATASET].result(30)
-
-
-def produce(to: Broker, messages: Sequence[Message]) -> None:
-    from confluent_kafka import Producer
-
-    producer = Producer({"bootstrap.servers": to.servers, "enable.idempotence": True})
-    for message in messages:
-        producer.produce(DATASET, message.value, timestamp=message.time_us // 1000)
-    assert producer.flush(60) == 0
 
 
 def dead_letters(of: Broker, count: int) -> list[tuple[bytes, dict[str, bytes]]]:
@@ -105,15 +58,18 @@ def test_a_stream_that_is_killed_has_the_state_of_a_build(tmp_path: Path) -> Non
             table = f"datasets/{DATASET}"
             return lake.read(table, ["flight_id"]).num_rows if lake.exists(table) else 0
 
-        make_topic(kafka)
-        produce(kafka, messages[:60])
-        stream = Stream(settings, tmp_path / "stream.log")
+        def produce(sent: Sequence[Message]) -> None:
+            kafka.produce(DATASET, [(one.value, one.time_us) for one in sent])
+
+        kafka.make_topic(DATASET, 2)
+        produce(messages[:60])
+        stream = Stream(settings, tmp_path / "stream.log", VIEW)
         try:
             wait_until(lambda: taken() > 0, "the first rows", 120)
             stream.kill()  # wherever it is now
-            produce(kafka, broken + messages[60:])
+            produce(broken + messages[60:])
             kafka.kill()
-            stream = Stream(settings, tmp_path / "stream.log")
+            stream = Stream(settings, tmp_path / "stream.log", VIEW)
             kafka.start()
             wait_until(lambda: taken() >= len(messages), "all rows", 150)
             wait_until(lambda: lake.exists(f"quarantine/{DATASET}"), "the broken one")

@@ -1,15 +1,77 @@
-"""Which end-to-end tests share a worker when two run side by side, and which begin."""
+"""Which end-to-end tests share a worker when two run side by side, which begin, and the stack that several use."""
 
 from __future__ import annotations
 
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+import yaml
+
+from pipelines.contracts.clocks import parse_event_time
+from pipelines.settings import PROJECT, Settings
+from pipelines.stack import PartStatus, down, up
+from tests.free_ports import free_ports
 
 REHEARSALS = "test_rehearsal"
+OF_ONE_STACK = ("test_stack", "test_every_view")
+EVENT_NOW = "2013-01-03T18:00:00Z"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A file's tests share its stack, so they share a worker; rehearsals are alone and the longest, so they begin."""
     for item in items:
         file = item.path.stem
-        item.add_marker(pytest.mark.xdist_group(item.name if file == REHEARSALS else file))
+        group = item.name if file == REHEARSALS else OF_ONE_STACK[0] if file in OF_ONE_STACK else file
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.path.stem != REHEARSALS)
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The sample in an installation of its own, at one moment of its year; nothing runs by schedule.
+
+    `late_arrival` goes through three short stages, judged by errors alone.
+    """
+    airflow, mlflow, gateway = free_ports(3)
+    home = tmp_path_factory.mktemp("stack")
+    made = Settings(
+        home=home,
+        include_dir=_include(home / "include"),
+        airflow_port=airflow,
+        mlflow_port=mlflow,
+        gateway_port=gateway,
+        clock="replay",
+    )
+    made.event_clock().tick(parse_event_time(EVENT_NOW))
+    return made
+
+
+@pytest.fixture(scope="session")
+def stack(settings: Settings) -> Iterator[list[PartStatus]]:
+    """Every part of it."""
+    began = time.monotonic()
+    try:
+        yield up(settings)
+        print(f"the stack was up in {time.monotonic() - began:.0f} s")
+    finally:
+        down(settings)
+
+
+def _include(folder: Path) -> Path:
+    shutil.copytree(PROJECT / "include", folder, ignore=shutil.ignore_patterns("__pycache__", "models_invalid", "demo"))
+    for path in [*folder.glob("*/*.yaml")]:
+        if path.parent.name in ("datasets", "features", "models"):
+            spec = yaml.safe_load(path.read_text())
+            for key in ("schedule", "monitor", "score"):
+                spec.pop(key, None)
+            if spec["name"] == "late_arrival":
+                stages = [{"name": "shadow", "requests": 20}, {"name": "canary_50", "share": 0.5, "requests": 20}]
+                metric = {"name": "error_rate", "kind": "event", "harm_ratio": 1.5, "promote_margin_abs": 0.02}
+                spec.pop("traffic")  # base rates of metrics that are not judged here
+                spec["rollout"] |= {"stages": [*stages, {"name": "bake", "requests": 20}]}
+                spec["rollout"]["policy"] = {"schema": "slipway-gate/1", "integrity": [], "metrics": [metric]}
+            path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return folder

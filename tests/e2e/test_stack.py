@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,29 +12,11 @@ import psutil
 import pytest
 
 from pipelines.settings import Settings
-from pipelines.stack import PART_NAMES, PartStatus, airflow_password, down, processes, status, up
+from pipelines.stack import PART_NAMES, airflow_password, down, processes, status, up
 from tests.free_ports import free_ports
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    airflow, mlflow, gateway = free_ports(3)
-    home = tmp_path_factory.mktemp("stack")
-    return Settings(home=home, airflow_port=airflow, mlflow_port=mlflow, gateway_port=gateway, clock="replay")
-
-
-@pytest.fixture(scope="module")
-def stack(settings: Settings) -> Iterator[list[PartStatus]]:
-    settings.event_clock().tick(1_370_000_000_000_000)
-    began = time.monotonic()
-    try:
-        yield up(settings)
-        print(f"the stack was up in {time.monotonic() - began:.0f} s")
-    finally:
-        down(settings)
 
 
 def test_every_part_runs_and_says_what_it_is(stack):
