@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from pipelines.contracts.assignment import PPM
 from pipelines.contracts.events import Arm, Assignment, Response
 from serving.answers import result, stand_in
 from serving.assigning import assign, check, go_unlogged
@@ -200,9 +201,10 @@ def _hand_out(exchanges: Sequence[Exchange], reads: Sequence[Reads]) -> None:
 
 
 def _groups(exchanges: Sequence[Exchange]) -> Iterable[list[Exchange]]:
-    """The requests of one plan and arm together; where two releases are compared, a few, with a second arm or without.
+    """The requests of one plan and arm together; where two releases are compared, as few of one arm as of the other.
 
-    So a pair's arms are scored in the same company, whatever was shed: their latencies mean the same.
+    In shadow a pair's arms are scored in the same company, with a second arm or without, whatever was shed. While arms
+    are drawn, the smaller share would have the smaller company and look quicker: each request is then scored alone.
     """
     found: dict[tuple[int, Arm, bool], list[Exchange]] = {}
     for exchange in exchanges:
@@ -210,6 +212,8 @@ def _groups(exchanges: Sequence[Exchange]) -> Iterable[list[Exchange]]:
     for group in found.values():
         plan = group[0].plan
         most = len(group) if plan.challenger is None else plan.pace.most
+        if 0 < plan.effective.share_ppm < PPM:
+            most = 1
         for first in range(0, len(group), most):
             yield group[first : first + most]
 

@@ -204,7 +204,20 @@ def test_requests_that_cost_much_are_scored_few_at_a_time_while_releases_are_com
     assert pace.most == 2, "one measurement may be an interruption"
 
 
-async def test_in_a_split_each_arm_is_scored_together_and_a_failed_challenger_is_answered_for(
+async def test_while_arms_are_drawn_every_request_is_scored_alone_so_that_no_arm_has_the_smaller_company(
+    home: Installation, start: Start
+) -> None:
+    home.publish("split", share_ppm=300_000)
+    async with start() as running, together(running, 12) as turn:
+        answers = await turn.ask(*(post(f"q{k}") for k in range(12)))
+        arms = [answer["parameters"]["arm"] for _, answer in answers]
+        assert set(arms) == {"champion", "challenger"}
+        assert turn.writes[:2] == [12, 12], "events of a kind are still written together"
+        await running.shadows_done()
+        assert (turn.calls, turn.challenger_calls) == ([1] * 12, [1] * 12)
+
+
+async def test_where_all_requests_are_the_challengers_they_are_scored_together_and_a_failed_challenger_is_answered_for(
     home: Installation, start: Start
 ) -> None:
     home.publish("split", share_ppm=1_000_000, challenger=home.release(0.7, error_share=0.5))
