@@ -21,6 +21,7 @@ from benchmarks.stream_producer import produced
 from benchmarks.stream_project import DATASET, TOPIC, VIEW, make_topic, write_project
 from pipelines.adapters import kafka_topics
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.feast_online import readable_through
 from pipelines.contracts.kafka import connection
 from pipelines.features.engine import Span
 from pipelines.settings import Settings
@@ -148,14 +149,18 @@ def _ends(servers: str) -> dict[str, int]:
 
 
 def _catch_up(settings: Settings, stream: Stream, ends: dict[str, int]) -> None:
-    """Return when the view says that it has all messages."""
+    """Return when the view says that it has all messages, and all its rows are readable."""
     lake = DeltaLake(settings.lake)
-    view = features.table_of(load_view(settings.include_dir, VIEW).feast_name(settings.include_dir))
+    version = load_view(settings.include_dir, VIEW).feast_name(settings.include_dir)
+    view = features.table_of(version)
     deadline = time.time() + CATCH_UP_S
     stream.wait()
     while not lake.exists(view) or any((lake.applied(view, name) or 0) < end for name, end in ends.items()):
         assert time.time() < deadline, f"{settings.home}: not all messages were taken within {CATCH_UP_S} s"
         time.sleep(1)  # nothing tells when it is done
+    while (readable_through(settings, version) or 0) < (lake.applied(view, features.BUILD) or 0):
+        assert time.time() < deadline, f"{settings.home}: not all rows were readable within {CATCH_UP_S} s"
+        time.sleep(0.1)  # their stamps come with the clock
 
 
 def _dead_letters(servers: str) -> set[bytes]:

@@ -49,12 +49,15 @@ class _Sending(threading.Thread):
         assert left == 0, f"{left} events were not acknowledged"
 
 
-def latency(rate: float, seconds: int) -> dict[str, Any]:
-    """p50, p99 and the worst of the times from the producer to the look at the store that shows the event, in s."""
+def latency(rate: float, seconds: int, publish_every: str) -> dict[str, Any]:
+    """p50, p99 and the worst of the times from the producer to the look at the store that shows the event, in s.
+
+    They include the wait for the row's stamp: one to two steps of `publish_every`.
+    """
     folder = Path(tempfile.mkdtemp(prefix="slipway-stream-"))
     with broker(folder / "kafka") as kafka:
         make_topic(kafka.servers)
-        settings = Settings(home=folder / "home", include_dir=write_project(folder), kafka=kafka.servers)
+        settings = Settings(home=folder / "home", include_dir=write_project(folder, publish_every), kafka=kafka.servers)
         with Stream(settings, folder / "stream.log") as stream:
             sending = _Sending(kafka.servers, int(rate * (seconds + WARM_S)), rate)
             stream.wait()
@@ -80,6 +83,7 @@ def latency(rate: float, seconds: int) -> dict[str, Any]:
     return {
         "rate": rate,
         "seconds": seconds,
+        "publish_every": publish_every,
         "events": len(counted),
         "never_readable": sum(map(len, waiting.values())),
         "s": {"p50": p50, "p99": p99, "max": worst},

@@ -34,7 +34,7 @@ _SPECS = {
         "transform": "activity.py:build",
         "features": {name: {"type": "int64"} for name in ("payments_10m", "cents_10m", "newest")},
         "look_back": "10m event_time",
-        "publish_every": "1s event_time",
+        "publish_every": "1s event_time",  # see `write_project`
         "freshness": "1m event_time",
         "stream": {
             "topic": TOPIC,
@@ -69,12 +69,13 @@ def build(tables):
 """
 
 
-def write_project(folder: Path) -> Path:
-    """The project's `include`, written into a folder."""
+def write_project(folder: Path, publish_every: str = "1s event_time") -> Path:
+    """The project's `include`, written into a folder, its view published at these steps."""
     include = folder / "include"
     for name, spec in _SPECS.items():
         (include / name).parent.mkdir(parents=True, exist_ok=True)
-        (include / name).write_text(json.dumps(spec))
+        changes = {"publish_every": publish_every} if "publish_every" in spec else {}
+        (include / name).write_text(json.dumps(spec | changes))
     (include / "transforms").mkdir()
     (include / "models").mkdir()
     (include / "transforms" / "activity.py").write_text(_TRANSFORM)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST = 50_000
 """Messages of one batch: after an outage what has gathered is taken in pieces."""
-_POLL_S = 1.0
+_POLL_S = 0.1
 _log = logging.getLogger("slipway.stream")
 
 
@@ -39,12 +39,12 @@ def run(
     trigger_ms: int,
     take: Callable[[Sequence[Message]], object],
     stopping: Callable[[], bool],
-    alive: Callable[[], None],
+    look: Callable[[], None],
 ) -> None:
     """Hand out the topic's messages until `stopping()`.
 
     options: Spark's options of its Kafka source. begin: the offset to begin at by partition, when there is no
-    checkpoint. source: the name of a partition in `Message.source`. `alive` is called about once a second while the
+    checkpoint. source: the name of a partition in `Message.source`. `look` is called about ten times a second while the
     query runs. Raises what `take` raises, TerminalError when Spark's JVM has died (a process has but one), and
     TransientError when the query ends otherwise.
     """
@@ -76,7 +76,7 @@ def run(
         query = writer.trigger(processingTime=f"{trigger_ms} milliseconds").start()
         try:
             while not stopping():
-                alive()
+                look()
                 query.awaitTermination(_POLL_S)  # raises what ended it
         finally:
             query.stop()

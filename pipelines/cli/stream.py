@@ -32,6 +32,7 @@ def push(
     """Take rows from a file, as the view's stream would from Kafka. Exit 1 when any is refused."""
     import msgspec
 
+    from pipelines.contracts.clocks import from_us
     from pipelines.settings import Settings
     from pipelines.wiring.pushing import push as push_rows
 
@@ -44,5 +45,7 @@ def push(
             print(f"  {count} x {reason}")
         if pushed.refused:
             print(f"The refused ones are in the lake: {pushed.quarantine}")
+        if pushed.due_us is not None:
+            print(f"In the lake; readable online by the first run of features.{view} from {from_us(pushed.due_us)} on")
     if pushed.refused:
         raise typer.Exit(1)

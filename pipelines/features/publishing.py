@@ -55,6 +55,23 @@ class Pending:
         """How many rows are not taken yet."""
         return len(self._stamps) - self._at
 
+    @property
+    def next_us(self) -> int | None:
+        """The oldest stamp of the rows that are not taken yet; None for no row."""
+        return int(self._stamps[self._at]) if self.left else None
+
+    @property
+    def last_us(self) -> int | None:
+        """The newest stamp of the rows that are not taken yet; None for no row."""
+        return int(self._stamps[-1]) if self.left else None
+
+    def joined(self, rows: pa.Table) -> Pending:
+        """What is not taken yet, and these rows. Of rows that share keys and stamp the one created last will count."""
+        names = [*self._names, *self.features, "event_timestamp", "created_timestamp"]
+        left = self._rows.select(names).slice(self._at)
+        both = pa.concat_tables([left, rows.select(names).cast(left.schema)])
+        return Pending(self.spec, both.sort_by([("event_timestamp", "ascending"), ("created_timestamp", "ascending")]))
+
     def take(self, as_of_us: int) -> OnlineRows:
         """The newest row of every key that has rows due by `as_of_us`."""
         end = int(np.searchsorted(self._stamps, as_of_us, side="right"))

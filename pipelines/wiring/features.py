@@ -31,7 +31,8 @@ BUILD = "build"
 CORRECTED = "corrected"
 """Keeps when rows that had been published were last made anew, in microseconds."""
 STREAM = "stream"
-"""Marks a table to which a stream has added: several rows may share keys and time, and the one created last counts."""
+"""Marks a table to which a stream has added: several rows may share keys and time, and the one created last counts. Its
+number is the stamp up to which the stream had made the view readable online when it added rows last."""
 
 
 class BuildRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,7 +263,7 @@ class Publisher:
         if online_us is not None:
             self._shown[spec.name] = online_us
             lake, table = open_lake(self.settings), table_of(version)
-            if online_us < through_us and lake.applied(table, STREAM) is not None:
+            if online_us < (lake.applied(table, STREAM) or 0):
                 # A stream writes online first: this store has lost what it had, be it of older stamps than it tells.
                 self._corrected.add(spec.name)
             else:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 RETRY_S = 1.0
+LOOK_S = 1.0
+"""Between two looks at the topic's ends."""
 _log = logging.getLogger("slipway.stream")
 
 OnBatch = Callable[[str, Applied], None]
@@ -104,7 +106,14 @@ def _feed(
         def take(messages: Sequence[Message]) -> None:
             on_batch(dataset, feed.apply(messages))
 
+        looked_s = 0.0
+
         def look() -> None:
+            nonlocal looked_s
+            feed.write_due()
+            if time.monotonic() < looked_s + LOOK_S:
+                return
+            looked_s = time.monotonic()
             alive()
             if settings.clock == "replay":  # what its time will bring may not have been sent yet
                 return

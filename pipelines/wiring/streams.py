@@ -22,18 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.adapters.delta_lake import MICROS_UTC, open_lake
-from pipelines.adapters.feast_online import open_online
 from pipelines.contracts.errors import NotFoundError, TransientError
 from pipelines.datasets import plain_checks
 from pipelines.datasets.messages import NUMBER, Message, read
 from pipelines.datasets.suite import Expectation, dataset_suite, view_suite
 from pipelines.features import engine
 from pipelines.features.engine import Span
-from pipelines.features.publishing import Pending
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_dataset, load_view, names
 from pipelines.spec.view import Stream, ViewSpec
 from pipelines.wiring import datasets, features, tombstones
+from pipelines.wiring.stream_online import StreamOnline
 from pipelines.wiring.stream_state import StreamState, distinct_keys, frontier_us
 
 PUSH = "push"
@@ -79,12 +78,17 @@ class Feed:
     """Takes messages for one dataset and its views. One process at a time; use as a context manager.
 
     dead_letters: where refused messages go beside the quarantine table; called before they count as dealt with, so it
-    may be given one twice. Raises NotFoundError for a dataset that no view's stream names, TransientError when another
-    process feeds it.
+    may be given one twice. now: the wall clock by which rows become readable, in microseconds; the settings' when None.
+    Raises NotFoundError for a dataset that no view's stream names, TransientError when another process feeds it.
     """
 
     def __init__(
-        self, settings: Settings, dataset: str, dead_letters: Callable[[list[Letter]], None] = lambda _: None
+        self,
+        settings: Settings,
+        dataset: str,
+        dead_letters: Callable[[list[Letter]], None] = lambda _: None,
+        *,
+        now: Callable[[], int] | None = None,
     ) -> None:
         views = streamed(settings).get(dataset)
         if not views:
@@ -97,7 +101,7 @@ class Feed:
         self._send = dead_letters
         self._lock = take_turn(settings, dataset)
         self._state = StreamState(settings, self.spec, views, self.stream.watermark.us)
-        self._online = open_online(settings)
+        self._online = StreamOnline(settings, views, now or settings.event_clock().event_now_us)
         self._marks: dict[tuple[str, str], int] = {}
         self._versions = {view.name: view.feast_name(settings.include_dir) for view in views}
         self._suites: dict[str, list[Expectation]] = {view.name: view_suite(view) for view in views}
@@ -105,8 +109,6 @@ class Feed:
         """When the newest message came; later than any row of a view was created."""
         self._batches = 0
         self._busy = threading.Lock()
-        self._through: dict[str, int] = {}
-        """Up to which time each view was made readable."""
         for view in views:
             self._open(view)
 
@@ -140,12 +142,18 @@ class Feed:
         if not self._busy.acquire(blocking=False):
             return
         try:
-            for view in self.views:
-                if self._through.get(view.name, until_us) < until_us:
-                    rows = self._lake.schema(features.table_of(self._versions[view.name])).empty_table()
-                    self._write_online(view, rows, until_us)
+            self._online.caught_up(until_us)
         finally:
             self._busy.release()
+
+    def write_due(self) -> None:
+        """Make readable what has become due since. Any thread may ask for it, while a batch is being taken, too."""
+        self._online.write_due()
+
+    @property
+    def held_until_us(self) -> int | None:
+        """When the last row that is not readable yet will be due; None when all are readable."""
+        return self._online.held_until_us
 
     def apply(self, messages: Sequence[Message]) -> Applied:
         """Take messages: the whole batch, whatever of it was taken before."""
@@ -201,7 +209,7 @@ class Feed:
         That is everything for a new version, and for one that builds have made until now the stamps behind their last.
         """
         version = self._versions[view.name]
-        self._online.create(version)
+        self._online.open(view)
         table = features.table_of(version)
         known = self._state.newest_us
         pushed = self._mark(datasets.table_of(self.spec.name), PUSH)
@@ -209,8 +217,6 @@ class Feed:
         if there:
             held = self._lake.read(table, ["created_timestamp"]).column("created_timestamp")
             self._now_us = max(self._now_us, pc.max(held).cast(pa.int64()).as_py() or 0)
-            self._through[view.name] = self._lake.applied(table, features.BUILD) or 0
-            self._restore(view)
         if known is None:
             return
         behind = there and self._mark(table, PUSH) < pushed  # a push has died: it may have left rows of any stamp
@@ -219,9 +225,8 @@ class Feed:
             return
         self._now_us = max(self._now_us, known)
         rows = features.compute(self.settings, view, span, created_us=self._now_us)
-        self._write_online(view, rows, span.until_us)
-        marks = {PUSH: pushed} if pushed else {}
-        self._append(table, rows, marks, {features.BUILD: span.until_us, **({features.STREAM: 1} if there else {})})
+        self._online.write(view, rows, span.until_us)
+        self._append(table, rows, {PUSH: pushed} if pushed else {}, self._reached(view, span))
 
     def _refresh(self, view: ViewSpec, touching: pa.Table, ends: dict[str, int]) -> int:
         """Compute what the rows touch, publish it, make it readable. Returns the number of values written online."""
@@ -237,10 +242,10 @@ class Feed:
             span = Span(before, span.until_us)  # rows of other datasets have come due since then
         self._state.expose(view, span, keys)
         rows = self._without_unfit(view, self._compute(view, span), ends)
-        # Online first: whatever the table says it has come to can be read.
-        values = self._write_online(view, rows, span.until_us)
+        # Online first: what the table says is readable can be read.
+        values = self._online.write(view, rows, span.until_us)
         if marks := self._news(table, ends):
-            self._append(table, rows, marks, {features.BUILD: span.until_us, features.STREAM: 1})
+            self._append(table, rows, marks, self._reached(view, span))
         return values
 
     def _compute(self, view: ViewSpec, span: Span) -> pa.Table:
@@ -253,21 +258,8 @@ class Feed:
         session = spark_session.session(self.settings)
         return spark_engine.rows(session, include, view, sources, span, self._now_us)
 
-    def _write_online(self, view: ViewSpec, rows: pa.Table, until_us: int) -> int:
-        self._restore(view)
-        pending = Pending(view, rows)
-        due = pending.take(until_us)
-        self._online.write(self._versions[view.name], pending.features, due, until_us, correct=True)
-        self._through[view.name] = max(until_us, self._through.get(view.name, 0))
-        return len(due) * len(pending.features)
-
-    def _restore(self, view: ViewSpec) -> None:
-        """Make readable again what the lake has, if the store is not as far as it was: it has lost rows, then."""
-        version = self._versions[view.name]
-        reached = self._through.get(view.name)
-        if reached is not None and (self._online.through_us(version) or 0) < reached:
-            self._online.create(version)
-            self._through[view.name] = features.materialise(self.settings, view.name, reached).through_us
+    def _reached(self, view: ViewSpec, span: Span) -> dict[str, int]:
+        return {features.BUILD: span.until_us, features.STREAM: self._online.written_us(view, span.until_us)}
 
     # --- what is refused --------------------------------------------------------------------------------------------
 
