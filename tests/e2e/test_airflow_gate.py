@@ -344,4 +344,5 @@ def test_the_client_says_what_is_wrong(settings, admin):
     with AirflowRest(f"http://127.0.0.1:{free_port()}", "admin", "x") as nobody, pytest.raises(TransientError):
         nobody.health()
     assert admin.import_errors() == {}
-    assert admin.dag_ids() == [f"model.{name}.{kind}" for name in (CAREFUL, MODEL) for kind in ("rollout", "train")]
+    of_models = [f"model.{name}.{kind}" for name in (CAREFUL, MODEL) for kind in ("rollout", "train")]
+    assert admin.dag_ids() == ["lake.maintenance", *of_models]
