@@ -150,6 +150,7 @@ def test_the_dags_build_what_builds_elsewhere_make(view: str, rows_of_builds: di
     assert of_dag == elsewhere
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("view", VIEWS)
 def test_streams_on_spark_go_on_to_what_builds_on_duckdb_make(
     view: str, settings: Settings, by_builds: Settings, streamed: None
@@ -240,6 +241,7 @@ def wrong(view: dict[str, Any]) -> dict[str, int]:
     return {kind: view[kind] for kind in ("mismatched", "missing", "extra", "lagging", "unread") if view[kind]}
 
 
+@pytest.mark.proof
 def test_a_challenger_leaves_shadow_when_all_it_read_is_what_the_lake_says_and_not_with_one_wrong_value(
     served: Served,
 ) -> None:
