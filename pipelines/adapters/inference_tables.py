@@ -21,6 +21,7 @@ APP = "collector"
 MERGE_EVERY = 100
 _MERGED_BYTES = 16 << 20
 _KEEP_HOURS = 1
+_KINDS = 4
 
 
 class InferenceTables:
@@ -69,7 +70,9 @@ class InferenceTables:
         return self._open[kind]
 
     def _merge(self, kind: str, table: DeltaTable) -> None:
-        commits = self._commits[kind] = self._commits.get(kind, 0) + 1
+        # Kinds take turns: a batch in which all of them were merged would hold evidence up for as long.
+        turn = len(self._commits) * self._merge_every // _KINDS
+        commits = self._commits[kind] = self._commits.get(kind, turn) + 1
         if commits % self._merge_every == 0:
             table.optimize.compact(target_size=_MERGED_BYTES)
             table.create_checkpoint()
