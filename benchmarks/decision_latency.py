@@ -163,8 +163,11 @@ def silent(settings: Settings, load: Load, rollout_id: str, model: str) -> None:
     """Wait until the rollout has ended and its challenger answers no more; what happened is in record and log."""
     wait_until(lambda: rollouts.load(settings, rollout_id).slot == "ended", f"{rollout_id} ends", PATIENCE_S)
     wait_until(lambda: time.time() - load.answered(model) > 2.0, "the challenger answers no more", PATIENCE_S)
-    withdrawn = lambda: _ending(rollouts.show(settings, rollout_id))  # noqa: E731  # asked again and again below
-    wait_until(lambda: withdrawn()["seconds_to_route"] is not None, "the route is set", PATIENCE_S)
+
+    def routed() -> bool:
+        return _ending(rollouts.show(settings, rollout_id))["seconds_to_route"] is not None
+
+    wait_until(routed, "the route is set", PATIENCE_S)
 
 
 def measure(settings: Settings, rollout_id: str, last_answer_s: float) -> dict[str, Any]:

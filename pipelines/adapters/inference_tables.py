@@ -22,6 +22,7 @@ MERGE_EVERY = 100
 _MERGED_BYTES = 16 << 20
 _KEEP_HOURS = 1
 _KINDS = 4
+"""Assignments, responses, labels and KPI values: so many tables share the time between two merges of one."""
 
 
 class InferenceTables:
