@@ -9,7 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from scripts.setup import SetupError, install_apt, run_quietly
+from scripts.steps import SetupError, run_quietly
+from scripts.system_packages import install_apt
 
 JAVA = 17
 

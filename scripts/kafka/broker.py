@@ -72,7 +72,7 @@ def main() -> int:
     starting.add_argument("--controller-port", type=int, default=0, help="default: the port + 1")
     starting.add_argument("--data", type=Path, default=ROOT / "var" / "kafka")
     options = parser.parse_args()
-    from scripts.setup import SetupError
+    from scripts.steps import SetupError
 
     try:
         if options.verb == "fetch":

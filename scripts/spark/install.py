@@ -13,11 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+# Run as a file: the project's folder is not on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from scripts import maven  # noqa: E402 - found through the line above
-from scripts.setup import ORCHESTRATION, SPARK_LOCK, TOOLS, SetupError, find_uv, say, spark_stamp  # noqa: E402
+from scripts import maven
+from scripts.environments import ORCHESTRATION, SPARK_LOCK, find_uv, spark_stamp
+from scripts.steps import TOOLS, SetupError, say
 
 POM = Path(__file__).with_name("pom.xml")
 JARS = TOOLS / "spark"

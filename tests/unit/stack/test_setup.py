@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import resource
 import subprocess
@@ -12,29 +11,22 @@ from types import ModuleType
 import pytest
 
 from pipelines.settings import PROJECT
+from scripts import environments, setup, system_packages
+from scripts.steps import SetupError
 
 
 @pytest.fixture
-def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("slipway_setup", PROJECT / "scripts" / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "slipway_setup", module)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def bare(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def bare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A machine without OpenMP, uv, pip and ensurepip, where nobody may install."""
     for name in ("has_uv", "has_pip", "has_ensurepip"):
-        monkeypatch.setattr(setup, name, lambda: False)
-    monkeypatch.setattr(setup, "has_library", lambda name: name != "libgomp.so.1")
-    monkeypatch.setattr(setup, "may_install", lambda: None)
-    return setup
+        monkeypatch.setattr(system_packages, name, lambda: False)
+    monkeypatch.setattr(system_packages, "has_library", lambda name: name != "libgomp.so.1")
+    monkeypatch.setattr(system_packages, "may_install", lambda: None)
+    return system_packages
 
 
 def test_missing_apt_packages_are_named_in_one_line(bare):
-    with pytest.raises(bare.SetupError) as missing:
+    with pytest.raises(SetupError) as missing:
         bare.ensure_system_packages()
     venv = f"python3.{sys.version_info[1]}-venv"
     assert str(missing.value) == (
@@ -66,13 +58,13 @@ def test_missing_packages_are_installed_when_it_may_and_lists_are_fetched_when_t
 def test_an_apt_that_fails_leaves_the_line_to_type(bare, monkeypatch):
     monkeypatch.setattr(bare, "may_install", list)
     monkeypatch.setattr(bare, "run_quietly", lambda command: False)
-    with pytest.raises(bare.SetupError, match="sudo apt-get update && sudo apt-get install -y libgomp1"):
+    with pytest.raises(SetupError, match="sudo apt-get update && sudo apt-get install -y libgomp1"):
         bare.ensure_system_packages()
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 13)])
-def test_another_python_is_refused_with_what_to_type(setup, version):
-    with pytest.raises(setup.SetupError, match=r"Python 3.11 or 3.12 is needed; got 3\.1[03].*PYTHON="):
+def test_another_python_is_refused_with_what_to_type(version):
+    with pytest.raises(SetupError, match=r"Python 3.11 or 3.12 is needed; got 3\.1[03].*PYTHON="):
         setup.check_python(version)
 
 
@@ -91,16 +83,16 @@ def test_finding_python_refuses_one_that_does_not_fit(tmp_path):
     assert "Python 3.11 or 3.12 is needed" in done.stderr
 
 
-def test_a_change_of_a_lock_makes_an_environment_stale(setup, tmp_path):
+def test_a_change_of_a_lock_makes_an_environment_stale(tmp_path):
     lock = tmp_path / "lock.txt"
     lock.write_text("a==1\n")
-    environment = setup.Environment("orchestration", tmp_path / "env", (lock,), command=True)
+    environment = environments.Environment("orchestration", tmp_path / "env", (lock,), command=True)
     (environment.path / "bin").mkdir(parents=True)
     environment.python.touch()
     (environment.path / "pyvenv.cfg").write_text("version_info = 3.11.7\n")
     assert not environment.is_current()
     (environment.path / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
-    setup.finish_build(environment)
+    environments.finish_build(environment)
     assert environment.is_current()
     lock.write_text("a==2\n")
     assert not environment.is_current()
@@ -117,13 +109,13 @@ def test_setup_with_nothing_to_do_takes_less_than_a_second():
     assert done.stdout == ""
 
 
-def test_a_set_up_keeps_spark_once_it_is_installed(setup, monkeypatch, tmp_path):
-    environment = setup.Environment("test", tmp_path, (tmp_path / "lock.txt",), command=False)
-    monkeypatch.setattr(setup, "_python_is_as_asked", lambda _: True)
-    monkeypatch.setattr(setup, "run_quietly", lambda _: True)
+def test_a_set_up_keeps_spark_once_it_is_installed(monkeypatch, tmp_path):
+    environment = environments.Environment("test", tmp_path, (tmp_path / "lock.txt",), command=False)
+    monkeypatch.setattr(environments, "_python_is_as_asked", lambda _: True)
+    monkeypatch.setattr(environments, "run_quietly", lambda _: True)
     asked = []
-    monkeypatch.setattr(setup.subprocess, "Popen", lambda command, **_: asked.append(command))
-    setup.start_build("uv", environment)
-    setup.spark_stamp(environment).write_text("of an older lock")
-    setup.start_build("uv", environment)
-    assert [str(setup.SPARK_LOCK) in command for command in asked] == [False, True]
+    monkeypatch.setattr(environments.subprocess, "Popen", lambda command, **_: asked.append(command))
+    environments.start_build("uv", environment)
+    environments.spark_stamp(environment).write_text("of an older lock")
+    environments.start_build("uv", environment)
+    assert [str(environments.SPARK_LOCK) in command for command in asked] == [False, True]
