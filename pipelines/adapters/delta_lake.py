@@ -1,23 +1,24 @@
 """The lake: Delta tables in a directory, written by delta-rs and read by DuckDB.
 
 Timestamps are stored in microseconds, UTC; a naive one is taken as UTC. One engine writes a table; a commit is atomic,
-and a reader sees the version it opened. Schema changes are refused.
+and a reader sees the version it opened. Other columns are refused, unless a write lets new ones in (`evolve`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.adapters import delta_snapshots
-from pipelines.adapters.delta_rows import EVOLVED, MICROS_UTC, canonical, conform, kept_from_arrow, scan_sql
+from pipelines.adapters.delta_commits import TablePlace, Write, commit
+from pipelines.adapters.delta_rows import MICROS_UTC, canonical, kept_from_arrow, scan_sql
 from pipelines.adapters.s3_storage import arrow_filesystem, is_remote, storage_options
-from pipelines.contracts.errors import DataError, NotFoundError, TransientError
+from pipelines.contracts.errors import NotFoundError, TransientError
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -47,22 +48,6 @@ def open_lake(settings: Settings) -> DeltaLake:
     return DeltaLake(settings.lake)
 
 
-def log_was_cut(error: Exception) -> bool:
-    """Whether a table could not be used because its log was cut since it was opened: it was swept."""
-    told = str(error)
-    return "Invalid table version" in told or ("_delta_log" in told and "not found" in told.lower())
-
-
-class _How(NamedTuple):
-    """Of a write: whether rows are replaced (those `where` selects; None: all), whether columns may be added, and
-    numbers by application that it makes the last applied."""
-
-    replace: bool = False
-    where: str | None = None
-    evolve: bool = False
-    marks: Mapping[str, int] | None = None
-
-
 class DeltaLake:
     """Tables by slash-separated name under `root` (`datasets/flights_landed`, `inference/label`).
 
@@ -80,11 +65,7 @@ class DeltaLake:
 
     def exists(self, table: str) -> bool:
         """Whether the table has at least one commit."""
-        if not self.remote and not Path(self.uri(table), "_delta_log").is_dir():
-            return False
-        from deltalake import DeltaTable
-
-        return bool(DeltaTable.is_deltatable(self.uri(table), self._options))
+        return self._place(table).exists()
 
     def version(self, table: str) -> int | None:
         """The table's newest version; None when it does not exist."""
@@ -109,7 +90,7 @@ class DeltaLake:
         Returns whether a commit was made. Raises DataError when the schema differs from the table's, TransientError
         when other writers have won `TRIES` times.
         """
-        return self._write(table, data, partition_by, txn, _How(evolve=evolve))
+        return self._write(table, data, partition_by, txn, Write(evolve=evolve))
 
     def append_marked(
         self, table: str, data: pa.Table, marks: Mapping[str, int], partition_by: Sequence[str] = ()
@@ -119,7 +100,7 @@ class DeltaLake:
         The table has one writer, who knows that they are not applied yet. Raises as `append`.
         """
         opened = self.open(table) if self.exists(table) else None
-        self._commit(table, opened, data, partition_by, None, _How(marks=marks))
+        commit(self._place(table), opened, data, partition_by, None, Write(marks=marks))
 
     def advance(
         self,
@@ -146,8 +127,8 @@ class DeltaLake:
                 return None
             rows = rows_after(last)
             try:
-                how = _How(evolve=evolve, marks=first_marks if last is None else None)
-                self._commit(table, opened, rows, partition_by, (app, number), how)
+                how = Write(evolve=evolve, marks=first_marks if last is None else None)
+                commit(self._place(table), opened, rows, partition_by, (app, number), how)
             except TransientError:
                 continue
             return int(rows.num_rows)
@@ -169,13 +150,13 @@ class DeltaLake:
         replaced in what it left: both writes stand, unless both replace the same rows; then the later one does. Not
         so with `marks`: what they say was true of the version that was read, so a lost race raises TransientError.
         """
-        return self._write(table, data, partition_by, txn, _How(replace=True, where=where, marks=marks))
+        return self._write(table, data, partition_by, txn, Write(replace=True, where=where, marks=marks))
 
     def mark(self, table: str, marks: Mapping[str, int]) -> None:
         """Make each number its application's last (`applied`), by a commit that changes no row."""
         opened = self.open(table)
         empty = pa.schema(opened.schema().to_arrow()).empty_table()
-        self._commit(table, opened, empty, (), None, _How(marks=marks))
+        commit(self._place(table), opened, empty, (), None, Write(marks=marks))
 
     def uris(self, table: str, version: int | None = None) -> list[str]:
         """The data files of the newest (or the given) version, in a fixed order."""
@@ -282,13 +263,16 @@ class DeltaLake:
             return self.open(table, version)
         return delta_snapshots.snapshot(self.uri(table), version, lambda: self.open(table, version))
 
+    def _place(self, table: str) -> TablePlace:
+        return TablePlace(table, self.uri(table), self._options)
+
     def _write(
         self,
         table: str,
         data: pa.Table,
         partition_by: Sequence[str],
         txn: tuple[str, int] | None,
-        how: _How,
+        how: Write,
     ) -> bool:
         for _ in range(1 if how.marks else TRIES):
             opened = self.open(table) if self.exists(table) else None
@@ -297,66 +281,9 @@ class DeltaLake:
                 if applied is not None and applied >= txn[1]:
                     return False
             try:
-                self._commit(table, opened, data, partition_by, txn, how)
+                commit(self._place(table), opened, data, partition_by, txn, how)
             except TransientError as error:
                 lost = error
                 continue
             return True
         raise lost
-
-    def _commit(
-        self,
-        table: str,
-        opened: DeltaTable | None,
-        data: pa.Table,
-        partition_by: Sequence[str],
-        txn: tuple[str, int] | None,
-        how: _How,
-    ) -> None:
-        """Write on top of the version that was opened (None: the table is new).
-
-        Delta refuses a commit whose application has committed since then, and a second creation.
-        """
-        from deltalake import CommitProperties, Transaction, write_deltalake
-        from deltalake.exceptions import CommitFailedError, DeltaError
-
-        numbers = [*([txn] if txn is not None else []), *(how.marks or {}).items()]
-        properties = (
-            CommitProperties(app_transactions=[Transaction(*number) for number in numbers]) if numbers else None
-        )
-        target = canonical(data)
-        partitions = list(partition_by) or None
-        try:
-            if opened is None:
-                if not self.remote:
-                    Path(self.uri(table)).mkdir(parents=True, exist_ok=True)
-                write_deltalake(
-                    self.uri(table),
-                    target,
-                    mode="error",
-                    partition_by=partitions,
-                    commit_properties=properties,
-                    storage_options=self._options,
-                )
-                return
-            schema = pa.schema(opened.schema().to_arrow())
-            target = conform(table, target, schema, evolve=how.evolve)
-            if target.num_columns > len(schema) and EVOLVED not in opened.metadata().configuration:
-                opened.alter.set_table_properties({EVOLVED: "true"}, raise_if_not_exists=False)
-            kind: dict[str, Any] = {"mode": "append"}
-            if how.replace:
-                kind = {"mode": "overwrite", "predicate": how.where}
-            if how.evolve:
-                kind["schema_mode"] = "merge"
-            write_deltalake(opened, target, partition_by=partitions, commit_properties=properties, **kind)
-            if not self.remote:
-                delta_snapshots.keep(self.uri(table), opened)
-        except CommitFailedError as error:
-            hint = "Another writer won; repeat the write."
-            raise TransientError(f"lake table {table}", got=str(error), hint=hint) from error
-        except DeltaError as error:
-            if opened is None and self.exists(table):
-                raise TransientError(f"lake table {table}", got="made by another writer just now") from error
-            if log_was_cut(error):
-                raise TransientError(f"lake table {table}", got="swept by another process just now") from error
-            raise DataError(f"lake table {table}", got=str(error), expected=f"rows that satisfy {how.where}") from error

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipelines.adapters.delta_lake import DeltaLake, log_was_cut
+from pipelines.adapters.delta_commits import log_was_cut
+from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.contracts.errors import TransientError
 
 if TYPE_CHECKING:
