@@ -99,12 +99,12 @@ def with_spec(settings: Settings, file: str) -> Settings:
 
 def labelled_requests(settings: Settings) -> pa.Table:
     """July to December: what was asked (every input of every variant), with its label."""
-    from pipelines.wiring import datasets
+    from pipelines.wiring import requests_and_labels
 
     end = to_us(YEAR_END)
     whole = with_spec(settings, "v3")
-    requests = datasets.requests(whole, "late_arrival", end)
-    labels = datasets.labels(whole, "late_arrival", end).select(["request_id", "label"])
+    requests = requests_and_labels.requests(whole, "late_arrival", end)
+    labels = requests_and_labels.labels(whole, "late_arrival", end).select(["request_id", "label"])
     joined = requests.join(labels, "request_id", join_type="inner").sort_by("event_timestamp")
     first, after = (pa.scalar(datetime(*day, tzinfo=UTC)) for day in ((2013, 7, 1), (2014, 1, 1)))
     times = joined["event_timestamp"]

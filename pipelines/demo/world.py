@@ -17,7 +17,7 @@ from pipelines.demo.application import Ask
 from pipelines.demo.specs import copy_include, edit_model
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_model
-from pipelines.wiring import datasets
+from pipelines.wiring import datasets, requests_and_labels
 
 END_OF_SAMPLE_US = 1_389_312_000_000_000  # 2014-01-10: the last flight of 2013 has landed
 
@@ -91,7 +91,7 @@ def of_the_year(installation: Settings, model: str, spec_file: str) -> World:
     for name in spec.datasets():
         datasets.ingest(all_knowing, name, END_OF_SAMPLE_US)
     return world(
-        datasets.requests(all_knowing, model, END_OF_SAMPLE_US),
-        datasets.labels(all_knowing, model, END_OF_SAMPLE_US),
+        requests_and_labels.requests(all_knowing, model, END_OF_SAMPLE_US),
+        requests_and_labels.labels(all_knowing, model, END_OF_SAMPLE_US),
         {name: declared.datatype for name, declared in spec.inputs.items()},
     )

@@ -19,15 +19,12 @@ import pyarrow as pa
 
 from pipelines.adapters.collector_store import BatchDone, BatchPlan, CollectorStore
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import DeltaLake, open_lake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.adapters.kafka_bus import KafkaBus
-from pipelines.adapters.rollout_store import EvidenceRow
 from pipelines.collect import numbering
 from pipelines.collect.bus import Bus, SegmentBus
-from pipelines.collect.case import Case
 from pipelines.collect.completeness import StreamReport, check
-from pipelines.collect.fold import Fold
 from pipelines.collect.tables import to_tables
 from pipelines.contracts import segment_retention
 from pipelines.contracts.errors import ContractError, TransientError
@@ -35,11 +32,10 @@ from pipelines.contracts.events import KINDS, Override
 from pipelines.contracts.kafka import connection
 from pipelines.contracts.segments import Frame
 from pipelines.contracts.streams import StreamKey, stands_still
-from pipelines.rollout.policy import Policy
 from pipelines.rollout.record import ANCHORS
-from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
 from pipelines.wiring import record_copy
+from pipelines.wiring.live_evidence import LiveEvidence, read_log
 from pipelines.wiring.rollouts import observe_overrides, rollout_store, withdraw_harm
 from pipelines.wiring.tombstones import ErasedRequests
 
@@ -62,38 +58,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     problems: dict[str, str]
 
 
-class _Live:
-    """One running rollout's case and fold, in memory; rebuilt from the lake after a restart."""
-
-    def __init__(self, rollout: Rollout) -> None:
-        policy = Policy.parse(rollout.plan.policy)
-        self.case = Case(rollout.id, rollout.model, policy.slices)
-        self.fold = Fold(policy)
-        self.ended_s: float | None = None
-
-    def take(self, tables: dict[str, pa.Table]) -> bool:
-        """Fold one batch; whether any of its rows belonged to the rollout.
-
-        What comes after its end (a gateway follows a route a moment later) is counted, and is no evidence.
-        """
-        made = self.case.take(tables)
-        if made and self.ended_s is None:
-            self.fold.add(**made)
-        return bool(made)
-
-    def row(self, batch: int) -> EvidenceRow:
-        """The evidence so far, as it is stored."""
-        counts = self.case.counts
-        return EvidenceRow.of(
-            self.case.rollout_id,
-            "live",
-            batch,
-            self.fold.evidence(),
-            event_us=counts.last_event_us,
-            counts=msgspec.to_builtins(counts),
-        )
-
-
 def bus_of(settings: Settings) -> Bus:
     """Where the installation's inference log arrives: on a topic when Kafka is configured, else in its folder."""
     if settings.kafka:
@@ -111,7 +75,7 @@ class Collector:
         self.rollouts = rollout_store(settings)
         self.lake = open_lake(settings)
         self.tables = InferenceTables(self.lake)
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, LiveEvidence] = {}
         self._broken: dict[str, str] = {}
         self._positions = self.store.positions()
         self._offsets = self.store.offsets()
@@ -176,7 +140,7 @@ class Collector:
             _log.error("old segments stay: %s", error)
             return 0
 
-    def _fold(self, one: _Live, tables: dict[str, pa.Table]) -> bool:
+    def _fold(self, one: LiveEvidence, tables: dict[str, pa.Table]) -> bool:
         """Fold one batch for one rollout. Rows that its policy cannot take stop its evidence, and nothing else."""
         rollout_id = one.case.rollout_id
         if rollout_id in self._broken:
@@ -213,7 +177,7 @@ class Collector:
         self.store.plan(plan)
         return plan, found.frames
 
-    def _running(self, batch: int) -> dict[str, _Live]:
+    def _running(self, batch: int) -> dict[str, LiveEvidence]:
         """Case and fold of every running rollout; those not in memory are rebuilt from the lake before `batch`."""
         running = {rollout.id: rollout for rollout in self.rollouts.rollouts(slot="running")}
         for gone in self._live.keys() - running.keys():
@@ -222,30 +186,9 @@ class Collector:
                 del self._live[gone]
         for rollout_id, rollout in running.items():
             if rollout_id not in self._live:
-                self._live[rollout_id] = live = _Live(rollout)
+                self._live[rollout_id] = live = LiveEvidence(rollout)
                 self._fold(live, read_log(self.lake, rollout, before_batch=batch))
         return self._live
-
-
-def read_log(lake: DeltaLake, rollout: Rollout, *, before_batch: int | None = None) -> dict[str, pa.Table]:
-    """What a rollout's evidence is folded from, one table a kind, in the collector's order.
-
-    Its assignments and answers, and the model's labels and KPI values from its first assignment on.
-    """
-    until = "" if before_batch is None else f" AND batch < {before_batch}"
-    mine = f"model = '{rollout.model}' AND rollout_id = '{rollout.id}'{until}"
-    found: dict[str, pa.Table] = {}
-    if not lake.exists("inference/assignment"):
-        return found
-    assignments = lake.read("inference/assignment", where=mine).sort_by("seq")
-    if not assignments.num_rows:
-        return found
-    found["assignment"] = assignments
-    later = f"model = '{rollout.model}' AND seq > {assignments['seq'][0].as_py()}{until}"
-    for kind, where in (("response", mine), ("label", later), ("kpi", later)):
-        if lake.exists(f"inference/{kind}"):
-            found[kind] = lake.read(f"inference/{kind}", where=where).sort_by("seq")
-    return {kind: table for kind, table in found.items() if table.num_rows}
 
 
 def collect_once(settings: Settings) -> Report:

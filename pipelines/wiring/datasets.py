@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 
 import duckdb
 import pyarrow as pa
@@ -18,8 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.adapters.delta_lake import MICROS_UTC, connect, open_lake
 from pipelines.contracts.canonical import file_digest
 from pipelines.contracts.clocks import from_us
-from pipelines.contracts.errors import ContractError, DataError, NotYetError
-from pipelines.contracts.pii import KeyedHash
+from pipelines.contracts.errors import DataError, NotYetError
 from pipelines.datasets import file_source, flights_sample
 from pipelines.datasets.conform import conforming_sql, key_sql
 from pipelines.datasets.quarantine import stop_if_unfit
@@ -28,8 +26,8 @@ from pipelines.datasets.staging import OWN, RAW, REASONS, ROW, UNREADABLE, Publi
 from pipelines.datasets.suite import dataset_suite
 from pipelines.settings import Settings
 from pipelines.spec.dataset import DatasetSpec
-from pipelines.spec.loading import load_dataset, load_model
-from pipelines.wiring import tombstones
+from pipelines.spec.loading import load_dataset
+from pipelines.wiring.personal_rows import hashed, numbered, without_erased
 
 INGEST = "ingest"
 QUARANTINE = pa.schema(
@@ -232,47 +230,12 @@ def bind(
     )
 
 
-def requests(settings: Settings, model: str, as_of_us: int) -> pa.Table:
-    """The model's requests up to `as_of_us`: `request_id`, `event_timestamp`, inputs by name; in order of time."""
-    spec = load_model(settings.include_dir, model)
-    rows = _transformed(settings, spec.requests.datasets, spec.requests.transform, as_of_us)
-    return _ordered(rows, "event_timestamp", ["request_id", "event_timestamp", *spec.inputs], as_of_us, model)
-
-
-def labels(settings: Settings, model: str, as_of_us: int) -> pa.Table:
-    """The model's labels known by `as_of_us`: `request_id`, `label`, `label_timestamp` (known); in that order."""
-    spec = load_model(settings.include_dir, model)
-    rows = _transformed(settings, spec.labels.datasets, spec.labels.transform, as_of_us)
-    return _ordered(rows, "label_timestamp", ["request_id", "label", "label_timestamp"], as_of_us, model)
-
-
 def _staged(ref: StageRef) -> pa.Table:
     try:
         return pq.read_table(ref.good)
     except FileNotFoundError:
         hint = "Another run has cleared it away; stage again."
         raise DataError(f"dataset {ref.dataset}: staged batch", got=f"no {ref.good}", hint=hint) from None
-
-
-def _transformed(settings: Settings, datasets: list[str], transform: str, as_of_us: int) -> pa.Table:
-    from pipelines.features.expressions import evaluate
-
-    with connect() as connection:
-        for name in datasets:
-            bind(settings, connection, name, as_of_us)
-        return evaluate(connection, settings.include_dir, transform, datasets)
-
-
-def _ordered(rows: pa.Table, time: str, columns: list[str], as_of_us: int, model: str) -> pa.Table:
-    if missing := [name for name in columns if name not in rows.column_names]:
-        raise ContractError(
-            f"model {model}: transform lacks column {', '.join(missing)}", got=rows.column_names, expected=columns
-        )
-    stamped = rows.set_column(
-        rows.column_names.index(time), time, rows.column(time).cast(pa.timestamp("us")).cast(MICROS_UTC)
-    )
-    known = stamped.filter(pc.less_equal(stamped.column(time), pa.scalar(from_us(as_of_us), MICROS_UTC)))
-    return known.select(columns).sort_by([(time, "ascending"), ("request_id", "ascending")])
 
 
 def _bind_source(
@@ -303,39 +266,6 @@ def _bind_settled(settings: Settings, connection: duckdb.DuckDBPyConnection, spe
     return "settled"
 
 
-def hashed(settings: Settings, spec: DatasetSpec, rows: pa.Table) -> pa.Table:
-    """PII columns replaced by the installation's keyed hash: equal values stay equal, and nothing can be read back."""
-    personal = [name for name, column in spec.columns.items() if column.pii]
-    if not personal:
-        return rows
-    try:
-        keyed = KeyedHash(settings.pii_key.get_secret_value())
-    except ContractError as error:
-        what = f"dataset {spec.name}: PII columns {personal}"
-        raise DataError(what, got="no key", expected=error.expected, hint=error.hint) from None
-    for name in personal:
-        values = [None if value is None else keyed.of(str(value)) for value in rows.column(name).to_pylist()]
-        rows = rows.set_column(rows.column_names.index(name), name, pa.array(values, pa.string()))
-    if RAW not in rows.column_names:
-        return rows
-    # The raw text would carry the values past the hash.
-    return rows.set_column(rows.column_names.index(RAW), RAW, pa.nulls(rows.num_rows, pa.string()))
-
-
-def without_erased(settings: Settings, rows: pa.Table) -> tuple[pa.Table, dict[str, int]]:
-    """Rows without those of erased subjects, and how many of these there were by erasure."""
-    found = tombstones.load(settings).of_table(rows)
-    if not found:
-        return rows, {}
-    kept = rows.filter(pa.array([number not in found for number in range(rows.num_rows)], pa.bool_()))
-    return _numbered(kept) if ROW in rows.column_names else kept, dict(Counter(found.values()))
-
-
-def _numbered(rows: pa.Table) -> pa.Table:
-    """Staged rows, numbered anew."""
-    return rows.set_column(rows.column_names.index(ROW), ROW, pa.array(range(rows.num_rows), pa.int64()))
-
-
 def _without_seen(settings: Settings, name: str, rows: pa.Table) -> pa.Table:
     """Rows without those whose time of knowledge cannot be read and that are in quarantine already."""
     lake = open_lake(settings)
@@ -344,7 +274,7 @@ def _without_seen(settings: Settings, name: str, rows: pa.Table) -> pa.Table:
         return rows
     seen = lake.read(table, ["row"]).column("row").combine_chunks()
     again = pc.fill_null(pc.is_in(rows.column(RAW), value_set=seen), False)
-    return _numbered(rows.filter(pc.invert(again)))
+    return numbered(rows.filter(pc.invert(again)))
 
 
 def _unreadable(rows: pa.Table) -> list[tuple[int, str]]:

@@ -19,7 +19,7 @@ from pipelines.features.parity import Bars, ParityReport, Read, Value, ViewParit
 from pipelines.rollout.feature_terms import FeatureTerms, view_name
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_model, load_view
-from pipelines.wiring import datasets, feature_terms, features
+from pipelines.wiring import feature_terms, features, requests_and_labels
 from pipelines.wiring.scoring import load_release
 
 _ASKED = """
@@ -264,7 +264,7 @@ def _inputs(settings: Settings, model: str, asked: Mapping[str, Logged]) -> list
     if not asked:
         return []
     try:
-        table = datasets.requests(settings, model, max(one.asked_us for one in asked.values()))
+        table = requests_and_labels.requests(settings, model, max(one.asked_us for one in asked.values()))
     except (NotFoundError, NotYetError):  # no such datasets here: clients alone know what they ask
         return []
     spec = load_model(settings.include_dir, model)

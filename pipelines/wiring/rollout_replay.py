@@ -31,8 +31,8 @@ from pipelines.settings import Settings
 from pipelines.stats.evidence import Evidence, digest_of
 from pipelines.wiring import fed_models, parity
 from pipelines.wiring.backtest import backtest
-from pipelines.wiring.collect import read_log
 from pipelines.wiring.erased_evidence import erased_rows, taken_from_backtest
+from pipelines.wiring.live_evidence import read_log
 from pipelines.wiring.record_copy import copied
 from pipelines.wiring.rollout_gate import code_version, fold_backtest, rollout_store, standing_of
 

@@ -31,7 +31,7 @@ from pipelines.features.engine import Span
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_dataset, load_view, names
 from pipelines.spec.view import Stream, ViewSpec
-from pipelines.wiring import datasets, features, tombstones
+from pipelines.wiring import datasets, features, personal_rows, tombstones
 from pipelines.wiring.stream_online import StreamOnline
 from pipelines.wiring.stream_state import StreamState, distinct_keys, frontier_us
 
@@ -168,7 +168,7 @@ class Feed:
             ends[message.source] = max(ends.get(message.source, 0), message.offset + 1)
         seen = {n for n, one in enumerate(messages) if one.offset < self._mark(table, one.source)}
         rows, reasons = read(self._state.connection, self.spec, self.stream.watermark, messages)
-        rows = datasets.hashed(self.settings, self.spec, rows)
+        rows = personal_rows.hashed(self.settings, self.spec, rows)
         numbers = rows.column(NUMBER).to_pylist()
         erased = {numbers[row]: by for row, by in tombstones.load(self.settings).of_table(rows).items()}
         reasons |= {number: [f"its subject was erased ({by})"] for number, by in erased.items()}

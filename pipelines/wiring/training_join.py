@@ -8,7 +8,7 @@ from pipelines.settings import Settings
 from pipelines.spec.loading import load_model
 from pipelines.training import recipe, training_set
 from pipelines.training.columns import column_name, microseconds
-from pipelines.wiring import datasets
+from pipelines.wiring import requests_and_labels
 from pipelines.wiring.scoring import join_views
 from pipelines.wiring.training_candidates import (
     spec_digest,
@@ -18,8 +18,8 @@ from pipelines.wiring.training_candidates import (
 def make_training_set(settings: Settings, model: str, as_of_us: int) -> str:
     """Join what was asked, what was true and what could be read then; returns the training set's digest."""
     spec = load_model(settings.include_dir, model)
-    requests = datasets.requests(settings, model, as_of_us)
-    labels = datasets.labels(settings, model, as_of_us)
+    requests = requests_and_labels.requests(settings, model, as_of_us)
+    labels = requests_and_labels.labels(settings, model, as_of_us)
     window = spec.training.window
     start = None if isinstance(window, str) else as_of_us - window.us
     joined = training_set.join_labels(

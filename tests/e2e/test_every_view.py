@@ -33,7 +33,7 @@ from pipelines.demo.dag_runs import DagRuns
 from pipelines.settings import PROJECT, Settings
 from pipelines.spec.loading import load_model, load_view, names
 from pipelines.stack import PartStatus, airflow_password, part_environment
-from pipelines.wiring import datasets, features, point_in_time, rollouts
+from pipelines.wiring import datasets, features, point_in_time, requests_and_labels, rollouts
 from tests import streamed_project
 from tests.builders import constant_release
 from tests.e2e.conftest import EVENT_NOW
@@ -170,7 +170,7 @@ class Served:
     def __init__(self, settings: Settings, admin: AirflowRest) -> None:
         self.settings, self.admin = settings, admin
         self.spec = load_model(settings.include_dir, MODEL)
-        wanted = datasets.requests(settings, MODEL, DUE_US + HOUR_US).to_pylist()
+        wanted = requests_and_labels.requests(settings, MODEL, DUE_US + HOUR_US).to_pylist()
         self.asks = [row for row in wanted if from_us(DUE_US) <= row["event_timestamp"] < from_us(DUE_US + HOUR_US)]
         first = rollouts.start(settings, MODEL, self.release(0.3, "1.0.0"), actor="test")
         rollouts.approve(settings, first.id, "approver", "offline gates passed")

@@ -127,13 +127,16 @@ def test_a_dataset_a_view_and_a_model_can_be_started_from_nothing(include: Path,
     hours = [f"{hour},2024-01-{1 + hour // 24:02d}T{hour % 24:02d}:30:00Z,{hour}.5" for hour in range(96)]
     (include / "data" / "sales.csv").write_text("\n".join(["id,happened_at,value", *hours]) + "\n")
 
-    from pipelines.wiring import datasets, features
+    from pipelines.wiring import datasets, features, requests_and_labels
 
     settings = Settings()
     as_of = parse_event_time("2024-01-04T00:00:00Z")
     assert datasets.ingest(settings, "sales", as_of).rows == 72
     assert features.refresh(settings, "sales_sum", as_of).values > 0
-    requests, labels = datasets.requests(settings, "revenue", as_of), datasets.labels(settings, "revenue", as_of)
+    requests, labels = (
+        requests_and_labels.requests(settings, "revenue", as_of),
+        requests_and_labels.labels(settings, "revenue", as_of),
+    )
     assert requests.num_rows == labels.num_rows == 72
     assert requests.column_names == ["request_id", "event_timestamp", "id", "hour"]
     assert labels.schema.field("label_timestamp").type == pa.timestamp("us", tz="UTC")

@@ -26,7 +26,8 @@ from pipelines.rollout.decide import Now, Standing, decide
 from pipelines.rollout.policy import Policy
 from pipelines.settings import Settings
 from pipelines.wiring import rollouts
-from pipelines.wiring.collect import Collector, collect_all, collect_once, read_log, verify_log
+from pipelines.wiring.collect import Collector, collect_all, collect_once, verify_log
+from pipelines.wiring.live_evidence import read_log
 from tests.unit.collect.installation import PLAN, Installation
 from tests.unit.collect.traffic import Worker
 

@@ -13,7 +13,7 @@ from pipelines.contracts.clocks import parse_event_time
 from pipelines.contracts.events import Assignment, Response
 from pipelines.contracts.release import InputField, ViewPin
 from pipelines.settings import Settings
-from pipelines.wiring import datasets, point_in_time
+from pipelines.wiring import point_in_time, requests_and_labels
 from pipelines.wiring.collect import collect_once
 from serving.online_features.plan import ReadPlan, Reads, Wanted
 from serving.online_features.store import open_store
@@ -52,7 +52,7 @@ class LoggedRequests:
         """The sample's requests, hour by hour."""
         begin = parse_event_time(start)
         end = begin + hours * HOUR_US
-        rows = datasets.requests(self.settings, MODEL, end).to_pylist()[::every]
+        rows = requests_and_labels.requests(self.settings, MODEL, end).to_pylist()[::every]
         for hour in range(begin, end, HOUR_US):
             yield hour, [row for row in rows if hour <= _us(row) < hour + HOUR_US]
 
