@@ -88,17 +88,17 @@ class Alarm:
     def score(self, model: LoadedModel, scorers: Sequence[Scorer]) -> list[Outcome]:
         """The outcomes. Raises TooSlow."""
         self._armed = True
-        # Each may take what counts as quick; one alone may take much longer before it is given up.
-        signal.setitimer(signal.ITIMER_REAL, _ALARM_S + (len(scorers) - 1) * _QUICK_US / 1e6)
+        # Each may take what counts as quick; one alone may take much longer before it is given up. It strikes until it
+        # is heard: Python drops what is raised in a destructor or in a callback of the garbage collector.
+        signal.setitimer(signal.ITIMER_REAL, _ALARM_S + (len(scorers) - 1) * _QUICK_US / 1e6, _ALARM_S)
         try:
             return score_together(model, scorers)
         finally:
-            self._armed = False
+            self._armed = False  # first: no signal is taken up between the entry here and this line
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _strike(self, _signal: int, _frame: FrameType | None) -> None:
         if self._armed:
-            self._armed = False
             raise TooSlow
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.contracts.events import Assignment, Response
 from pipelines.contracts.routes import Breaker
-from serving.arms import _ALARM_S, _PROVEN, _QUICK_US, _SLOW_COSTS, Pace
+from serving import arms
+from serving.arms import _ALARM_S, _PROVEN, _QUICK_US, _SLOW_COSTS, Alarm, Pace, TooSlow
 from serving.scoring import Outcome
 from tests.serving.conftest import Installation, Start
 
@@ -86,6 +87,28 @@ async def test_a_challenger_that_hangs_in_the_loop_is_ended_and_stays_in_its_thr
     assert [(one.request_id, one.arm) for one in failed][:1] == [("harmful", "challenger")]
     assert "timeout after 200 ms" in failed[0].error
     assert all(one.paired for one in home.events(Assignment)[:_PROVEN])
+
+
+async def test_an_alarm_that_is_swallowed_strikes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    swallowed: list[int] = []
+
+    def hangs(*_: object) -> list[Outcome]:
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            try:
+                time.sleep(0.5)  # the code that hangs
+            except TooSlow:
+                if len(swallowed) == 2:
+                    raise
+                swallowed.append(1)
+        return []
+
+    monkeypatch.setattr(arms, "score_together", hangs)
+    began = time.monotonic()
+    with pytest.raises(TooSlow):
+        Alarm().score(None, [None])
+    assert swallowed == [1, 1]
+    assert time.monotonic() - began < 1.0
 
 
 async def test_in_the_loop_as_in_threads_the_answer_is_logged_first_and_its_pair_after(
