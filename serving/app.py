@@ -117,6 +117,7 @@ class GatewayApp:
         gateway = self.gateway
         match parts:
             case ["metrics"]:
+                _method(scope, "GET")
                 await _reply(send, 200, gateway.metrics.render(), CONTENT_TYPE)
                 return
             case ["v2"]:
@@ -178,7 +179,7 @@ class GatewayApp:
         }
 
     async def _json(self, scope: Scope, receive: Receive) -> bytes:
-        body = await self._body(scope, receive)
+        body = oip_http.unfolded(scope["headers"], await self._body(scope, receive), self.gateway.limits)
         refuse_deeper(body, self.gateway.limits.max_json_depth)
         return body
 
@@ -195,7 +196,7 @@ def _check(condition: bool, what: str, got: str) -> None:
 
 def _method(scope: Scope, method: str) -> None:
     if scope["method"] != method and not (method == "GET" and scope["method"] == "HEAD"):
-        raise WrongMethod("method", got=scope["method"], expected=method)
+        raise WrongMethod(got=scope["method"], allowed="GET, HEAD" if method == "GET" else method)
 
 
 async def _reply(

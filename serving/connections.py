@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 ARRIVED = "slipway.arrived"
 """Key of the ASGI scope: `monotonic()` when the head was complete, later the body: a wait for a turn counts from it."""
 
-Reason = Literal["connections", "head_size", "slow_head", "slow_body", "slow_reader"]
-REASONS: tuple[Reason, ...] = ("connections", "head_size", "slow_head", "slow_body", "slow_reader")
+Reason = Literal["connections", "malformed", "head_size", "slow_head", "slow_body", "slow_reader"]
+REASONS: tuple[Reason, ...] = ("connections", "malformed", "head_size", "slow_head", "slow_body", "slow_reader")
 _SWEEP_S = 0.25
 # A client that is still sending reads its refusal only when the connection is not reset under it.
 _LINGER_S = 1.0
@@ -132,10 +132,10 @@ class Connection(DirectProtocol):
             return True
         return False
 
-    def send_400_response(self, msg: str) -> None:
+    def send_400_response(self, _msg: str) -> None:
         """Bytes that are no HTTP: what was asked before them is answered first."""
-        self._ended = True
-        self.after_replies(partial(super().send_400_response, msg))
+        if not self._ended:
+            self.end("malformed")
 
     def shutdown(self) -> None:
         """The worker is to end: one more request may be on its way, and is answered before the connection closes."""
@@ -160,7 +160,7 @@ class Connection(DirectProtocol):
                 self.end("head_size")
         if not self._ended:
             super().on_headers_complete()
-            if self._last_request:
+            if self._last_request and not self._offers:
                 self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -172,7 +172,7 @@ class Connection(DirectProtocol):
     def on_message_complete(self) -> None:
         # What follows in the same bytes is another request's head.
         self._unparsed = 0
-        if self._ended:
+        if self._ended or self._offers:
             return
         if not self._awaits_head():
             self._note_arrival(self.cycle)
@@ -226,6 +226,9 @@ class Connection(DirectProtocol):
         sending = not self._awaits_head() and cycle.more_body and not cycle.response_started and not self.pipeline
         if not (sending or self._awaits_head()):
             # An earlier request of this connection is being answered: a refusal here would pass for its answer.
+            if not cycle.more_body:
+                self._then = partial(self._refuse, reason)
+                return
             self._tell_handler()
             self.transport.abort()
             return
@@ -236,6 +239,7 @@ class Connection(DirectProtocol):
         if sending:
             self._tell_handler()
         self.flow.resume_reading()
+        self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
 
 
@@ -270,6 +274,7 @@ def _refusals(limits: Limits) -> dict[Reason, bytes]:
     retry_after = f"retry-after: {limits.retry_after_s}\r\n"
     return {
         "connections": _response(429, "Too Many Requests", "too many connections; send it later", retry_after),
+        "malformed": _response(400, "Bad Request", "not an HTTP request"),
         "head_size": _response(431, "Request Header Fields Too Large", f"head over {limits.max_head_bytes} bytes"),
         "slow_head": _response(408, "Request Timeout", f"no whole head within {limits.head_timeout_s:g} s"),
         "slow_body": _response(408, "Request Timeout", f"no whole body within {limits.body_timeout_s:g} s"),

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
@@ -66,13 +67,14 @@ class DirectProtocol(HttpToolsProtocol):
         self._body = b""
         self._asked: deque[Asked] = deque()  # whose replies have not been sent
         self._then: Callable[[], None] | None = None  # what is done once they have been
+        self._offers = False  # the head that has come offers another protocol
         self._at_rest = False  # the last request took the short way, and no other has begun
         self._idle_since = 0.0
 
     def data_received(self, data: bytes) -> None:
         # The keep-alive timer stays armed over requests that take the short way; it looks at `_idle_since`.
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
-        super().data_received(data)
+        self._parse(data)
         if self._model is not None:
             self._take_general_way()
         unarmed = self.timeout_keep_alive_task is None  # uvicorn may have armed it meanwhile
@@ -81,6 +83,35 @@ class DirectProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = timer or self._arm(self.timeout_keep_alive)
         elif timer is not None:
             timer.cancel()
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn's own, but for a request that offers another protocol, such as HTTP/2: the offer is passed over.
+
+        The parser takes what follows such a head for the other protocol's, and the request's body would be lost.
+        """
+        left = memoryview(data)
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(left)
+                    return
+                except httptools.HttpParserUpgrade as offer:
+                    left = left[offer.args[0] :]
+                    self._begin_without_offer()
+        except httptools.HttpParserError:
+            self._model, self._body = None, b""
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _begin_without_offer(self) -> None:
+        """Have another parser read the head that has come, but for its offer. Raises HttpParserError."""
+        if not self._offers:
+            raise httptools.HttpParserError("CONNECT")
+        self._offers = False
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % (name, value) for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self.parser.feed_data(b"\r\n".join(lines) + b"\r\n\r\n")
 
     def _arm(self, seconds: float) -> asyncio.TimerHandle:
         return self.loop.call_later(seconds, self.timeout_keep_alive_handler)
@@ -101,7 +132,9 @@ class DirectProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         url, cycle, parser = self.url, self.cycle, self.parser
-        if (
+        if parser.should_upgrade() and parser.get_method() != b"CONNECT":
+            self._offers = True  # the head will come again without it
+        elif (
             self.short_way is not None
             and not self.only_general
             and url.startswith(_BEFORE)
@@ -114,7 +147,6 @@ class DirectProtocol(HttpToolsProtocol):
             and parser.get_method() == b"POST"
             and parser.get_http_version() == "1.1"
             and parser.should_keep_alive()
-            and not parser.should_upgrade()
         ):
             self._model = url[len(_BEFORE) : -len(_BEHIND)].decode("latin-1")
         else:
@@ -127,6 +159,8 @@ class DirectProtocol(HttpToolsProtocol):
             self._body = self._body + body if self._body else body
 
     def on_message_complete(self) -> None:
+        if self._offers:
+            return
         if self._model is None:
             super().on_message_complete()
             return
@@ -152,10 +186,16 @@ class DirectProtocol(HttpToolsProtocol):
         if asked or self.transport.is_closing():
             return
         self._idle_since = self.loop.time()
-        if self._then is not None:
-            self._then()
-        elif self.pipeline:
+        if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self._then is not None:
+            self._then()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._then is not None and self.cycle.response_complete and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._then()
 
     def after_replies(self, then: Callable[[], None]) -> None:
         """Do something now, or once the replies that are owed have been sent; the last such word holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,11 @@ from pipelines.contracts.events import Event, EventId, Kpi, Label
 from serving.gateway import Gateway
 from serving.inference_log import LogWriteError
 from serving.oip.errors import Malformed, TooLarge, Unavailable
+
+_LAST_ROW = 2**31 - 1
+"""What the lake's column holds; no request has as many rows."""
+_AT_ONCE = 500
+"""Events that are written before others have a turn: ten thousand would hold them up for a tenth of a second."""
 
 
 class LabelItem(msgspec.Struct):
@@ -58,8 +64,8 @@ async def take_labels(gateway: Gateway, model: str, body: bytes) -> int:
     now = _now(gateway, items)
     makes: list[Callable[[EventId], Event]] = []
     for index, item in enumerate(items):
-        if item.row < 0:
-            raise Malformed(f"labels[{index}].row", got=item.row, expected="0 or more")
+        if not 0 <= item.row <= _LAST_ROW:
+            raise Malformed(f"labels[{index}].row", got=item.row, expected=f"0 to {_LAST_ROW}")
         makes.append(_label_event(model, item, _at(f"labels[{index}].at", item.at, now)))
     return await _write(gateway, model, "label", makes)
 
@@ -68,6 +74,11 @@ async def take_kpis(gateway: Gateway, model: str, body: bytes) -> int:
     """The same for KPI values; equal values of one (id, name) count once."""
     items = _decode(_kpis, body, '{"kpis": [{"id", "name"?, "value", "at"?}]}').kpis
     now = _now(gateway, items)
+    longest = gateway.limits.max_id_chars
+    for index, item in enumerate(items):
+        if not 0 < len(item.name) <= longest:
+            got = f"{len(item.name)} characters"
+            raise Malformed(f"kpis[{index}].name", got=got, expected=f"1 to {longest} characters")
     makes: list[Callable[[EventId], Event]] = [
         _kpi_event(model, item, _at(f"kpis[{index}].at", item.at, now)) for index, item in enumerate(items)
     ]
@@ -137,8 +148,10 @@ def _kpi_event(model: str, item: KpiItem, event_us: int) -> Callable[[EventId], 
 
 async def _write(gateway: Gateway, model: str, kind: str, makes: list[Callable[[EventId], Event]]) -> int:
     try:
-        for make in makes:
-            gateway.log.append(make)
+        for first in range(0, len(makes), _AT_ONCE):
+            some = makes[first : first + _AT_ONCE]
+            gateway.log.write_all([make(event_id) for make, event_id in zip(some, gateway.log.ids(), strict=False)])
+            await asyncio.sleep(0)  # requests that have come meanwhile are answered
         await gateway.log.durable()
     except LogWriteError as error:
         raise Unavailable(

@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.contracts.errors import ContractError
 
 MICROS = 1_000_000
+
+EARLIEST_US, LATEST_US = -9_223_372_036_854_775, 9_223_372_036_854_775
+"""Event times lie from 1677 to 2262: what 64 bits of nanoseconds hold, and so every store and library on the way."""
 
 
 def wall_us() -> int:
@@ -36,15 +40,21 @@ def from_us(value: int) -> datetime:
 
 
 def parse_event_time(value: object) -> int:
-    """Microseconds of an RFC 3339 text or of an integer that already is in microseconds. Raises ContractError."""
+    """Microseconds of an RFC 3339 text or of an integer that already is in microseconds.
+
+    Raises ContractError, also for one before `EARLIEST_US` or after `LATEST_US`.
+    """
+    found: int | None = None
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        try:
-            return to_us(datetime.fromisoformat(value))
-        except ValueError:
-            pass
-    raise ContractError("event time", got=repr(value), expected="RFC 3339 text or integer microseconds")
+        found = value
+    elif isinstance(value, str):
+        with suppress(ValueError):
+            found = to_us(datetime.fromisoformat(value))
+    if found is None:
+        raise ContractError("event time", got=repr(value), expected="RFC 3339 text or integer microseconds")
+    if not EARLIEST_US <= found <= LATEST_US:
+        raise ContractError("event time", got=repr(value), expected="a time between the years 1677 and 2262")
+    return found
 
 
 class Clock:

@@ -54,6 +54,10 @@ class WrongMethod(Refusal):
 
     status = 405
 
+    def __init__(self, *, got: str, allowed: str) -> None:
+        super().__init__("method", got=got, expected=allowed)
+        self.headers = ((b"allow", allowed.encode()),)
+
 
 class Conflict(Refusal):
     """The state of the model does not allow this."""

@@ -36,6 +36,14 @@ def infer_request(headers: Iterable[Header], body: bytes, limits: Limits) -> Inf
     return decode(body, header_length)
 
 
+def unfolded(headers: Iterable[Header], body: bytes, limits: Limits) -> bytes:
+    """A body that came compressed, or as it is. Raises as `infer_request`."""
+    for name, value in headers:
+        if name == b"content-encoding":
+            body = _unfolded(body, value.strip().lower(), limits.max_body_bytes)
+    return body
+
+
 def infer_response(request: InferRequest, prediction: Prediction) -> tuple[bytes, bytes, tuple[Header, ...]]:
     """Body, content type and further headers of an answer. It is never compressed: numbers hardly shrink."""
     body, header_length = infer_answer(request, prediction)

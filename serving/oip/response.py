@@ -42,9 +42,13 @@ def check_outputs(request: InferRequest, manifest: Manifest) -> None:
     """Raises Malformed when the request asks for an output that the release does not have, or in a form it cannot."""
     if request.parameters is not None:
         _flag("parameters.binary_data_output", request.parameters.get("binary_data_output"))
+    named: set[str] = set()
     for output in request.outputs or ():
         if output.name not in manifest.output.fields:
             raise Malformed("outputs", got=output.name, expected=f"some of {sorted(manifest.output.fields)}")
+        if output.name in named:
+            raise Malformed(f"output {output.name}", got="it twice", expected="it once")
+        named.add(output.name)
         if output.parameters is not None:
             where = f"output {output.name}: parameters"
             _flag(f"{where}.binary_data", output.parameters.get("binary_data"))

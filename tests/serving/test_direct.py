@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -158,6 +159,36 @@ async def test_other_forms_of_http_are_served_too(home: Installation, start: Sta
         client.send(post("old").replace(b"HTTP/1.1", b"HTTP/1.0"))
         assert await client.id() == "old"
         assert await client.closed()
+
+
+async def test_an_offer_of_another_protocol_is_passed_over(home: Installation, start: Start) -> None:
+    """The JDK's client, and `curl --http2`, offer HTTP/2 with the first request of a connection."""
+    home.publish()
+    offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    async with start() as running, served(running) as port:
+        for path, cut in itertools.product((PATH, f"{PATH}?general"), (40, -80, -1, 10_000)):
+            async with connected(port) as client:
+                whole = post("offered", path, offer)
+                client.send(whole[:cut])
+                await client.writer.drain()
+                await asyncio.sleep(0.02)  # so that the server sees the first piece alone
+                client.send(whole[cut:] + post("again", path, offer) + post("plain"))
+                assert [await client.id() for _ in range(3)] == ["offered", "again", "plain"]
+    assert len(home.events(Response)) == 24
+
+
+async def test_what_is_no_request_is_refused_behind_the_answers_that_are_owed(home: Installation, start: Start) -> None:
+    home.publish()
+    garbage = (b"GARBAGE\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\xa5\x01\x00")
+    async with start() as running, served(running) as port:
+        for bad, path in itertools.product(garbage, (PATH, f"{PATH}?general")):
+            async with connected(port) as client:
+                client.send(post("a") + post("b", path) + bad)
+                assert [await client.id(), await client.id()] == ["a", "b"]
+                status, headers, body = await client.answer()
+                assert (status, headers["connection"]) == (400, "close")
+                assert "error" in json.loads(body)
+                assert await client.closed()
 
 
 async def test_an_idle_connection_is_closed_after_its_last_answer_and_not_before(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 
 import anyio
 import pytest
 
-from pipelines.contracts.events import Kpi, Label
+from pipelines.contracts.events import Assignment, Kpi, Label
 from tests.serving.conftest import Installation, Start
 
 pytestmark = pytest.mark.anyio
@@ -102,6 +103,13 @@ async def test_ten_thousand_labels_go_in_one_call_and_many_calls_share_an_fsync(
         (b'{"labels":[{"id":"q","value":"1"}]}', "Expected `bool | float`"),
         (b'{"labels":[{"id":"","value":1}]}', "id"),
         (b'{"labels":[{"id":"q","value":1,"row":-1}]}', "row"),
+        # The lake's column would not hold it, and one such label would stop the collector.
+        (b'{"labels":[{"id":"q","value":1,"row":2147483648}]}', "labels[0].row"),
+        (b'{"labels":[{"id":"q","value":1,"row":18446744073709551616}]}', "labels[0].row"),
+        (b'{"labels":[{"id":"q","value":1,"at":9223372036854775808}]}', "labels[0].at"),
+        (b'{"labels":[{"id":"q","value":1,"at":-9223372036854776000}]}', "between the years 1677 and 2262"),
+        (b'{"labels":[{"id":"q","value":1,"at":18446744073709551616}]}', "labels[0].at"),
+        (b'{"labels":[{"id":"q","value":1,"at":"9999-12-31T23:59:59Z"}]}', "labels[0].at"),
         (b'{"labels":[{"id":"q","value":1},{"id":"q","value":1,"at":"noon"}]}', "labels[1].at"),
     ],
 )
@@ -114,6 +122,37 @@ async def test_malformed_labels_are_refused_and_nothing_of_the_call_is_written(
     assert answer.status_code == 400
     assert text in answer.json()["error"]
     assert home.events() == []
+
+
+@pytest.mark.parametrize("name", ["", "n" * 257])
+async def test_the_name_of_a_kpi_is_short_and_not_empty(home: Installation, start: Start, name: str) -> None:
+    home.publish()
+    async with start() as running:
+        answer = await running.client.post("/v1/models/m/kpis", json={"kpis": [{"id": "q", "value": 1, "name": name}]})
+    assert answer.status_code == 400
+    assert "kpis[0].name" in answer.json()["error"]
+
+
+async def test_labels_may_come_compressed(home: Installation, start: Start) -> None:
+    home.publish()
+    body = gzip.compress(b'{"labels":[{"id":"q","value":1}]}')
+    async with start() as running:
+        for encoding, status in (("gzip", 202), ("deflate", 400), ("br", 415)):
+            headers = {"content-encoding": encoding}
+            answer = await running.client.post("/v1/models/m/labels", content=body, headers=headers)
+            assert answer.status_code == status
+    assert len(home.events(Label)) == 1
+
+
+async def test_requests_are_answered_while_ten_thousand_labels_are_written(home: Installation, start: Start) -> None:
+    home.publish()
+    many = {"labels": [{"id": f"q{k}", "value": 1} for k in range(10_000)]}
+    async with start() as running, anyio.create_task_group() as group:
+        group.start_soon(lambda: running.client.post("/v1/models/m/labels", json=many))
+        await running.until(lambda: running.gateway.log.n > 0)
+        assert (await running.infer("a")).status_code == 200
+    kinds = [type(event) for event in home.events()]
+    assert 0 < kinds.index(Assignment) < kinds.count(Label)
 
 
 async def test_under_replay_a_label_holds_at_the_drivers_tick(home: Installation, start: Start) -> None:

@@ -42,6 +42,7 @@ CASES: list[tuple[str, Any, int, str]] = [
     ("empty inputs", {"inputs": []}, 400, "got none"),
     ("unknown input", request(tensor(name="orign")), 400, "Did you mean origin?"),
     ("input twice", request(tensor(), tensor()), 400, "it twice"),
+    ("output twice", request(outputs=[{"name": "score"}, {"name": "score"}]), 400, "output score; got it twice"),
     ("unknown datatype", request(tensor(datatype="DOUBLE")), 400, "got DOUBLE; expected one of"),
     ("text for a number", request(tensor(datatype="BYTES", data=["1"])), 400, "got BYTES; expected FP64"),
     ("text in numbers", request(tensor(data=["1"])), 400, "row 0; got '1'; expected FP64 or null"),
@@ -133,8 +134,13 @@ async def test_unknown_models_and_paths_are_404_with_near_names(home: Installati
         assert "Did you mean late_arrival?" in answer.json()["error"]
         assert (await running.client.post("/v1/models/x/labels", content=b"{}")).status_code == 404
         assert (await running.client.get("/v2/nothing")).status_code == 404
-        assert (await running.client.get("/v2/models/m/infer")).status_code == 405
-        assert (await running.client.post("/v1/routes")).status_code == 405
+        for method, path, allowed in (
+            ("GET", "/v2/models/m/infer", "POST"),
+            ("POST", "/v1/routes", "GET, HEAD"),
+            ("POST", "/metrics", "GET, HEAD"),
+        ):
+            answer = await running.client.request(method, path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
 
 async def test_a_body_over_the_limit_is_413_by_its_header_and_by_its_bytes(home: Installation, start: Start) -> None:
