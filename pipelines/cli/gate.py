@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,34 +21,48 @@ _OPTIONAL = ("labels", "kpi")
 
 
 def _mapping(path: Path, what: str) -> dict[str, Any]:
-    import yaml
-
-    from pipelines.contracts.errors import ContractError, NotFoundError
+    from pipelines.contracts.errors import NotFoundError, SpecError
+    from pipelines.spec.documents import mapping_of
 
     if not path.is_file():
         raise NotFoundError(what, got=str(path), expected="a YAML or JSON file")
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ContractError(what, got=str(error), expected="YAML or JSON") from error
-    if not isinstance(value, dict):
-        raise ContractError(what, got=type(value).__name__, expected="a mapping")
-    return value
+        return mapping_of(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}:1: not UTF-8 text at byte {error.start}; expected YAML or JSON.") from error
 
 
-def _tables(case: Path) -> dict[str, pa.Table]:
+@contextmanager
+def _lines_of(path: Path) -> Iterator[None]:
+    """What is wrong with the policy in `path` is told with its line."""
+    from pipelines.contracts.errors import SpecError
+    from pipelines.rollout.policy_values import PolicyError
+    from pipelines.spec.documents import render
+    from pipelines.spec.problems import Problem
+
+    try:
+        yield
+    except PolicyError as error:
+        problem = Problem(error.location, str(error))
+        raise SpecError("\n".join(render(path.read_text(encoding="utf-8"), str(path), [problem]))) from error
+
+
+def _tables(files: dict[str, Path]) -> dict[str, pa.Table]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from pipelines.contracts.errors import NotFoundError
+    from pipelines.contracts.errors import DataError, NotFoundError
 
     tables = {}
-    for kind in (*_NEEDED, *_OPTIONAL):
-        path = case / f"{kind}.parquet"
+    for kind, path in files.items():
         if path.exists():
-            tables[kind] = pq.read_table(path)
+            try:
+                tables[kind] = pq.read_table(path)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(str(path), got=" ".join(str(error).split()), expected="a Parquet file") from error
         elif kind in _NEEDED:
             raise NotFoundError(
-                f"case {case}", got=f"no {path.name}", expected="assignments.parquet and responses.parquet"
+                f"case {path.parent}", got=f"no {path.name}", expected="assignments.parquet and responses.parquet"
             )
     return tables
 
@@ -69,7 +85,10 @@ def judge(
     """Judge every rollout of a case and write its verdicts, one JSON object a line."""
     from pipelines.rollout.offline import judge as replay
 
-    lines = replay(_mapping(case / "policy.yaml", "policy of the case"), _tables(case))
+    policy, files = case / "policy.yaml", {kind: case / f"{kind}.parquet" for kind in (*_NEEDED, *_OPTIONAL)}
+    body, tables = _mapping(policy, "policy of the case"), _tables(files)
+    with _lines_of(policy):
+        lines = replay(body, tables, names={kind: str(path) for kind, path in files.items()})
     _write(out, "".join(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n" for line in lines))
 
 
@@ -102,7 +121,10 @@ def simulate(
             gate_simulate.show(model, told)
             return
     else:
-        told = gate_simulate.of_policy(_mapping(policy, "policy"), fault, runs, seed)  # type: ignore[arg-type]  # one of both
+        assert policy is not None  # one of both, as checked above
+        body = _mapping(policy, "policy")
+        with _lines_of(policy):
+            told = gate_simulate.of_policy(body, fault, runs, seed)
     _write(out, json.dumps(told, indent=2, allow_nan=False) + "\n")
 
 
@@ -135,8 +157,10 @@ def plan(
     assert policy is not None
     assert rates is not None  # both, as checked above
     known = Rates.parse(_mapping(rates, "base rates"))
-    body, settled = settle(_mapping(policy, "policy"), known)
-    result = planned(Policy.parse(body), known)
+    body = _mapping(policy, "policy")
+    with _lines_of(policy):
+        body, settled = settle(body, known)
+        result = planned(Policy.parse(body), known)
     told = result.to_mapping() | ({"stages": settled} if settled else {})
     _write(out, json.dumps(told, indent=2, allow_nan=False) + "\n")
     for need in result.needs:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipelines.collect.fold import Fold
 from pipelines.collect.row_order import KINDS
+from pipelines.rollout.case_rows import check_rows
 from pipelines.rollout.judge import judge as judge_evidence
 from pipelines.rollout.judgement import Judgement
 from pipelines.rollout.policy import Policy
@@ -27,12 +28,16 @@ _PATIENCE = 16
 """Blocks of rows after which a cause that brought no decision is looked at again, at most."""
 
 
-def judge(policy: dict[str, Any], tables: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
+def judge(
+    policy: dict[str, Any], tables: Mapping[str, pa.Table], *, names: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """The verdict lines of every rollout in `tables` (keys assignments, responses, labels, kpi), by rollout and time.
 
-    `policy` is the `slipway-gate/1` mapping. Raises ContractError for a broken policy or a missing column.
+    `policy` is the `slipway-gate/1` mapping. Raises PolicyError for a broken policy, ContractError with table, row and
+    column for rows that are not as the format has them; `names` are what errors call the tables.
     """
     parsed = Policy.parse(policy)
+    check_rows(parsed, tables, names or {})
     lines: list[dict[str, Any]] = []
     for rollout_id, part in _rollouts(tables):
         lines.extend(_replay(parsed, rollout_id, part))

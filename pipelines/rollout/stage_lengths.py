@@ -11,7 +11,7 @@ import msgspec
 from pipelines.contracts.errors import ContractError
 from pipelines.rollout.bars import proof_stages
 from pipelines.rollout.policy import Policy
-from pipelines.rollout.policy_parsing import AUTO
+from pipelines.rollout.policy_values import AUTO
 from pipelines.rollout.rates import Rates
 from pipelines.rollout.walk import Walk
 

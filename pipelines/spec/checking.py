@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from pipelines.spec import dataset, model, personal, view
 from pipelines.spec.dataset import DatasetSpec
-from pipelines.spec.loading import FOLDERS, Specs, file_names, names, parse_spec, path_of, render, shown_path
+from pipelines.spec.documents import render
+from pipelines.spec.loading import FOLDERS, Specs, file_names, names, parse_spec, path_of, shown_path
 from pipelines.spec.model import ModelSpec
 from pipelines.spec.problems import Location, Problem
 from pipelines.spec.view import ViewSpec
@@ -168,22 +169,6 @@ def _score_input(spec: ModelSpec, at: Location, name: str) -> Iterator[Problem]:
         yield Problem.unknown(at, "input", name, [*spec.inputs])
     elif spec.inputs[name].datatype not in ("FP64", "FP32"):
         yield Problem(at, f"input '{name}' is {spec.inputs[name].datatype}; a score is FP64 or FP32")
-
-
-def policy_location(spec: ModelSpec, word: object) -> Location:
-    """Where a key or value of the rollout's policy stands; the policy's own place when it is not in it."""
-    return ("rollout", "policy", *_path_to(spec.rollout.policy, word))
-
-
-def _path_to(node: Any, word: object) -> Location:
-    """The path to a key or value of the policy; empty when it is not in it."""
-    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for step, inner in entries:
-        if word is not None and (repr(step) == word or step == word or inner == word or repr(inner) == word):
-            return (step,)
-        if deeper := _path_to(inner, word):
-            return (step, *deeper)
-    return ()
 
 
 def _datasets(listed: list[str], at: Location, known: Mapping[str, list[str]]) -> Iterator[Problem]:

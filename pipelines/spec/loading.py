@@ -14,13 +14,12 @@ from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 import msgspec
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError
 
 from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import NotFoundError, SpecError
 from pipelines.spec import dataset, model, view
 from pipelines.spec.dataset import DatasetSpec
+from pipelines.spec.documents import mapping_of, render
 from pipelines.spec.model import ModelSpec
 from pipelines.spec.problems import Location, Problem, suggestion
 from pipelines.spec.view import ViewSpec
@@ -115,13 +114,9 @@ def _parsed(
     text: str, stem: str, spec_type: type[BaseModel], check: Callable[[Any], Iterator[Problem]], shown: str
 ) -> tuple[BaseModel | None, list[str]]:
     try:
-        document = YAML(typ="safe").load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else 1
-        return None, [f"{shown}:{line}: {_yaml_problem(error)}."]
-    if not isinstance(document, dict):
-        return None, [f"{shown}:1: the file holds {type(document).__name__}; expected a mapping of keys to values."]
+        document = mapping_of(text, shown)
+    except SpecError as error:
+        return None, [str(error)]
     try:
         spec = spec_type.model_validate(document)
     except ValidationError as error:
@@ -140,15 +135,6 @@ def _parsed(
     if name != stem:
         found.append(Problem(("name",), f"name '{name}' differs from the file's; expected '{stem}'"))
     return spec, render(text, shown, found)
-
-
-def render(text: str, shown: str, found: list[Problem]) -> list[str]:
-    """Each problem as `file:line: message`, in the order of lines."""
-    if not found:
-        return []
-    document = YAML(typ="rt").load(text)
-    located = sorted({(_line(document, problem.location), problem.message) for problem in found})
-    return [f"{shown}:{line}: {message}{'' if message.endswith('?') else '.'}" for line, message in located]
 
 
 def shown_path(include: Path, path: Path) -> str:
@@ -171,29 +157,6 @@ def _load_one(
     if mistakes or spec is None:
         raise SpecError("\n".join(mistakes))
     return spec
-
-
-def _yaml_problem(error: MarkedYAMLError) -> str:
-    if isinstance(error, DuplicateKeyError):
-        return str(error.problem).split(" with value")[0].replace("found duplicate key", "duplicate key")
-    return " ".join(str(error.problem or error.context).split())
-
-
-def _line(document: Any, location: Location) -> int:
-    """The line of the deepest part of `location` that is in the document."""
-    line, node = 1, document
-    for step in location:
-        try:
-            if isinstance(node, dict) and step in node:
-                line = node.lc.key(step)[0] + 1  # type: ignore[attr-defined]  # ruamel's CommentedMap
-            elif isinstance(node, list) and isinstance(step, int) and step < len(node):
-                line = node.lc.item(step)[0] + 1  # type: ignore[attr-defined]  # ruamel's CommentedSeq
-            else:
-                continue  # a tag of a union, or a missing key: its parent's line stands
-            node = node[step]
-        except (AttributeError, KeyError):
-            break
-    return line
 
 
 def _explain(spec_type: type[BaseModel], document: object, error: Any) -> Problem:

@@ -7,10 +7,10 @@ from typing import Any
 
 from pipelines.contracts.errors import ContractError, SlipwayError
 from pipelines.rollout.policy import Policy
+from pipelines.rollout.policy_values import PolicyError
 from pipelines.rollout.reach import shortfalls, unprovable
 from pipelines.rollout.stage_lengths import automatic, settle
 from pipelines.settings import Settings
-from pipelines.spec.checking import policy_location
 from pipelines.spec.model import ModelSpec
 from pipelines.spec.problems import Location, Problem
 from pipelines.wiring.rollout_gate import plan_of, policy_mapping, unplanned
@@ -27,7 +27,7 @@ def problems(settings: Settings, spec: ModelSpec, *, logged: bool = True) -> Ite
         if not automatic(mapping):
             plan_of(spec)
     except (SlipwayError, ValueError) as error:
-        yield Problem(policy_location(spec, getattr(error, "got", None)), f"rollout.policy: {error}")
+        yield Problem(_place_of(error), f"rollout.policy: {error}")
         return
     known = known_to_check(settings, spec) if logged or spec.traffic is not None else None
     short = unprovable(unplanned(spec))
@@ -46,3 +46,10 @@ def problems(settings: Settings, spec: ModelSpec, *, logged: bool = True) -> Ite
     for one in short:
         at = places["metric", one.metric] if one.metric is not None else places["stage", one.stage]
         yield Problem(at, one.sentence + source)
+
+
+def _place_of(error: Exception) -> Location:
+    """Where in a model's spec stands what is wrong with its policy: stages beside it, durations without their unit."""
+    steps = error.location if isinstance(error, PolicyError) else ()
+    steps = tuple(step.removesuffix("_s") if isinstance(step, str) else step for step in steps)
+    return ("rollout", *steps) if steps[:1] == ("stages",) else ("rollout", "policy", *steps)

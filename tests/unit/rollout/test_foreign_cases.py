@@ -76,7 +76,8 @@ def test_files_without_labels_kpis_slices_or_units_are_judged(tmp_path: Path, ha
         {name: value for name, value in row.items() if name != "segment"} for row in bare["assignments"]
     ]
     write(tmp_path, tables({0: bare | {"labels": [], "kpi": []}}), row_group=row_group)
-    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy(metrics=("error_rate", "loss"))), encoding="utf-8")
+    body = policy(metrics=("error_rate", "loss")) | {"slices": []}
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(body), encoding="utf-8")
     out = tmp_path / "verdicts.jsonl"
     result = CliRunner().invoke(app, ["judge", "--case", str(tmp_path), "--out", str(out)])
     assert result.exit_code == 0, result.output
