@@ -107,6 +107,7 @@ class Arms:
 
     def __init__(self) -> None:
         self._pools = {arm: self._pool(arm) for arm in ARMS}
+        self._apart = self._pool("apart")
         self._alarm = Alarm()
 
     async def score(
@@ -115,7 +116,7 @@ class Arms:
         """The outcome, or an `error` outcome once `timeout_s` (wall) has passed; the late result is dropped."""
         if (outcomes := self.score_in_loop(pace, arm, (scorer,), model)) is not None:
             return outcomes[0]
-        outcome = await self._in_thread(arm, scorer, model, timeout_s)
+        outcome = await _in_thread(self._pools[arm], scorer, model, timeout_s)
         pace.note(arm, outcome)
         return outcome
 
@@ -139,16 +140,9 @@ class Arms:
         pace.note_together(arm, outcomes, each_us)
         return outcomes
 
-    async def _in_thread(self, arm: Arm, scorer: Scorer, model: LoadedModel, timeout_s: float | None) -> Outcome:
-        future = asyncio.get_running_loop().run_in_executor(self._pools[arm], scorer.score, model)
-        done, _ = await asyncio.wait((future,), timeout=timeout_s)
-        if future.cancelled():
-            return Outcome("error", 0, error="switched off while it waited for its turn")
-        if done:
-            return future.result()
-        future.cancel()
-        assert timeout_s is not None
-        return Outcome("error", int(timeout_s * 1e6), error=f"timeout after {timeout_s * 1000:.0f} ms")
+    async def score_apart(self, scorer: Scorer, model: LoadedModel, timeout_s: float) -> Outcome:
+        """The same for a release that no route vouches for: what it holds up are others of its kind alone."""
+        return await _in_thread(self._apart, scorer, model, timeout_s)
 
     def replace(self, arm: Arm) -> None:
         """A fresh thread for an arm whose old one may never return."""
@@ -157,9 +151,21 @@ class Arms:
 
     def close(self) -> None:
         """Wait for no one."""
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), self._apart):
             pool.shutdown(wait=False, cancel_futures=True)
 
     @staticmethod
-    def _pool(arm: Arm) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, thread_name_prefix=f"score-{arm}")
+    def _pool(name: str) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, thread_name_prefix=f"score-{name}")
+
+
+async def _in_thread(pool: ThreadPoolExecutor, scorer: Scorer, model: LoadedModel, timeout_s: float | None) -> Outcome:
+    future = asyncio.get_running_loop().run_in_executor(pool, scorer.score, model)
+    done, _ = await asyncio.wait((future,), timeout=timeout_s)
+    if future.cancelled():
+        return Outcome("error", 0, error="switched off while it waited for its turn")
+    if done:
+        return future.result()
+    future.cancel()
+    assert timeout_s is not None
+    return Outcome("error", int(timeout_s * 1e6), error=f"timeout after {timeout_s * 1000:.0f} ms")

@@ -142,7 +142,11 @@ async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferReque
     if model.reads.pinned:
         reads = await _read(gateway, model.reads, Wanted(bound.columns, bound.rows, event_us))
     scorer = Scorer(bound, reads)
-    outcome = scorer.score(model) if model.batching is None else await gateway.batches.score(model, scorer)
+    timeout_s = gateway.limits.pinned_timeout_s
+    if model.batching is None:
+        outcome = await gateway.arms.score_apart(scorer, model, timeout_s)
+    else:
+        outcome = await gateway.batches.score(model, scorer, timeout_s)
     if refused := failure(model.manifest.model, outcome):
         raise refused
     said = parameters(model.digest, "pinned", 0, logged=False, degraded=outcome.degraded)

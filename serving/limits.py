@@ -60,3 +60,5 @@ class Limits(BaseSettings):
     """How long a starting gateway waits for its routes' releases before it serves what it has."""
     pinned_releases: int = 4
     """Releases addressed by version that are kept loaded beyond those of routes."""
+    pinned_timeout_s: float = 5.0
+    """How long such a release may take for a request; then 500. They are scored one after the other, in a thread."""

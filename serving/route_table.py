@@ -211,3 +211,4 @@ class RouteTable:
         routes = [*self.wanted.values(), *(plan.route for plan in self.plans.values())]
         used = {digest for route in routes for digest in (route.champion, route.challenger, route.fallback)}
         self._models = {digest: model for digest, model in self._models.items() if digest in used}
+        self.load_errors = {digest: error for digest, error in self.load_errors.items() if digest in used}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
 
 from pipelines.contracts.assignment import draw
@@ -210,6 +211,29 @@ async def test_a_pinned_version_answers_by_digest_and_semver_and_leaves_no_event
         other_model = await running.client.post(f"/v2/models/n/versions/{home.challenger}/infer", json=body)
         assert other_model.status_code == 404
     assert home.events() == []
+
+
+async def test_a_version_that_hangs_holds_up_nobody_else(home: Installation, start: Start) -> None:
+    home.publish()
+    home.release(0.7, semver="2.0.0", sleep_s=1.0)
+    body = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}
+    answered: list[str] = []
+    async with start(limits={"pinned_timeout_s": 0.4}) as running:
+
+        async def hanging() -> None:
+            answer = await running.client.post("/v2/models/m/versions/2.0.0/infer", json=body)
+            assert answer.status_code == 500
+            assert "timeout after 400 ms" in answer.json()["error"]
+            answered.append("hanging")
+
+        assert (await running.client.get("/v2/models/m/versions/2.0.0")).status_code == 200  # it is loaded
+        async with anyio.create_task_group() as group:
+            group.start_soon(hanging)
+            for k in range(5):
+                await anyio.sleep(0.01)  # so that the call by version has come
+                assert (await running.infer(f"q{k}")).status_code == 200
+                answered.append("q")
+    assert answered == ["q"] * 5 + ["hanging"]
 
 
 async def test_under_replay_a_request_must_say_when_it_happens_and_under_wall_it_must_not(

@@ -120,6 +120,8 @@ async def test_a_changed_bundle_is_never_served(home: Installation, start: Start
         told = running.gateway.table.load_errors[home.challenger]
         assert told.startswith("postprocess.py; got ")
         assert (await running.infer()).json()["parameters"]["release"] == home.champion
+        home.publish()
+        await running.until(lambda: not running.gateway.table.load_errors)  # nothing names that release any more
 
 
 @pytest.mark.parametrize(
