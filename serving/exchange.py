@@ -39,6 +39,11 @@ class Exchange(msgspec.Struct):
     fallback: bool = False
 
     @property
+    def is_compared(self) -> bool:
+        """Whether the request may tell of one release beside another: not of a route with one, nor shed in shadow."""
+        return self.plan.challenger is not None and (self.paired or self.rollout_id is not None)
+
+    @property
     def reads(self) -> ReadPlan:
         """What is read online: for both arms, if both will score."""
         return self.plan.reads if self.paired or self.arm == "challenger" else self.plan.champion.reads

@@ -118,7 +118,7 @@ async def _score(exchange: Exchange, arm: Arm) -> Outcome:
     timeout_s = exchange.plan.route.breaker.timeout_ms / 1000 if arm == "challenger" else None
     if model.batching is not None:
         return await exchange.gateway.batches.score(model, exchange.scorer, timeout_s)
-    if exchange.plan.challenger is None:
+    if arm == "champion" and not exchange.is_compared:
         return exchange.scorer.score(model)
     return await exchange.gateway.arms.score(exchange.plan.pace, arm, exchange.scorer, model, timeout_s)
 

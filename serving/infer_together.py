@@ -203,15 +203,17 @@ def _hand_out(exchanges: Sequence[Exchange], reads: Sequence[Reads]) -> None:
 def _groups(exchanges: Sequence[Exchange]) -> Iterable[list[Exchange]]:
     """The requests of one plan and arm together; where two releases are compared, as few of one arm as of the other.
 
-    In shadow a pair's arms are scored in the same company, with a second arm or without, whatever was shed. While arms
-    are drawn, the smaller share would have the smaller company and look quicker: each request is then scored alone.
+    In shadow a pair's arms are scored in the same company; what was shed is compared with nothing, and held up by
+    nothing. While arms are drawn, the smaller share would have the smaller company and look quicker: each request is
+    then scored alone.
     """
-    found: dict[tuple[int, Arm, bool], list[Exchange]] = {}
+    found: dict[tuple[int, Arm, bool, bool], list[Exchange]] = {}
     for exchange in exchanges:
-        found.setdefault((id(exchange.plan), exchange.arm, exchange.paired), []).append(exchange)
+        kind = (id(exchange.plan), exchange.arm, exchange.paired, exchange.is_compared)
+        found.setdefault(kind, []).append(exchange)
     for group in found.values():
         plan = group[0].plan
-        most = len(group) if plan.challenger is None else plan.pace.most
+        most = plan.pace.most if group[0].is_compared else len(group)
         if 0 < plan.effective.share_ppm < PPM:
             most = 1
         for first in range(0, len(group), most):
@@ -227,7 +229,7 @@ def _score(
         plan, arm = group[0].plan, group[0].arm
         model, scorers = group[0].model_of(arm), [exchange.scorer for exchange in group]
         outcomes: Sequence[Outcome | None] | None
-        if plan.challenger is None:
+        if not group[0].is_compared:
             outcomes = score_together(model, scorers)
         else:
             outcomes = gateway.arms.score_in_loop(plan.pace, arm, scorers, model)

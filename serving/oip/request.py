@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from serving.oip.datatypes import FLOATS, NUMERIC
 from serving.oip.errors import Malformed
 from serving.oip.tensor_bytes import from_bytes
 
@@ -109,6 +110,8 @@ def check_parameters(tensor: Tensor, *, binary: bool) -> None:
 
 def _attach(tensors: list[Tensor], part: memoryview) -> None:
     """Give the tensors their values: those with a `binary_data_size` from `part`, in order, the others from JSON."""
+    if _attach_alike(tensors, part):
+        return
     at = 0
     for tensor in tensors:
         if not tensor.parameters:
@@ -128,6 +131,29 @@ def _attach(tensors: list[Tensor], part: memoryview) -> None:
         at += size
     if at != len(part):
         raise Malformed("binary data", got=f"{len(part)} bytes", expected=f"{at}, the sum of all binary_data_size")
+
+
+def _attach_alike(tensors: list[Tensor], part: memoryview) -> bool:
+    """Give float tensors of one datatype and shape, of which `part` is all the data, their values at once.
+
+    Most requests are such. False for all others, and then nothing is done.
+    """
+    if not tensors or tensors[0].datatype not in FLOATS:
+        return False
+    datatype, shape = tensors[0].datatype, tensors[0].shape
+    dtype = NUMERIC[datatype]
+    if len(shape) != 1 or shape[0] < 1 or len(part) != len(tensors) * shape[0] * dtype.itemsize:
+        return False
+    for tensor in tensors:
+        if tensor.datatype != datatype or tensor.shape != shape or tensor.data is not None:
+            return False
+        given = tensor.parameters
+        size = given.get("binary_data_size") if given is not None and len(given) == 1 else None
+        if type(size) is not int or size * len(tensors) != len(part):
+            return False
+    for tensor, values in zip(tensors, np.frombuffer(part, dtype).reshape(len(tensors), shape[0]), strict=True):
+        tensor.data = values
+    return True
 
 
 def _flatten(tensor: Tensor) -> None:

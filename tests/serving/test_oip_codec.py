@@ -92,6 +92,22 @@ def test_a_binary_input_becomes_the_same_column_and_log_as_the_same_values_in_js
     assert str(one.columns["x"].tolist()) == str(other.columns["x"].tolist())
 
 
+@given(st.lists(tensors(), min_size=2, max_size=5), st.booleans())
+def test_binary_inputs_have_their_own_values_whether_they_are_alike_or_not(
+    inputs: list[tuple[str, Any]], alike: bool
+) -> None:
+    if alike:
+        inputs = [("FP32", np.arange(7, dtype=np.float32) + number) for number in range(len(inputs))]
+    parts = [as_bytes(*tensor) for tensor in inputs]
+    heads = [
+        {"name": f"x{k}", "datatype": datatype, "shape": [len(values)], "parameters": {"binary_data_size": len(part)}}
+        for k, ((datatype, values), part) in enumerate(zip(inputs, parts, strict=True))
+    ]
+    request = sent(json.dumps({"inputs": heads}).encode(), b"".join(parts))
+    found = [as_bytes(tensor.datatype, tensor.data) for tensor in request.inputs]
+    assert found == parts
+
+
 def test_binary_numbers_become_a_column_without_a_python_list_on_the_way() -> None:
     values = np.arange(100, dtype=np.float32)
     request = sent(*binary_request("FP32", 100, values.tobytes()))
