@@ -130,10 +130,11 @@ def claim_lines(found: dict[str, Any]) -> list[str]:
             f"{ours['of_model']:.2f} of the model alone, {batch['binary_to_bare_server']:.2f} of the bare server.\n"
         )
     if shadow := found.get("shadow"):
-        rounds = len(shadow["rounds"]["on"])
+        rounds, ratio = len(shadow["rounds"]["on"]), shadow["on_over_off"]["p99_ms"]
+        low, high = ratio["interval"]
         lines.append(
             f"Shadow on all requests, at {shadow['rate']:,.0f} requests/s (half of saturation): the champion's p99 is "
-            f"{shadow['p99_on_over_off']['median']:.2f} of that without (medians of {rounds} rounds); "
+            f"{ratio['median']:.2f} of that without (medians of {rounds} rounds each, 95 % {low:.2f} to {high:.2f}); "
             f"{shadow['shed_share']:.1%} of the second arms were shed."
         )
     if memory := found.get("memory"):

@@ -145,7 +145,7 @@ def _attach_alike(tensors: list[Tensor], part: memoryview) -> bool:
     if len(shape) != 1 or shape[0] < 1 or len(part) != len(tensors) * shape[0] * dtype.itemsize:
         return False
     for tensor in tensors:
-        if tensor.datatype != datatype or tensor.shape != shape or tensor.data is not None:
+        if tensor.datatype != datatype or tensor.shape != shape or isinstance(tensor.data, list):
             return False
         given = tensor.parameters
         size = given.get("binary_data_size") if given is not None and len(given) == 1 else None
