@@ -166,6 +166,8 @@ def plan(
     for need in result.needs:
         if not need.feasible:
             print(need.sentence, file=sys.stderr)
+    for metric, missing in result.unknown.items():
+        print(f"{metric}: not planned; base rate {missing} is not given", file=sys.stderr)
     if not result.feasible:
         raise typer.Exit(1)
 

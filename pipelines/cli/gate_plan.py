@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipelines.wiring.gate_plan import ModelPlan
 
+_WIDE = 140
+"""Columns of a file or a pipe."""
+
 
 def show(planned: ModelPlan) -> None:
     """The traffic, the stages, a row a question, and what does not fit."""
@@ -16,6 +19,8 @@ def show(planned: ModelPlan) -> None:
     from pipelines.rollout.bars import levels
 
     console, rates = Console(), planned.traffic.rates
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)
     console.print(
         f"[bold]{planned.model}[/]: {rates.requests_per_hour * 24:,.0f} requests/day, {rates.labelled:.0%} labelled "
         f"(from {planned.traffic.source})",
@@ -34,7 +39,7 @@ def show(planned: ModelPlan) -> None:
     console.print(stages)
     needs = Table(box=None, pad_edge=False)
     for column in ("metric", "question", "requests", "exposed", "hours", "fits", "answered in", "rates from"):
-        needs.add_column(column, no_wrap=column != "rates from")
+        needs.add_column(column, overflow="fold")  # no digit is cut off
     for need in planned.needs:
         question = {"proof": "promotion", "pause": "pause"}.get(need.question, f"harm of {need.effect:.3g}")
         numbers = [

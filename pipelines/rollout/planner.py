@@ -16,7 +16,7 @@ import msgspec
 from pipelines.rollout import growth
 from pipelines.rollout.bars import levels
 from pipelines.rollout.policy import Metric, Policy
-from pipelines.rollout.rates import Rates
+from pipelines.rollout.rates import MissingRateError, Rates
 from pipelines.rollout.walk import ENDLESS, Question, Walk, harm_effect, smallest_harm
 
 
@@ -42,6 +42,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """All needs of a policy; `feasible` when every required proof fits into the stages. `requests` and `hours`: the
     live stages before the challenger is champion. `levels`: the rollback budget by what it is spent on (`bars.levels`).
+    `unknown`: metrics that are not planned, with the base rate that each lacks; none whose proof is required.
     """
 
     policy_digest: str
@@ -50,6 +51,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     feasible: bool
     levels: dict[str, float]
     needs: tuple[Need, ...]
+    unknown: dict[str, str] = {}
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON values; `metrics` holds the harm question by metric, the form of `slipway-gate/1`."""
@@ -68,10 +70,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(policy: Policy, rates: Rates) -> Plan:
-    """The plan of `policy` at the given traffic. Raises ContractError naming the base rate a metric lacks."""
+    """The plan of `policy` at the given traffic. Raises ContractError for a base rate of no metric, and naming the one
+    that a metric lacks whose proof is required.
+    """
     for name in rates.metrics:
         policy.metric(name)
-    needs = [need for metric in policy.metrics for need in metric_needs(policy, rates, metric)]
+    needs: list[Need] = []
+    unknown: dict[str, str] = {}
+    for metric in policy.metrics:
+        try:
+            needs += metric_needs(policy, rates, metric)
+        except MissingRateError as error:
+            if metric.name in policy.require:
+                raise
+            unknown[metric.name] = str(error.expected)
     sizes = [stage.requests for stage in policy.stages if stage.kind not in ("backtest", "bake")]
     total = sum(size for size in sizes if size is not None) if None not in sizes else None
     return Plan(
@@ -81,6 +93,7 @@ def plan(policy: Policy, rates: Rates) -> Plan:
         feasible=all(need.feasible for need in needs if need.question == "proof"),
         levels=levels(policy),
         needs=tuple(needs),
+        unknown=unknown,
     )
 
 

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipelines.contracts.errors import ContractError
 from pipelines.rollout import growth
 from pipelines.rollout.bars import proof_stages
 from pipelines.rollout.planner import Need, need_of
 from pipelines.rollout.policy import Metric, Policy, Stage
-from pipelines.rollout.rates import Rates
+from pipelines.rollout.rates import MissingRateError, Rates
 from pipelines.rollout.walk import Walk, lasts
 
 _MOST = 1e9
@@ -51,7 +50,7 @@ def shortfalls(policy: Policy, rates: Rates) -> list[Shortfall]:
         if metric.name in policy.require and proof_stages(policy, metric):
             try:
                 asked = Walk.of(policy, rates, metric, "proof")
-            except ContractError:
+            except MissingRateError:
                 continue
             if not asked.fits():
                 found.append(Shortfall(metric.name, None, _does_not_fit(asked, need_of(asked))))

@@ -114,6 +114,33 @@ def test_a_missing_base_rate_is_named() -> None:
         plan(Policy.parse(mapping()), Rates.parse(rates))
 
 
+def test_a_metric_that_need_not_be_proven_is_left_out_where_nothing_is_known_of_it() -> None:
+    known = {name: base for name, base in RATES["metrics"].items() if name != "invalid_score"}
+    found = plan(Policy.parse(mapping()), Rates.parse(RATES | {"metrics": known}))
+    assert found.unknown == {"invalid_score": "metrics.invalid_score.rate"}
+    assert {need.metric for need in found.needs} == {"error_rate", "latency_p50", "logloss", "kpi"}
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"metrics": {"error_rate": {"rate": 0}}}, r"metrics.error_rate.rate; got 0; .* \(k \+ 0.5\) / \(n \+ 1\)"),
+        ({"metrics": {"error_rate": {"rate": 3}}}, r"metrics.error_rate.rate; got 3; expected a share"),
+        ({"metrics": {"error_rate": {"rate": float("nan")}}}, r"metrics.error_rate.rate; got nan"),
+        ({"metrics": {"latency_p50": {"sigma": 0}}}, r"metrics.latency_p50.sigma; got 0.0; expected a number above 0"),
+        ({"metrics": {"kpi": {"mean": 5.0, "sd": -1}}}, r"metrics.kpi.sd; got -1.0"),
+        ({"metrics": {"kpi": {"mean": 5.0, "sd": 1, "effect": 0}}}, r"metrics.kpi.effect; got 0.0"),
+        ({"requests_per_hour": float("inf")}, "requests_per_hour inf"),
+        ({"units": 0}, "units; got 0; expected at least 1"),
+        ({"slices": {"a": 4}}, r"slices.a; got 4.0; expected a share"),
+    ],
+)
+def test_rates_that_no_traffic_has_are_refused(rates: dict[str, Any], message: str) -> None:
+    metrics = {"metrics": RATES["metrics"] | rates.get("metrics", {})}
+    with pytest.raises(ContractError, match=message):
+        plan(Policy.parse(mapping()), Rates.parse(RATES | rates | metrics))
+
+
 def test_rates_of_an_unknown_metric_are_refused() -> None:
     with pytest.raises(ContractError, match="Did you mean 'error_rate'"):
         plan(Policy.parse(mapping()), Rates.parse(RATES | {"metrics": {"error_rat": {"rate": 0.1}}}))

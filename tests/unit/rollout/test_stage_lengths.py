@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.cli.gate_plan import show
 from pipelines.contracts.errors import ContractError
 from pipelines.rollout.bars import levels
 from pipelines.rollout.planner import plan
@@ -141,6 +142,20 @@ def test_a_rollout_starts_with_its_automatic_stages_settled_and_explains_them(tm
     assert rollout.policy_digest == rollout.plan.digest()
     lines = rollouts.explain(settings, rollout.id)
     assert f"shadow lasts {planned.settled['shadow']:,} requests (auto, planned on traffic of the spec)" in lines
+
+
+def test_a_printed_plan_cuts_no_number_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = plan_model(installed(tmp_path), "m")
+    for columns in ("200", "80", "40"):
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setenv("TTY_COMPATIBLE", str(int(columns == "40")))
+        show(planned)
+        told = capsys.readouterr().out
+        assert "…" not in told
+        if columns != "40":
+            assert all(f"{need.requests:,}" in told for need in planned.needs if need.requests)
 
 
 def test_without_any_traffic_an_automatic_stage_cannot_start(tmp_path: Path) -> None:
