@@ -1,4 +1,4 @@
-"""README's lines about features: the point-in-time join, materialisation, increments, Spark, streams."""
+"""The figures about features: the point-in-time join, materialisation, increments, Spark, streams."""
 
 from __future__ import annotations
 
@@ -107,6 +107,24 @@ def stream_kill_lines(found: dict[str, Any]) -> list[str]:
             "file."
         )
     ]
+
+
+def feature_headlines(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """README's rows about features."""
+    rows = []
+    if join := results.get("point_in_time_long"):
+        sizes = f"{join['sizes']['entity']:,} rows x 3 views over {sum(join['sizes']['views']):,}"
+        took = f"{join['ours']['wall_s']:.2f} s, {join['ours']['peak_gb']:.2f} GB, "
+        took += f"{join['over_plain']['wall_s']:.2f} of plain DuckDB ASOF joins"
+        rows.append((f"Point-in-time join, {sizes}, through Feast's SDK", took))
+    if stream := results.get("stream_latency"):
+        rows.append(
+            (
+                f"Stream, {stream['rate']:,.0f} events/s: message to feature readable online",
+                f"p50 {stream['s']['p50']:.2f} s, p99 {stream['s']['p99']:.2f} s",
+            )
+        )
+    return rows
 
 
 FEATURE_SECTIONS = {

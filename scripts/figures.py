@@ -1,4 +1,4 @@
-"""Writes the measured figures into README.md and docs from `benchmarks/results/*.json`; no number is typed by hand.
+"""Writes the measured figures into README.md and docs/ from `benchmarks/results/*.json`; no number is typed by hand.
 
 .venv/bin/python scripts/figures.py                                    rewrite the sections
 .venv/bin/python scripts/figures.py --rehearsal var/demo/report.json   take a rehearsal's report up first
@@ -10,10 +10,13 @@ import argparse
 import json
 import statistics
 import subprocess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.feature_figures import FEATURE_SECTIONS
+from scripts.feature_figures import FEATURE_SECTIONS, feature_headlines
+from scripts.gate_figures import GATE_SECTIONS, gate_headlines
+from scripts.gateway_figures import GATEWAY_SECTIONS, gateway_headlines
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -70,154 +73,15 @@ def rehearsal_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def gate_lines(found: dict[str, Any]) -> list[str]:
-    """How often the gates were wrong."""
-    lines = []
-    for name in ("healthy", "healthy_small"):
-        if name in found:
-            healthy, stage = found[name], found["played"][name]["asked"]["requests_per_stage"]
-            lines.append(
-                f"Gates, {healthy['runs']:,} healthy rollouts of {4 * stage:,} requests: "
-                f"{healthy['rollback']:.2%} rolled back (95 % upper bound {healthy['rollback_upper_95']:.2%}), "
-                f"{healthy['hold']:.2%} held ({healthy['hold_upper_95']:.2%}), {healthy['promote']:.1%} promoted."
-            )
-    lines.append("Margins, faults and traps, beside the rules in use today: [gates](docs/gates.md).")
-    return ["\n".join(lines)]
-
-
-def rollback_lines(found: dict[str, Any]) -> list[str]:
-    """How long a challenger goes on answering after it was decided that it must not."""
-    every = found["results"]["all"]
-    ways = "; ".join(
-        f"{way} {result['median_ms']:.0f} / {result['p99_ms']:.0f} ms"
-        for way, result in found["results"].items()
-        if way != "all"
-    )
+def rehearsal_headlines(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """README's row about the rehearsal."""
+    if (found := results.get("rehearsal")) is None:
+        return []
+    passed, of = found["checks"]
     return [
         (
-            f"From a decision to the challenger's last answer, over {found['workers']} workers and {every['trials']} "
-            f"trials: median {every['median_ms']:.0f} ms, p99 {every['p99_ms']:.0f} ms, "
-            f"longest {every['max_ms']:.0f} ms (median / p99: {ways})."
-        )
-    ]
-
-
-def gateway_lines(found: dict[str, Any]) -> list[str]:
-    """The gateway beside its peers."""
-    lines = [
-        (
-            f"One row a request, 16 connections, one worker on one core, load from the other (`make bench`, commit "
-            f"`{found['commit'][:12]}`; the gateway routes, checks, and writes both events before it answers):"
-        ),
-        "",
-        "| server | requests/s | p99, ms | CPU a request, us | of the bare server, by CPU |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, rows in found["one_row"].items():
-        row, ratio = rows[-1], found["bare_cpu_over_theirs"][name]
-        cells = (f"{row['requests_per_s']:,}", f"{row['p99_ms']:.1f}", f"{row['cpu_us_per_request']:.0f}")
-        lines.append(f"| {name} | {' | '.join(cells)} | {ratio:.2f} |")
-    return lines
-
-
-def claim_lines(found: dict[str, Any]) -> list[str]:
-    """Batches, second arms, memory."""
-    lines = []
-    if batch := found.get("batch"):
-        ours = batch["gateway, binary"]
-        lines.append(
-            f"{batch['rows']} rows a request, binary: {ours['rows_per_cpu_s']:,} rows a second of CPU, "
-            f"{ours['of_model']:.2f} of the model alone, {batch['binary_to_bare_server']:.2f} of the bare server.\n"
-        )
-    if shadow := found.get("shadow"):
-        rounds, ratio = len(shadow["rounds"]["on"]), shadow["on_over_off"]["p99_ms"]
-        low, high = ratio["interval"]
-        lines.append(
-            f"Shadow on all requests, at {shadow['rate']:,.0f} requests/s (half of saturation): the champion's p99 is "
-            f"{ratio['median']:.2f} of that without (medians of {rounds} rounds each, 95 % {low:.2f} to {high:.2f}); "
-            f"{shadow['shed_share']:.1%} of the second arms were shed."
-        )
-    if memory := found.get("memory"):
-        low, high = memory["interval"]
-        lines.append(
-            f"Memory of a worker over {memory['samples'][-1][0]:,} requests: {memory['slope_bytes_per_request']:.2f} "
-            f"bytes a request (95 % interval {low:.2f} to {high:.2f})."
-        )
-    return lines
-
-
-def feature_lines(found: dict[str, Any]) -> list[str]:
-    """The gateway with online features."""
-    return [
-        "One row with three feature views, 16 connections: "
-        + "; ".join(
-            f"{name} {rows[-1]['requests_per_s']:,} requests/s, p99 {rows[-1]['p99_ms']:.1f} ms"
-            for name, rows in found["gateway"].items()
-        )
-        + "."
-    ]
-
-
-def kill_lines(found: dict[str, Any]) -> list[str]:
-    """What was acknowledged and what was found after kills."""
-    counted = found["results"]
-    return [
-        (
-            f"{sum(found['kills'].values())} `kill -9` ({', '.join(sorted(found['kills']))}) under load, seed "
-            f"{found['seed']}: {counted['acknowledged']:,} requests acknowledged of {counted['sent']:,} sent, "
-            f"{counted['found']:,} of them found exactly once."
-        )
-    ]
-
-
-def overload_lines(found: dict[str, Any]) -> list[str]:
-    """What is accepted and what is refused past capacity."""
-    loads = "; ".join(
-        f"{name}: {line['refused_share']:.0%} refused with 429, what is accepted p50 {line['accepted_p50_ms']:.0f} ms, "
-        f"p99 {line['accepted_p99_ms']:.0f} ms"
-        for name, line in found["loads"].items()
-    )
-    return [f"Load past capacity ({found['max_queue_ms']:g} ms is the longest wait for a turn): {loads}."]
-
-
-def decision_lines(found: dict[str, Any]) -> list[str]:
-    """From the deciding event to the challenger's silence."""
-    results = found["results"]
-    ways = "; ".join(
-        f"{way} median {result['median_s']:.2f} s, {'p99' if result['trials'] >= 100 else 'longest'} "
-        f"{result['p99_s']:.2f} s of {result['trials']} (goal {result['goal_p99_s']:g} s)"
-        for way, result in results.items()
-        if isinstance(result, dict)
-    )
-    low, high = results.get("load_average", (0, 0))
-    shared = f", on a machine that others used too (load average {low:.0f} to {high:.0f})" if high else ""
-    return [
-        (
-            f"From the deciding event to the challenger's last answer, the whole system under "
-            f"{results['requests_per_s']} requests/s{shared}: {ways}."
-        )
-    ]
-
-
-def rollout_kill_lines(found: dict[str, Any]) -> list[str]:
-    """Rollouts whose processes were killed."""
-    total = found["results"]
-    killed = ", ".join(f"{name} {count}" for name, count in total["kills"].items())
-    return [
-        (
-            f"{sum(total['kills'].values())} `kill -9` in {total['rollouts']} live rollouts ({killed}), seed "
-            f"{found['seed']}: {len(total['wrong']) or 'none'} ended wrong; chains and replays hold."
-        )
-    ]
-
-
-def live_lines(found: dict[str, Any]) -> list[str]:
-    """Live judgements against the lake alone."""
-    results = found["results"]
-    return [
-        (
-            f"Live judgements judged again from the lake alone, without the control database, seed {found['seed']}: "
-            f"{results['compared'] - results['differences']:,} of {results['compared']:,} are the same bytes."
+            f"`make demo`: a year of flights on {found['machine']['cores']} cores, environments installed",
+            f"{found['seconds'] / 60:.1f} minutes, {passed} of {of} checks hold",
         )
     ]
 
@@ -234,21 +98,30 @@ def nightly_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
-SECTIONS = {
-    "rehearsal": rehearsal_lines,
-    "nightly": nightly_lines,
-    "gateway": gateway_lines,
-    "gateway_claims": claim_lines,
-    "online_features": feature_lines,
-    "rollback": rollback_lines,
-    "overload": overload_lines,
-    "kills": kill_lines,
-    "gates": gate_lines,
-    "decision_latency": decision_lines,
-    "rollout_kills": rollout_kill_lines,
-    "live_offline": live_lines,
-    **FEATURE_SECTIONS,
+Section = Callable[[dict[str, Any]], list[str]]
+GROUPS: dict[str, Mapping[str, Section]] = {
+    "The rehearsal and the nights": {"rehearsal": rehearsal_lines, "nightly": nightly_lines},
+    "The gateway": GATEWAY_SECTIONS,
+    "The gates": GATE_SECTIONS,
+    "Features and streams": FEATURE_SECTIONS,
 }
+"""What `docs/figures.md` shows: under each heading, the lines of each result file."""
+
+
+def headlines(results: dict[str, dict[str, Any]]) -> str:
+    """README's table: a row for each of what people ask first."""
+    rows = [*rehearsal_headlines(results), *gate_headlines(results), *gateway_headlines(results)]
+    rows += feature_headlines(results)
+    return "\n".join(["| what | measured |", "|---|---|", *(f"| {what} | {measured} |" for what, measured in rows)])
+
+
+def every_line(results: dict[str, dict[str, Any]]) -> str:
+    """All figures, under their headings."""
+    parts = []
+    for heading, sections in GROUPS.items():
+        parts.append(f"## {heading}")
+        parts += ["\n".join(lines_of(results[name])) for name, lines_of in sections.items() if name in results]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -259,12 +132,9 @@ def main() -> None:
     if chosen.rehearsal is not None:
         kept = take_up(json.loads(chosen.rehearsal.read_text()))
         (RESULTS / "rehearsal.json").write_text(json.dumps(kept, indent=1) + "\n")
-    sections = []
-    for name, lines_of in SECTIONS.items():
-        path = RESULTS / f"{name}.json"
-        if path.exists():
-            sections.append("\n".join(lines_of(json.loads(path.read_text()))))
-    fill(ROOT / "README.md", "figures", "\n\n".join(sections))
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    fill(ROOT / "README.md", "figures", headlines(results))
+    fill(ROOT / "docs" / "figures.md", "figures", every_line(results))
     if (RESULTS / "gateway_claims.json").exists():
         fill(ROOT / "docs" / "how-to" / "size-the-gateway.md", "sizing", sizing())
 
