@@ -193,6 +193,8 @@ def _judge_metric(policy: Policy, book: _Book, cells: _Cells, metric: Metric) ->
             stop = Stop(action="rollback", metric=metric.name, slice=part, e_value=value, threshold=bar, sentence=text)
     if metric.kind == "quantile" and metric.role != "report":
         stop = _judge_blocks(policy, book, metric, stages, live)
+        if stop is not None:
+            sentence += f"; by blocks of 60 seconds: e-value {as_number(stop.e_value)} against the bar {as_number(bar)}"
 
     better: Better = "unproven"
     if metric.kind in ("paired_loss", "mean"):

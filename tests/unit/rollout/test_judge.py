@@ -101,6 +101,8 @@ def test_lasting_slowness_rolls_back_by_blocks() -> None:
     assert found.stop is not None
     assert found.stop.metric == "latency_p50"
     assert "blocks" in found.stop.sentence
+    (failed,) = [verdict for verdict in found.verdicts if verdict.kind == "fail"]
+    assert f"by blocks of 60 seconds: {found.stop.sentence.rpartition('; ')[2]}" in failed.sentence
 
 
 def test_a_better_challenger_is_called_better_and_an_equal_one_is_not() -> None:
