@@ -11,7 +11,10 @@ app = typer.Typer(help="The decision record.", no_args_is_help=True)
 
 @app.command()
 def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Recompute every hash chain; compare it with its anchors, MLflow and its copy in the lake. Exit 1 on any fault."""
+    """Recompute every hash chain; compare it with its anchors, MLflow and its copy in the lake. Exit 1 on any fault.
+
+    Example: slipway audit verify
+    """
     from pipelines.adapters.erasure_record import ERASURES
     from pipelines.rollout.record import ANCHORS
     from pipelines.settings import Settings
@@ -49,6 +52,8 @@ def replay(
     """Fold every rollout's evidence from the inference log again and judge every decision again, byte for byte.
 
     Exit 1 when anything differs; every difference is printed.
+
+    Example: slipway audit replay late_arrival
     """
     from pipelines.settings import Settings
     from pipelines.wiring.rollout_replay import replay as replay_rollouts

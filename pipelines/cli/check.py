@@ -18,7 +18,10 @@ def check(
         bool, typer.Option("--write-schemas", help="Also write the JSON Schemas of specs to docs/schema.")
     ] = False,
 ) -> None:
-    """Check every spec; mistakes as `file:line: message`."""
+    """Check every spec; mistakes as `file:line: message`.
+
+    Example: slipway check
+    """
     from pipelines.settings import PROJECT, Settings
     from pipelines.spec.schemas import write_schemas
     from pipelines.wiring import projects
@@ -40,7 +43,10 @@ def check(
 
 
 def apply(json_: Json = False) -> None:
-    """Enter the specs into the installation: Feast registry, online tables, the sample's place in time."""
+    """Enter the specs into the installation: Feast registry, online tables, the sample's place in time.
+
+    Example: slipway apply
+    """
     import msgspec
 
     from pipelines.settings import Settings

@@ -17,7 +17,10 @@ def run(
     poll_ms: Annotated[int, typer.Option(min=10, help="How often to look at the bus.")] = 200,
     commit_ms: Annotated[int, typer.Option(min=0, help="Least time between two batches.")] = 600,
 ) -> None:
-    """Collect until SIGTERM or SIGINT; the batch in work is finished first."""
+    """Collect until SIGTERM or SIGINT; the batch in work is finished first.
+
+    Example: slipway collector run --poll-ms 500
+    """
     stop = begin_service()
     from threading import Thread
 
@@ -33,7 +36,10 @@ def run(
 
 @app.command()
 def once(json: Json = False) -> None:
-    """Collect what is on the bus now and stop; exit 1 when a stream stands still."""
+    """Collect what is on the bus now and stop; exit 1 when a stream stands still.
+
+    Example: slipway collector once
+    """
     import msgspec
 
     from pipelines.settings import Settings

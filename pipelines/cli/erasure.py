@@ -22,7 +22,10 @@ def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what there is, and change nothing.")] = False,
     json: Json = False,
 ) -> None:
-    """Erase a subject: its rows in the lake, online and in training sets; done again, it finishes what was begun."""
+    """Erase a subject: its rows in the lake, online and in training sets; done again, it finishes what was begun.
+
+    Example: slipway lake erase --entity passenger --key 42 --dry-run
+    """
     from pipelines.settings import Settings
     from pipelines.wiring import erasure
 
@@ -43,7 +46,10 @@ def erase(
 
 
 def erasures(json: Json = False) -> None:
-    """List what was erased: when, why, how much, and the training sets and releases that it touched."""
+    """List what was erased: when, why, how much, and the training sets and releases that it touched.
+
+    Example: slipway lake erasures
+    """
     from pipelines.settings import Settings
     from pipelines.wiring.erasure import erasures as all_of
 

@@ -18,7 +18,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_(json_: Json = False) -> None:
-    """List the feature views: version, freshness, models that use them, live releases; `show` and --json have more."""
+    """List the feature views: version, freshness, models that use them, live releases; `show` and --json have more.
+
+    Example: slipway feature list
+    """
     import msgspec
 
     from pipelines.settings import Settings
@@ -51,7 +54,10 @@ def list_(json_: Json = False) -> None:
 
 @app.command()
 def show(view: Annotated[str, typer.Argument(help="The view's name.")], json_: Json = False) -> None:
-    """Show one feature view: features with types and units, windows, freshness, versions."""
+    """Show one feature view: features with types and units, windows, freshness, versions.
+
+    Example: slipway feature show carrier_punctuality
+    """
     import msgspec
 
     from pipelines.settings import Settings
@@ -106,7 +112,10 @@ def parity(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     json_: Json = False,
 ) -> None:
-    """Compare logged feature values with the lake's point-in-time rows. Exit 1: more differs than is allowed."""
+    """Compare logged feature values with the lake's point-in-time rows. Exit 1: more differs than is allowed.
+
+    Example: slipway feature parity late_arrival --markdown
+    """
     from pipelines.features import parity_page
     from pipelines.settings import Settings
     from pipelines.spec.loading import names
@@ -141,7 +150,10 @@ def parity(
 
 @app.command()
 def alerts() -> None:
-    """Print Prometheus rules: for each view an alert by its spec's name when it is older than its `freshness`."""
+    """Print Prometheus rules: for each view an alert by its spec's name when it is older than its `freshness`.
+
+    Example: slipway feature alerts > freshness.yaml
+    """
     import yaml
 
     from pipelines.features.alerts import rules

@@ -13,7 +13,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def lineage(
     name: Annotated[str, typer.Argument(help="A dataset, feature view, model or release.")], json_: Json = False
 ) -> None:
-    """Show what something is made of, and what is made of it: datasets, view versions, models, live releases."""
+    """Show what something is made of, and what is made of it: datasets, view versions, models, live releases.
+
+    Example: slipway feature lineage carrier_punctuality
+    """
     import msgspec
 
     from pipelines.settings import Settings
@@ -42,7 +45,10 @@ def diff(
     other: Annotated[str, typer.Argument(help="A version to compare with; empty: the version of now.")] = "",
     json_: Json = False,
 ) -> None:
-    """Show how two versions of a view differ, spec and transform. Exit 1: they do."""
+    """Show how two versions of a view differ, spec and transform. Exit 1: they do.
+
+    Example: slipway feature diff carrier_punctuality
+    """
     from pipelines.settings import Settings
     from pipelines.spec.loading import load_view
     from pipelines.wiring import view_versions
@@ -67,7 +73,10 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove them; else they are only listed.")] = False,
     json_: Json = False,
 ) -> None:
-    """List view versions that no spec has and no live release reads, or remove them: lake, online store, registry."""
+    """List view versions that no spec has and no live release reads, or remove them: lake, online store, registry.
+
+    Example: slipway feature gc --remove
+    """
     import msgspec
 
     from pipelines.settings import Settings

@@ -82,7 +82,10 @@ def judge(
         Path | None, typer.Option(help="Where the verdicts go (JSON lines); default: standard output.")
     ] = None,
 ) -> None:
-    """Judge every rollout of a case and write its verdicts, one JSON object a line."""
+    """Judge every rollout of a case and write its verdicts, one JSON object a line.
+
+    Example: slipway gate judge --case rollout-2024-05 --out verdicts.jsonl
+    """
     from pipelines.rollout.offline import judge as replay
 
     policy, files = case / "policy.yaml", {kind: case / f"{kind}.parquet" for kind in (*_NEEDED, *_OPTIONAL)}
@@ -107,7 +110,10 @@ def simulate(
     out: Annotated[Path | None, typer.Option(help="Where the shares go (JSON); default: standard output.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON with --model too.")] = False,
 ) -> None:
-    """Say how a policy behaves: false stops, detection, exposure, time."""
+    """Say how a policy behaves: false stops, detection, exposure, time.
+
+    Example: slipway gate simulate --model late_arrival --fault "errors .1 -> 5 %" --runs 50
+    """
     from pipelines.cli import gate_simulate
 
     if fault == "list":
@@ -143,7 +149,10 @@ def plan(
         bool, typer.Option("--json", help="Print JSON (with --model; a policy's plan always is).")
     ] = False,
 ) -> None:
-    """Say what every question of a policy needs; exit 1 when a required proof does not fit into the stages."""
+    """Say what every question of a policy needs; exit 1 when a required proof does not fit into the stages.
+
+    Example: slipway gate plan --model late_arrival
+    """
     if (model is None) == (policy is None and rates is None) or (policy is None) != (rates is None):
         raise typer.BadParameter("give --model, or --policy and --rates")
     if model is not None:

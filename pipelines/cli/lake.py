@@ -18,7 +18,10 @@ def maintain(
     table: Annotated[list[str] | None, typer.Argument(help="Tables by name; none: all of them.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Merge small files, and remove those that no version of the last SLIPWAY_LAKE_RETENTION_HOURS needs."""
+    """Merge small files, and remove those that no version of the last SLIPWAY_LAKE_RETENTION_HOURS needs.
+
+    Example: slipway lake maintain datasets/flights_landed
+    """
     from pipelines.settings import Settings
     from pipelines.wiring import lake_care
 

@@ -16,7 +16,10 @@ def _group() -> None:
 
 @app.command()
 def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Compare counters, bus and lake per worker epoch; exit 1 when anything is lost, damaged or stored twice."""
+    """Compare counters, bus and lake per worker epoch; exit 1 when anything is lost, damaged or stored twice.
+
+    Example: slipway log verify
+    """
     from pipelines.settings import Settings
     from pipelines.wiring.collect import verify_log
 

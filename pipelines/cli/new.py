@@ -14,7 +14,10 @@ Over = Annotated[str, typer.Option("--dataset", help="The dataset it reads.")]
 
 @app.command()
 def dataset(name: Name) -> None:
-    """A dataset of a CSV file."""
+    """A dataset of a CSV file.
+
+    Example: slipway new dataset orders
+    """
     from pipelines.spec import templates
 
     _write(name, templates.dataset_files(name))
@@ -22,7 +25,10 @@ def dataset(name: Name) -> None:
 
 @app.command()
 def feature(name: Name, over: Over) -> None:
-    """A feature view over a dataset, with its transform."""
+    """A feature view over a dataset, with its transform.
+
+    Example: slipway new feature order_sums --dataset orders
+    """
     from pipelines.spec import templates
 
     _write(name, templates.view_files(name, over))
@@ -36,7 +42,10 @@ def model(
         str, typer.Option(help="The challenger's way: canary (a ramp), ab (a comparison) or blue_green (a switch).")
     ] = "canary",
 ) -> None:
-    """A model whose requests and labels come from a dataset, with its transforms."""
+    """A model whose requests and labels come from a dataset, with its transforms.
+
+    Example: slipway new model order_value --dataset orders
+    """
     from pipelines.spec import templates
 
     if rollout not in templates.ROLLOUTS:

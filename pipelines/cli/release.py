@@ -24,7 +24,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command("list")
 def list_(model: Model = None, as_json: Json = False) -> None:
-    """List releases, oldest first."""
+    """List releases, oldest first.
+
+    Example: slipway release list --model late_arrival
+    """
     from pipelines.adapters.control_db import control_db
     from pipelines.settings import Settings
     from pipelines.wiring.erasure import of_releases
@@ -44,7 +47,10 @@ def list_(model: Model = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(name: Name, model: Model = None, as_json: Json = False) -> None:
-    """Show one release: its manifest and its model card."""
+    """Show one release: its manifest and its model card.
+
+    Example: slipway release show 1.1.0 --model late_arrival
+    """
     from pipelines.registry import releases
     from pipelines.settings import Settings
     from pipelines.wiring.erasure import of_releases
@@ -64,7 +70,10 @@ def show(name: Name, model: Model = None, as_json: Json = False) -> None:
 
 @app.command()
 def verify(name: Name, model: Model = None, as_json: Json = False) -> None:
-    """Check every file of a bundle against its digest and answer its sample request; exit 1 when it is not whole."""
+    """Check every file of a bundle against its digest and answer its sample request; exit 1 when it is not whole.
+
+    Example: slipway release verify 1.1.0 --model late_arrival
+    """
     from pipelines.settings import Settings
     from pipelines.wiring.releases import answer_sample
 

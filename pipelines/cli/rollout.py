@@ -23,7 +23,10 @@ Evidence = Annotated[str, typer.Option("--evidence", help="Digest of the evidenc
 
 @app.command("list")
 def list_(model: Annotated[str | None, typer.Argument(help="Only this model's.")] = None, json: Json = False) -> None:
-    """List rollouts, oldest first."""
+    """List rollouts, oldest first.
+
+    Example: slipway rollout list late_arrival
+    """
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
@@ -46,7 +49,10 @@ def list_(model: Annotated[str | None, typer.Argument(help="Only this model's.")
 
 @app.command()
 def show(rollout: Id, json: Json = False) -> None:
-    """Show a rollout: where it stands, each metric's verdict, every decision."""
+    """Show a rollout: where it stands, each metric's verdict, every decision.
+
+    Example: slipway rollout show late_arrival-r2
+    """
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
@@ -67,7 +73,10 @@ def explain(
     html: Annotated[Path | None, typer.Option(help="Write the rollout's page to this file instead.")] = None,
     json: Json = False,
 ) -> None:
-    """Say in words what was decided and done, and what would be now. Does nothing."""
+    """Say in words what was decided and done, and what would be now. Does nothing.
+
+    Example: slipway rollout explain late_arrival-r2 --if approve
+    """
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
@@ -94,7 +103,10 @@ def start(
     actor: Actor = "",
     json: Json = False,
 ) -> None:
-    """Start a rollout, or queue it behind the running one."""
+    """Start a rollout, or queue it behind the running one.
+
+    Example: slipway rollout start late_arrival 1.1.0
+    """
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
@@ -106,31 +118,46 @@ def start(
 
 @app.command()
 def approve(rollout: Id, actor: Actor = "", reason: Reason = "", evidence: Evidence = "", json: Json = False) -> None:
-    """Let a held rollout, or a first champion, go on."""
+    """Let a held rollout, or a first champion, go on.
+
+    Example: slipway rollout approve late_arrival-r2 --actor anna --reason "slices looked at"
+    """
     _command(rollout, "approve", actor, reason, evidence, "", json)
 
 
 @app.command()
 def reject(rollout: Id, actor: Actor = "", reason: Reason = "", evidence: Evidence = "", json: Json = False) -> None:
-    """Refuse a rollout: it is rolled back, or never begins."""
+    """Refuse a rollout: it is rolled back, or never begins.
+
+    Example: slipway rollout reject late_arrival-r2 --actor anna --reason "worse at JFK"
+    """
     _command(rollout, "reject", actor, reason, evidence, "", json)
 
 
 @app.command()
 def rollback(rollout: Id, actor: Actor = "", reason: Reason = "", json: Json = False) -> None:
-    """Withdraw the challenger, even after its promotion."""
+    """Withdraw the challenger, even after its promotion.
+
+    Example: slipway rollout rollback late_arrival-r2 --reason "complaints since 02:40"
+    """
     _command(rollout, "rollback", actor, reason, "", "", json)
 
 
 @app.command()
 def pause(rollout: Id, actor: Actor = "", reason: Reason = "", json: Json = False) -> None:
-    """Stop the ramp where it stands; harm is still acted upon."""
+    """Stop the ramp where it stands; harm is still acted upon.
+
+    Example: slipway rollout pause late_arrival-r2 --reason "release freeze"
+    """
     _command(rollout, "pause", actor, reason, "", "", json)
 
 
 @app.command()
 def resume(rollout: Id, actor: Actor = "", reason: Reason = "", evidence: Evidence = "", json: Json = False) -> None:
-    """Go on after a pause or a hold, in the same stage."""
+    """Go on after a pause or a hold, in the same stage.
+
+    Example: slipway rollout resume late_arrival-r2 --reason "freeze is over"
+    """
     _command(rollout, "resume", actor, reason, evidence, "", json)
 
 
@@ -142,13 +169,19 @@ def skip(
     actor: Actor = "",
     json: Json = False,
 ) -> None:
-    """Leave the current stage without its evidence, on an approver's word."""
+    """Leave the current stage without its evidence, on an approver's word.
+
+    Example: slipway rollout skip late_arrival-r2 --actor anna --reason "hotfix, seen in staging"
+    """
     _command(rollout, "skip", actor, reason, "", stage, json)
 
 
 @app.command()
 def advance(rollout: Id, json: Json = False) -> None:
-    """Judge now, and do what was decided and is not done yet (as the rollout's tasks do)."""
+    """Judge now, and do what was decided and is not done yet (as the rollout's tasks do).
+
+    Example: slipway rollout advance late_arrival-r2
+    """
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 

@@ -18,7 +18,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def up(parts: Parts = None, json: Json = False) -> None:
-    """Start the local stack, and wait until it is ready."""
+    """Start the local stack, and wait until it is ready.
+
+    Example: slipway up gateway collector
+    """
     from pipelines.cli.progress import PartProgress
     from pipelines.settings import Settings
     from pipelines.stack import up as stack_up
@@ -29,7 +32,10 @@ def up(parts: Parts = None, json: Json = False) -> None:
 
 
 def down(parts: Parts = None, json: Json = False) -> None:
-    """Stop the local stack. The data stays."""
+    """Stop the local stack. The data stays.
+
+    Example: slipway down
+    """
     from pipelines.cli.progress import PartProgress
     from pipelines.settings import Settings
     from pipelines.stack import down as stack_down
@@ -45,7 +51,10 @@ def down(parts: Parts = None, json: Json = False) -> None:
 
 
 def status(parts: Parts = None, json: Json = False) -> None:
-    """Show what each part is doing; exit 1 unless all of them run."""
+    """Show what each part is doing; exit 1 unless all of them run.
+
+    Example: slipway status --json
+    """
     from pipelines.settings import Settings
     from pipelines.stack import status as stack_status
 

@@ -13,7 +13,10 @@ def stream(
     view: Annotated[str, typer.Argument(help="A view; every stream of the project when it is not given.")] = "",
     trigger_ms: Annotated[int, typer.Option(min=0, help="Least time between two batches.")] = 200,
 ) -> None:
-    """Take messages from Kafka into the lake and the online store, until SIGTERM or SIGINT. Needs Spark."""
+    """Take messages from Kafka into the lake and the online store, until SIGTERM or SIGINT. Needs Spark.
+
+    Example: slipway stream card_spend
+    """
     stop = begin_service()
     from pipelines.settings import Settings
     from pipelines.wiring import stream_service
@@ -29,7 +32,10 @@ def push(
     file: Annotated[typer.FileText, typer.Argument(help="A JSON object a line; `-`: standard input.")],
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Take rows from a file, as the view's stream would from Kafka. Exit 1 when any is refused."""
+    """Take rows from a file, as the view's stream would from Kafka. Exit 1 when any is refused.
+
+    Example: slipway push card_spend - < swipes.jsonl
+    """
     import msgspec
 
     from pipelines.contracts.clocks import from_us

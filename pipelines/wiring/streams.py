@@ -21,7 +21,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.adapters.delta_lake import MICROS_UTC, open_lake
+from pipelines.adapters.delta_lake import open_lake
 from pipelines.contracts.errors import NotFoundError, TransientError
 from pipelines.datasets import plain_checks
 from pipelines.datasets.messages import NUMBER, Message, read
@@ -34,6 +34,7 @@ from pipelines.spec.view import Stream, ViewSpec
 from pipelines.wiring import datasets, features, personal_rows, tombstones
 from pipelines.wiring.stream_online import StreamOnline
 from pipelines.wiring.stream_state import StreamState, distinct_keys, frontier_us
+from pipelines.wiring.stream_tables import StreamTables
 
 PUSH = "push"
 """The source of rows that are pushed. It gives nothing twice: what a push that died has left is found at the start."""
@@ -102,8 +103,8 @@ class Feed:
         self._lock = take_turn(settings, dataset)
         self._state = StreamState(settings, self.spec, views, self.stream.watermark.us)
         self._online = StreamOnline(settings, views, now or settings.event_clock().event_now_us)
-        self._marks: dict[tuple[str, str], int] = {}
         self._versions = {view.name: view.feast_name(settings.include_dir) for view in views}
+        self._tables = StreamTables(self._lake, dataset, self._versions)
         self._suites: dict[str, list[Expectation]] = {view.name: view_suite(view) for view in views}
         self._now_us = 0
         """When the newest message came; later than any row of a view was created."""
@@ -126,13 +127,11 @@ class Feed:
 
     def applied(self, source: str) -> int:
         """The offset behind the last message of a source that every table has; 0 for none."""
-        tables = [datasets.table_of(self.spec.name), *map(features.table_of, self._versions.values())]
-        return min(self._mark(table, source) for table in tables)
+        return self._tables.applied(source)
 
     def next_offset(self, source: str) -> int:
         """The offset behind the last message of a source that any table has."""
-        tables = [f"quarantine/{self.spec.name}", datasets.table_of(self.spec.name)]
-        return max(self._mark(table, source) for table in [*tables, *map(features.table_of, self._versions.values())])
+        return self._tables.next_offset(source)
 
     def caught_up(self, until_us: int) -> None:
         """Say that all that came until then has been taken: the views are as fresh, though nothing has happened.
@@ -162,11 +161,11 @@ class Feed:
 
     def _apply(self, messages: Sequence[Message]) -> Applied:
         self._now_us = max(self._now_us + 1, *(message.time_us for message in messages))
-        table = datasets.table_of(self.spec.name)
+        table = self._tables.dataset
         ends: dict[str, int] = {}
         for message in messages:
             ends[message.source] = max(ends.get(message.source, 0), message.offset + 1)
-        seen = {n for n, one in enumerate(messages) if one.offset < self._mark(table, one.source)}
+        seen = {n for n, one in enumerate(messages) if one.offset < self._tables.mark(table, one.source)}
         rows, reasons = read(self._state.connection, self.spec, self.stream.watermark, messages)
         rows = personal_rows.hashed(self.settings, self.spec, rows)
         numbers = rows.column(NUMBER).to_pylist()
@@ -184,21 +183,19 @@ class Feed:
             if n not in seen
         ]
         letters = self._set_aside(letters, ends)
-        marks = self._news(table, ends)
+        marks = self._tables.news(table, ends)
         if new.num_rows and marks:
             published = new.drop_columns([NUMBER])
             newest = pc.max(published.column("known_at")).cast(pa.int64()).as_py()
             known = max(newest, self._lake.applied(table, datasets.INGEST) or 0)
-            self._append(table, published, marks, {datasets.INGEST: known})
+            self._tables.append(table, published, marks, {datasets.INGEST: known})
             self._state.add(published)
         values = sum(self._refresh(view, readable, ends) for view in self.views) if readable.num_rows else 0
-        for one in (table, *map(features.table_of, self._versions.values())):
-            if (taken := self._news(one, ends)) and self._lake.exists(one):  # nothing of the batch was for it
-                self._lake.mark(one, taken)
-                self._marks.update({(one, source): end for source, end in taken.items()})
+        self._tables.pass_by(ends)
         self._batches += 1
         if self._batches % COMPACT_EVERY == 0:
-            self._tidy()
+            self._state.prune()
+            self._tables.compact()
         return Applied(new.num_rows, len(letters), values, self._state.newest_us)
 
     # --- one view ---------------------------------------------------------------------------------------------------
@@ -212,21 +209,23 @@ class Feed:
         self._online.open(view)
         table = features.table_of(version)
         known = self._state.newest_us
-        pushed = self._mark(datasets.table_of(self.spec.name), PUSH)
+        pushed = self._tables.mark(self._tables.dataset, PUSH)
         there = self._lake.exists(table)
         if there:
             held = self._lake.read(table, ["created_timestamp"]).column("created_timestamp")
             self._now_us = max(self._now_us, pc.max(held).cast(pa.int64()).as_py() or 0)
         if known is None:
             return
-        behind = there and self._mark(table, PUSH) < pushed  # a push has died: it may have left rows of any stamp
+        behind = (
+            there and self._tables.mark(table, PUSH) < pushed
+        )  # a push has died: it may have left rows of any stamp
         span = Span(None if behind else self._lake.applied(table, features.BUILD), frontier_us(view, known))
         if span.empty and not behind:
             return
         self._now_us = max(self._now_us, known)
         rows = features.compute(self.settings, view, span, created_us=self._now_us)
         self._online.write(view, rows, span.until_us)
-        self._append(table, rows, {PUSH: pushed} if pushed else {}, self._reached(view, span))
+        self._tables.append(table, rows, {PUSH: pushed} if pushed else {}, self._reached(view, span))
 
     def _refresh(self, view: ViewSpec, touching: pa.Table, ends: dict[str, int]) -> int:
         """Compute what the rows touch, publish it, make it readable. Returns the number of values written online."""
@@ -244,8 +243,8 @@ class Feed:
         rows = self._without_unfit(view, self._compute(view, span), ends)
         # Online first: what the table says is readable can be read.
         values = self._online.write(view, rows, span.until_us)
-        if marks := self._news(table, ends):
-            self._append(table, rows, marks, self._reached(view, span))
+        if marks := self._tables.news(table, ends):
+            self._tables.append(table, rows, marks, self._reached(view, span))
         return values
 
     def _compute(self, view: ViewSpec, span: Span) -> pa.Table:
@@ -281,61 +280,23 @@ class Feed:
         if not found:
             return rows
         texts = [json.dumps(row, default=str) for row in rows.take(sorted(found)).to_pylist()]
-        self._quarantine(view.name, texts, ["; ".join(why) for _, why in sorted(found.items())], ends)
+        reasons = ["; ".join(why) for _, why in sorted(found.items())]
+        self._tables.set_aside(view.name, texts, reasons, ends, self._now_us)
         return rows.filter(pa.array([number not in found for number in range(rows.num_rows)]))
 
     def _set_aside(self, refused: list[Letter], ends: dict[str, int]) -> list[Letter]:
         """Send and keep what is not in quarantine yet; returns that."""
-        table = f"quarantine/{self.spec.name}"
         personal = any(column.pii for column in self.spec.columns.values())
         letters = [
             msgspec.structs.replace(one, value=None) if personal else one
             for one in refused
-            if one.message.offset >= self._mark(table, one.message.source)
+            if one.message.offset >= self._tables.mark(self._tables.quarantine, one.message.source)
         ]
         if letters:
             self._send(letters)
             texts = [None if one.value is None else one.value.decode(errors="replace") for one in letters]
-            self._quarantine(self.spec.name, texts, [one.reason for one in letters], ends)
+            self._tables.set_aside(self.spec.name, texts, [one.reason for one in letters], ends, self._now_us)
         return letters
-
-    def _quarantine(self, name: str, texts: Sequence[str | None], reasons: list[str], ends: dict[str, int]) -> None:
-        table = f"quarantine/{name}"
-        if not (marks := self._news(table, ends)):
-            return
-        run = ", ".join(f"{source} to {end}" for source, end in sorted(ends.items()))
-        now = pa.array([self._now_us] * len(texts), pa.int64()).cast(MICROS_UTC)
-        columns = [pa.array(texts, pa.string()), pa.array(reasons), pa.array([run] * len(texts)), now]
-        rows = pa.Table.from_arrays(columns, schema=datasets.QUARANTINE)
-        self._append(table, rows, marks, {}, partition_by=[])
-
-    # --- commits and their marks --------------------------------------------------------------------------------------
-
-    def _append(
-        self,
-        table: str,
-        rows: pa.Table,
-        marks: dict[str, int],
-        more: dict[str, int],
-        partition_by: Sequence[str] = ("day",),
-    ) -> None:
-        self._lake.append_marked(table, rows, {**marks, **more}, partition_by)
-        self._marks.update({(table, source): end for source, end in marks.items()})
-
-    def _news(self, table: str, ends: dict[str, int]) -> dict[str, int]:
-        """The ends of a batch that the table has not got to yet."""
-        return {source: end for source, end in ends.items() if end > self._mark(table, source)}
-
-    def _mark(self, table: str, source: str) -> int:
-        if (table, source) not in self._marks:
-            self._marks[table, source] = self._lake.applied(table, source) or 0
-        return self._marks[table, source]
-
-    def _tidy(self) -> None:
-        self._state.prune()
-        for table in (datasets.table_of(self.spec.name), *map(features.table_of, self._versions.values())):
-            if self._lake.exists(table):
-                self._lake.open(table).optimize.compact()  # old files go when the lake is maintained
 
 
 def take_turn(settings: Settings, dataset: str) -> IO[str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from pipelines.cli.main import app
 from pipelines.settings import PROJECT
 from scripts import reference
 
@@ -36,6 +39,18 @@ def test_every_relative_link_of_the_docs_leads_somewhere() -> None:
         if "://" not in target and not (page.parent / target).exists()
     ]
     assert broken == []
+
+
+VERBS = dict(reference.verbs(get_command(app), "slipway"))
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verbs_help_ends_in_an_example_that_its_parser_takes(name: str) -> None:
+    last = VERBS[name].help.rstrip().splitlines()[-1]
+    assert last.startswith(f"Example: {name}")
+    words = shlex.split(last.removeprefix(f"Example: {name}"))
+    for_a_shell = [at for at, word in enumerate(words) if word in ("<", ">")]
+    VERBS[name].make_context(name, words[: min(for_a_shell, default=len(words))])
 
 
 _VERB = re.compile(r"(?:bin/|`|^ +)slipway ([a-z][a-z|]*(?: [a-z][a-z|]*)?)", re.MULTILINE)
