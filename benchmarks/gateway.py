@@ -68,7 +68,7 @@ class Setup:
         if mode != "single":
             fields |= {"challenger": self.digests["challenger"], "rollout_id": "r", "salt": "s", "shadow": True}
         common = {"model": MODEL, "version": self.version, "champion": self.digests["champion"]}
-        route = Route(mode=mode, **common, **fields)  # type: ignore[arg-type] # benchmarks name their modes by text
+        route = Route(mode=mode, **common, **fields)
         publish_route(self.home / "control.db", route)
 
     def gateway(self) -> list[str]:

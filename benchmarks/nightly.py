@@ -121,7 +121,7 @@ def measure(home: Path, *, keep: bool) -> dict[str, Any]:
 def _settings(home: Path, ports: Path) -> Settings:
     ports.parent.mkdir(parents=True, exist_ok=True)
     free = {f"{name}_port": _free_port() for name in ("airflow", "mlflow", "gateway")}
-    return Settings(home=home, clock="replay", **free)  # type: ignore[arg-type]  # ports by name
+    return Settings(home=home, clock="replay", **free)
 
 
 def _free_port() -> int:
@@ -158,7 +158,7 @@ def bare_night(settings: Settings) -> dict[str, Any]:
 def bare(settings: Settings, as_of_us: int, models: list[str], out: Path) -> None:
     """Every job of the night, in the order of its tasks, in this process."""
     sys.argv.append("scheduler")  # what is preloaded for tasks is loaded here too
-    import airflow_local_settings  # type: ignore[import-not-found]  # noqa: F401  # on Airflow's path; for its effect
+    import airflow_local_settings  # noqa: F401  # on Airflow's path; for its effect
 
     from pipelines.wiring import datasets, features, training
 

@@ -34,7 +34,7 @@ def request_of(number: int) -> Body:
         {"name": "route", "datatype": "BYTES", "shape": [1], "data": [f"EWR-{number}"]},
         {"name": "plane", "datatype": "INT64", "shape": [1], "data": [number]},
     ]
-    return Body(json.dumps({"inputs": inputs}).encode(), {"content-type": "application/json"}, None)  # type: ignore[arg-type]  # no matrix: the features are in the store
+    return Body(json.dumps({"inputs": inputs}).encode(), {"content-type": "application/json"}, None)
 
 
 def peers(verb: str, *arguments: object) -> Any:

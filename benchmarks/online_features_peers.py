@@ -52,7 +52,7 @@ def entity(number: int) -> dict[str, Any]:
 
 
 def settings_of(home: Path, kind: str, url: str) -> Settings:
-    return Settings(home=home, online_store=kind, redis_url=url)  # type: ignore[arg-type] # a kind by its name
+    return Settings(home=home, online_store=kind, redis_url=url)
 
 
 def prepare(home: Path, url: str) -> str:
@@ -155,7 +155,7 @@ async def redis_py_reader(settings: Settings) -> Read:
             name: feast_values.decode(data)
             for of, reply in zip(FEATURES.values(), replies, strict=True)
             for name, data in zip(of, reply, strict=True)
-        }  # type: ignore[return-value]  # the views hold doubles alone
+        }
 
     return read
 

@@ -101,7 +101,7 @@ def new_home(home: Path, minutes: int) -> Settings:
     root.mkdir()
     (root / "sample_shift.json").write_text(json.dumps({"first_us": moved, "repeats": True}))
     ports = {f"{name}_port": free_port() for name in ("airflow", "mlflow", "gateway")}
-    return Settings(home=root, include_dir=include, **ports)  # type: ignore[arg-type]  # ports by name
+    return Settings(home=root, include_dir=include, **ports)
 
 
 def free_port() -> int:

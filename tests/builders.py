@@ -117,11 +117,11 @@ def constant_release(
     manifest = release.Manifest(
         model=model,
         semver=semver,
-        task=task,  # type: ignore[arg-type]  # a string of the caller's
+        task=task,
         inputs=inputs if inputs is not None else fields,
         views=views or [],
         features=features or [release.ModelFeature(name="x", source="input", default=0.0)],
-        on_features_unavailable=on_features_unavailable,  # type: ignore[arg-type]
+        on_features_unavailable=on_features_unavailable,
         output=release.OutputContract(low=low, high=high, fields={"score": "FP64", "decision": "BOOL"}),
         postprocess_params=params,
         files={name: file_digest(staged / name) for name in contents},

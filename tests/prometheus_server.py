@@ -65,7 +65,7 @@ def prometheus(target: str, rules: Path) -> Iterator[Prometheus]:
         config = {"global": often, "rule_files": [str(rules)], "scrape_configs": scrape}
         (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
         options = {"config.file": folder / "prometheus.yml", "storage.tsdb.path": folder / "data"}
-        options["web.listen-address"] = f"127.0.0.1:{port}"  # type: ignore[assignment]
+        options["web.listen-address"] = f"127.0.0.1:{port}"
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [program("prometheus"), *(f"--{key}={value}" for key, value in options.items())], stdout=log, stderr=log

@@ -43,7 +43,7 @@ class RedisServer:
     def cpu_seconds(self) -> float:
         """Processor time the server has used."""
         used = self.client().info("cpu")
-        return float(used["used_cpu_sys"]) + float(used["used_cpu_user"])  # type: ignore[index]  # redis-py types both clients as one
+        return float(used["used_cpu_sys"]) + float(used["used_cpu_user"])
 
     def start(self) -> None:
         """Start, and return when it answers."""

@@ -31,7 +31,7 @@ def installation(kind: str, home: Path) -> Iterator[Settings]:
 
 
 def redis_settings(home: Path, server: RedisServer) -> Settings:
-    return Settings(home=home, clock="replay", online_store="redis", redis_url=server.url)  # type: ignore[arg-type]
+    return Settings(home=home, clock="replay", online_store="redis", redis_url=server.url)
 
 
 class Repository:

@@ -23,7 +23,7 @@ def insist(write: object, *arguments: object, **more: object) -> None:
     """What a task's retries do."""
     for _ in range(50):
         try:
-            write(*arguments, **more)  # type: ignore[operator]
+            write(*arguments, **more)
         except TransientError:
             time.sleep(0.01)  # the other one is just committing
         else:

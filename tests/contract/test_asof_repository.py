@@ -251,7 +251,7 @@ def test_logged_features_are_appended_to_their_destination(repository: Repositor
 
     pq.write_table(pa.table({"n": [2, 3]}), pages / "0.parquet")
     for data in (pa.table({"n": [1]}), pages):
-        AsofOfflineStore.write_logged_features(repository.store.config, data, None, config, None)  # type: ignore[arg-type]
+        AsofOfflineStore.write_logged_features(repository.store.config, data, None, config, None)
     filesystem, inner = arrow_filesystem(place, endpoint) if endpoint else (None, place)
     read = ds.dataset(inner, filesystem=filesystem, format="parquet").to_table()
     assert sorted(read.column("n").to_pylist()) == [1, 2, 3]

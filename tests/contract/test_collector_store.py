@@ -44,7 +44,7 @@ def done(**fields: object) -> BatchDone:
         rollout_id="r1", part="live", batch=1, event_us=10, digest="d" * 64, counts={"a": 1}, document="{}"
     )
     made = {"counters": counters, "blocks": [block], "overrides": [override], "evidence": [evidence]}
-    return BatchDone(**(made | fields))  # type: ignore[arg-type]
+    return BatchDone(**(made | fields))
 
 
 def test_a_second_collector_is_refused_with_a_hint(settings: Settings) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.wiring import collect
 from tests.postgres import running_postgres
 from tests.unit.collect.installation import Installation
 from tests.unit.collect.traffic import Worker
+from tests.waiting import wait_until
 
 
 def test_a_collector_outlives_its_database(tmp_path: Path) -> None:
@@ -27,22 +27,15 @@ def test_a_collector_outlives_its_database(tmp_path: Path) -> None:
         collector.start()
         try:
             worker.request(route, "before")
-            until(lambda: sum(one.events for one in passes) == worker.n)
+            wait_until(lambda: sum(one.events for one in passes) == worker.n, "all is collected")
             server.kill()
             worker.request(route, "meanwhile")
             time.sleep(2.5)  # longer than it waits before it looks again
             assert collector.is_alive()
             server.start()
-            until(lambda: sum(one.events for one in passes) == worker.n)
+            wait_until(lambda: sum(one.events for one in passes) == worker.n, "all is collected")
         finally:
             stop.set()
             collector.join(30)
         assert [n for *_, n in made.stored()] == list(range(worker.n))
         made.db.engine.dispose()
-
-
-def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -153,7 +153,7 @@ def test_a_write_that_fails_can_be_done_again_and_says_nothing_too_early(reposit
 
     class Torn(OnlineRows):
         def messages(self, frame: Frame = bare) -> list[list[bytes]]:
-            return [[*of, object()] for of in rows.messages(frame)]  # type: ignore[list-item]
+            return [[*of, object()] for of in rows.messages(frame)]
 
     twice = {name: getattr(rows, name) * 2 for name in ("event_us", "created_us")}
     columns = [pa.chunked_array([column.to_pylist() * 2]) for column in rows.columns]

@@ -32,9 +32,9 @@ def test_the_provider_gets_the_tables_of_a_task_that_ran(tmp_path: Path, monkeyp
         task_id="stage", job="pipelines.wiring.datasets:stage", arguments={"name": "planes"}, as_of="run"
     )
     instance = Instance()
-    ref = stage.execute({"ti": instance, "params": {"as_of": "2013-01-03T00:00:00Z"}})  # type: ignore[arg-type]
+    ref = stage.execute({"ti": instance, "params": {"as_of": "2013-01-03T00:00:00Z"}})
     assert instance.pushed[AS_OF] == ref["as_of_us"]
-    read = DefaultExtractor(stage).extract_on_complete(instance)  # type: ignore[arg-type]
+    read = DefaultExtractor(stage).extract_on_complete(instance)
     assert read is not None
     (source,) = read.inputs
     assert source.namespace == "file"
@@ -42,11 +42,11 @@ def test_the_provider_gets_the_tables_of_a_task_that_ran(tmp_path: Path, monkeyp
     assert Path(source.name).name == "planes.parquet"
 
     publish = JobOperator(task_id="publish", job="pipelines.wiring.datasets:publish", arguments={"ref": ref})
-    never = DefaultExtractor(publish).extract_on_complete(instance)  # type: ignore[arg-type]
+    never = DefaultExtractor(publish).extract_on_complete(instance)
     assert never is not None
     assert (never.inputs, never.outputs) == ([], [])
     publish.result = {"dataset": "planes"}
-    told = DefaultExtractor(publish).extract_on_complete(instance)  # type: ignore[arg-type]
+    told = DefaultExtractor(publish).extract_on_complete(instance)
     assert told is not None
     assert [(one.namespace, one.name) for one in told.outputs] == [("file", str(tmp_path / "lake/datasets/planes"))]
 
@@ -57,7 +57,7 @@ def test_each_kind_of_job_names_what_it_is_made_of(tmp_path: Path) -> None:
 
     def tables(job: str, arguments: dict[str, Any], result: Any) -> tuple[list[str], list[str]]:
         found = touched(settings, f"pipelines.wiring.{job}", arguments, result)
-        return tuple([one.name.removeprefix(f"{tmp_path}/") for one in part] for part in found)  # type: ignore[return-value]
+        return tuple([one.name.removeprefix(f"{tmp_path}/") for one in part] for part in found)
 
     view = {"view": "plane", "version": "plane__1a2b"}
     assert tables("features:publish", {}, view) == (

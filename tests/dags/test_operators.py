@@ -38,7 +38,7 @@ def fails(settings: Any, error: Exception) -> None:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> str:
     module = types.ModuleType("jobs_of_this_test")
-    module.stage, module.check, module.fails = stage, check, fails  # type: ignore[attr-defined]  # a module made here
+    module.stage, module.check, module.fails = stage, check, fails
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return module.__name__
 

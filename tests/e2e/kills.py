@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from tests.builders import constant_release
 from tests.free_ports import free_port
 from tests.kafka_broker import Broker
 from tests.threads import Threads
+from tests.waiting import wait_until
 
 MODEL = "steady"
 CONNECTIONS = 8
@@ -134,7 +135,7 @@ class Site:
             victim = self.worker()
             (self.die_at.with_suffix(".new")).write_text(str(rng.randrange(WRITTEN_BETWEEN)))
             self.die_at.with_suffix(".new").rename(self.die_at)
-            wait(lambda: not _lives(victim), 60, "the worker dies in a write of its log")
+            wait_until(lambda: not _lives(victim), "the worker dies in a write of its log")
         else:
             time.sleep(rng.uniform(0.0, 0.5))
             in_flight = set(client.in_flight)
@@ -147,7 +148,7 @@ class Site:
         elif not name.startswith("gateway worker"):  # a killed worker is its supervisor's business
             self.up()
         if name.startswith("gateway") and name != "gateway supervisor":
-            wait(lambda: bool(client.lost - gone_before), 60, f"a request is cut off by the kill of the {name}")
+            wait_until(lambda: client.lost - gone_before, f"a request is cut off by the kill of the {name}")
         self.kills[name] += 1
         self.cut_off += len(client.lost - gone_before)
 
@@ -184,7 +185,7 @@ class Site:
             found[:] = [one for one in children if _is_worker(one)]
             return bool(found)
 
-        wait(is_there, 60, "the gateway has a worker")
+        wait_until(is_there, "the gateway has a worker")
         return found[0]
 
     def settled(self) -> bool:
@@ -215,7 +216,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
 
 def count(site: Site, client: Client) -> Count:
     """Wait until everything is collected, and compare."""
-    wait(site.settled, 180, "everything is collected")
+    wait_until(site.settled, "everything is collected", 180)
     acknowledged = client.acknowledged()
     assert len(acknowledged) == len(set(acknowledged))
     assigned, served = site.found()
@@ -246,7 +247,7 @@ def running(home: Path, broker: Broker | None) -> Iterator[Site]:
     try:
         site.up()
         ready = f"{site.settings.gateway_url}/v2/models/{MODEL}/ready"
-        wait(lambda: httpx.get(ready).status_code == 200, 90, f"{MODEL} is served")
+        wait_until(lambda: httpx.get(ready).status_code == 200, f"{MODEL} is served", 90)
         yield site
     finally:
         down(site.settings, site.parts)
@@ -257,17 +258,10 @@ def running(home: Path, broker: Broker | None) -> Iterator[Site]:
                 os.environ[name] = value
 
 
-def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-
-
 def wait_for_answers(client: Client, number: int) -> None:
     """Answers come: the kill before is over."""
     begin = client.outcomes["200"]
-    wait(lambda: client.outcomes["200"] >= begin + number, 90, "the gateway answers again")
+    wait_until(lambda: client.outcomes["200"] >= begin + number, "the gateway answers again", 90)
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -20,6 +20,7 @@ from pipelines.stack import airflow_password, down, processes, status, up
 from tests.builders import constant_release
 from tests.free_ports import free_ports
 from tests.postgres import PostgresServer, running_postgres
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.proof]  # `make proof` runs it: it starts a whole stack once more
 
@@ -61,16 +62,18 @@ def test_every_part_runs_and_keeps_its_rows_on_the_server(settings: Settings) ->
     sign_in = {"username": "admin", "password": airflow_password(settings, "admin")}
     token = httpx.post(f"{settings.airflow_url}/auth/token", json=sign_in).json()["access_token"]
     with httpx.Client(base_url=settings.airflow_url, headers={"authorization": f"Bearer {token}"}) as airflow:
-        until(lambda: airflow.get("/api/v2/dags/dataset.planes").status_code == httpx.codes.OK, "the DAGs are there")
+        wait_until(
+            lambda: airflow.get("/api/v2/dags/dataset.planes").status_code == httpx.codes.OK, "the DAGs are there", 90
+        )
         run = airflow.post("/api/v2/dags/dataset.planes/dagRuns", json={"logical_date": None, "dag_run_id": "by-hand"})
         assert run.status_code == httpx.codes.OK, run.text
         where = "/api/v2/dags/dataset.planes/dagRuns/by-hand"
-        until(lambda: airflow.get(where).json()["state"] in ("success", "failed"), "the run has ended", seconds=240)
+        wait_until(lambda: airflow.get(where).json()["state"] in ("success", "failed"), "the run has ended", 240)
         assert airflow.get(where).json()["state"] == "success"
 
     release = constant_release(settings.releases, "m", 0.3)
     control_db(settings).set_route(Route(model="m", version=0, mode="single", champion=release))
-    until(lambda: bool(httpx.get(f"{settings.gateway_url}/v1/routes").json()["routes"]), "the gateway follows")
+    wait_until(lambda: bool(httpx.get(f"{settings.gateway_url}/v1/routes").json()["routes"]), "the gateway follows", 90)
     assert not list(settings.root.rglob("airflow.db")) + list(settings.root.rglob("mlflow.db"))
     assert not (settings.root / "control.db").exists()
 
@@ -97,10 +100,3 @@ def test_a_second_start_finds_nothing_to_migrate_and_a_server_that_is_away_is_na
     away = Settings(home=tmp_path, mlflow_port=port, mlflow_db=f"postgresql://slipway@127.0.0.1:{nobody}/mlflow")
     with pytest.raises(TransientError, match=r"(?s)mlflow database.*SLIPWAY_MLFLOW_DB"):
         up(away, ["mlflow"])
-
-
-def until(condition, what: str, seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.2)

@@ -82,7 +82,7 @@ class Installation:
             fields.setdefault("rollout_id", "r1")
             fields.setdefault("salt", "salt")
             fields.setdefault("shadow", True)
-        route = Route(model=fields.pop("model", "m"), version=self.version, mode=mode, **fields)  # type: ignore[arg-type]
+        route = Route(model=fields.pop("model", "m"), version=self.version, mode=mode, **fields)
         publish_route(self.control_url or self.home / "control.db", route)
         return route
 

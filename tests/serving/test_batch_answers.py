@@ -18,7 +18,7 @@ AS_OF_US = 1_388_534_400_000_000
 
 def scored(home: Installation, request_id: str = "flight-1", score: float = 0.42, **changes: object) -> None:
     outputs = {"score": score, "decision": False} | changes
-    made = BatchScore(outputs=outputs, release="f" * 64, semver="0.9.0", as_of_us=AS_OF_US)  # type: ignore[arg-type]
+    made = BatchScore(outputs=outputs, release="f" * 64, semver="0.9.0", as_of_us=AS_OF_US)
     batch_scores.write(batch_scores.file_of(home.home, "m"), [(request_id, made)])
 
 

@@ -65,7 +65,7 @@ def test_the_matrix_of_a_request_is_the_releases_own(
 def test_inputs_that_come_as_bytes_of_one_kind_are_bound_as_they_are_one_by_one(
     model: LoadedModel, data: st.DataObject, rows: int, width: int, names: list[str]
 ) -> None:
-    values = st.lists(st.floats(width=width), min_size=rows, max_size=rows)  # type: ignore[arg-type]  # one of three
+    values = st.lists(st.floats(width=width), min_size=rows, max_size=rows)
     some = data.draw(st.sampled_from([names, [*names[:2], names[0]], names[:2], [*names, "w"]]))
     tensors = [
         Tensor(

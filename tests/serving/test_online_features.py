@@ -33,7 +33,7 @@ def view(**changes: object) -> ViewPin:
         "features": ["temp", "wind"],
         "ttl_us": DAY,
     }
-    return ViewPin(**(fields | changes))  # type: ignore[arg-type]
+    return ViewPin(**(fields | changes))
 
 
 def put(path: Path, pin: ViewPin, key: dict[str, object], stamp: str | int, features: dict[str, float | None]) -> None:

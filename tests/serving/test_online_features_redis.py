@@ -55,7 +55,7 @@ def view(**changes: object) -> ViewPin:
         "features": ["temp", "wind"],
         "ttl_us": DAY,
     }
-    return ViewPin(**(fields | changes))  # type: ignore[arg-type]
+    return ViewPin(**(fields | changes))
 
 
 def put(server: RedisServer, pin: ViewPin, key: dict[str, object], at_us: int, features: dict[str, float]) -> None:
@@ -66,7 +66,7 @@ def put(server: RedisServer, pin: ViewPin, key: dict[str, object], at_us: int, f
     fields = {feature_field(pin.view, name): b"\x29" + struct.pack("<d", value) for name, value in features.items()}
     server.client().hset(
         serializer.serialize([key[name] for name in serializer.names]) + b"slipway",
-        mapping={stamp_field(pin.view): stamp, **fields},  # type: ignore[dict-item]
+        mapping={stamp_field(pin.view): stamp, **fields},
     )
 
 

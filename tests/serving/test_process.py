@@ -6,7 +6,6 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pipelines.contracts import segments
 from pipelines.contracts.events import Assignment, Label, Response
 from tests.serving.conftest import Installation
 from tests.serving.processes import bentoml_serve
+from tests.waiting import wait_until
 
 
 def body(request_id: str | None = None) -> dict[str, object]:
@@ -30,7 +30,7 @@ def test_bentoml_supervises_and_answers_its_health_while_the_gateway_answers_the
     count = len(os.sched_getaffinity(0))
     with bentoml_serve(home.home, SLIPWAY_GATEWAY_WORKERS="0") as gateway, httpx.Client(base_url=gateway.url) as client:
         bus = home.home / "bus" / "gw0"
-        until(lambda: len(list(bus.iterdir())) == count, "a worker for each core has started")
+        wait_until(lambda: len(list(bus.iterdir())) == count, "a worker for each core has started")
         for path in ("/livez", "/readyz", "/v2/health/live", "/v2"):
             assert client.get(path).status_code == 200, path
         for k in range(20):
@@ -41,7 +41,7 @@ def test_bentoml_supervises_and_answers_its_health_while_the_gateway_answers_the
         assert len(home.events(Label)) == 1
         assert client.get("/v2/models/n").json()["error"].startswith("model")
         # A worker tells its counts every second.
-        until(
+        wait_until(
             lambda: 'slipway_request_seconds_count{model="m"} 20.0' in client.get("/metrics").text,
             "both workers' requests are counted",
         )
@@ -68,10 +68,10 @@ def rolled_back(home: Installation, url: str) -> float:
     done = httpx.post(f"{url}/v1/models/m/rollback", headers={"authorization": "Bearer sesame"})
     assert done.status_code == 200
     override = done.json()["override"]
-    until(lambda: overrides() == {override}, "every worker obeys")
+    wait_until(lambda: overrides() == {override}, "every worker obeys")
     seconds = time.monotonic() - began
     home.publish("shadow", stage="shadow", clears_overrides=[override])
-    until(lambda: overrides() == {None}, "every worker follows the route that names the override")
+    wait_until(lambda: overrides() == {None}, "every worker follows the route that names the override")
     return seconds
 
 
@@ -85,7 +85,9 @@ def test_a_new_route_reaches_every_worker_within_a_second(database: str, request
         for release in (home.challenger, home.champion, home.challenger):
             home.publish(champion=release)
             began = time.monotonic()
-            until(lambda: {route["version"] for route in routes(workers)} == {home.version}, "every worker follows")
+            wait_until(
+                lambda: {route["version"] for route in routes(workers)} == {home.version}, "every worker follows"
+            )
             seconds.append(time.monotonic() - began)
             assert {route["route"]["champion"] for route in routes(workers)} == {release}
     assert min(seconds) < 1.0, "the least of three: the machine may have been busy with something else"
@@ -93,13 +95,6 @@ def test_a_new_route_reaches_every_worker_within_a_second(database: str, request
 
 def routes(workers: list[httpx.Client]) -> list[dict[str, Any]]:
     return [worker.get("/v1/routes").json()["routes"][0] for worker in workers]
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.005)
 
 
 class Load:
@@ -174,14 +169,14 @@ def test_a_killed_worker_loses_nothing_that_was_acknowledged(home: Installation,
                 time.sleep(rng.uniform(0.3, 0.9))
                 (worker,) = gateway.workers()
                 failed_before = load.failed
-                until(lambda: load.inflight > 0, "a request is in flight")
+                wait_until(lambda: load.inflight > 0, "a request is in flight")
                 worker.kill()
                 # Its number stays until the supervisor has looked after it, which it does now and then.
-                until(lambda worker=worker: not alive(worker), "the worker is gone")
+                wait_until(lambda worker=worker: not alive(worker), "the worker is gone")
                 gateway.wait_ready()
-                until(lambda before=failed_before: load.failed > before, "a request was lost on its way")
+                wait_until(lambda before=failed_before: load.failed > before, "a request was lost on its way")
                 answered_before = load.answered
-                until(lambda before=answered_before: load.answered > before + 6, "requests are answered again")
+                wait_until(lambda before=answered_before: load.answered > before + 6, "requests are answered again")
         finally:
             load.end()
         gateway.stop()

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 
@@ -15,6 +14,7 @@ from pipelines.contracts.events import Assignment, Response
 from tests.serving.conftest import Installation
 from tests.serving.processes import GatewayProcess, bentoml_serve
 from tests.threads import Threads
+from tests.waiting import wait_until
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}
 
@@ -26,7 +26,7 @@ def test_sigterm_answers_what_is_in_flight_and_closes_the_log(home: Installation
         asked = [
             clients.submit(httpx.post, f"{gateway.url}/v2/models/m/infer", json=BODY, timeout=30.0) for _ in range(4)
         ]
-        until(lambda: len(home.events(Assignment)) == 4, "all requests are in flight")
+        wait_until(lambda: len(home.events(Assignment)) == 4, "all requests are in flight")
         assert not any(one.done() for one in asked)
         began = time.monotonic()
         with httpx.Client(base_url=gateway.url) as kept:
@@ -53,7 +53,7 @@ def test_a_worker_whose_supervisor_is_killed_answers_what_is_in_flight_and_ends(
     with bentoml_serve(home.home) as gateway, ThreadPoolExecutor(1) as clients:
         (worker,) = gateway.workers()
         asked = clients.submit(httpx.post, f"{gateway.url}/v2/models/m/infer", json=BODY, timeout=30.0)
-        until(lambda: len(home.events(Assignment)) == 1, "a request is being answered")
+        wait_until(lambda: len(home.events(Assignment)) == 1, "a request is being answered")
         gateway.process.kill()
         assert asked.result().status_code == 200
         worker.wait(30)
@@ -91,11 +91,11 @@ def test_a_worker_is_replaced_without_a_refused_connection(home: Installation) -
             (worker,) = gateway.workers()
             with Clients(gateway.url, threads=4) as clients:
                 ends[signal_number] = clients.ends
-                until(lambda clients=clients: clients.ends["200"] > 20, "requests run")
+                wait_until(lambda clients=clients: clients.ends["200"] > 20, "requests run")
                 worker.send_signal(signal_number)
-                until(lambda worker=worker: live(gateway) not in (set(), {worker.pid}), "another takes its place")
+                wait_until(lambda worker=worker: live(gateway) not in (set(), {worker.pid}), "another takes its place")
                 answered = clients.ends["200"]
-                until(lambda n=answered, clients=clients: clients.ends["200"] > n + 20, "requests run")
+                wait_until(lambda n=answered, clients=clients: clients.ends["200"] > n + 20, "requests run")
             print(f"{signal_number.name}: {dict(ends[signal_number])}")
         gateway.stop()
     assert set(ends[signal.SIGTERM]) == {"200"}, "a worker that is asked to end finishes what it has taken"
@@ -108,10 +108,3 @@ def test_a_worker_is_replaced_without_a_refused_connection(home: Installation) -
 
 def live(gateway: GatewayProcess) -> set[int]:
     return {worker.pid for worker in gateway.workers()}
-
-
-def until(condition: Any, what: str, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.005)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.serving.conftest import Installation
 from tests.serving.processes import GatewayProcess, bentoml_serve
+from tests.waiting import wait_until
 
 LIMITS = {
     "SLIPWAY_GATEWAY_MAX_HEAD_BYTES": "8192",
@@ -297,11 +298,7 @@ def test_memory_and_files_stay_where_they_were(gateway: GatewayProcess) -> None:
     for _ in range(300):
         with closing(Client(gateway)) as client:
             client.send(REQUEST[:60])
-    # Connections that are gone are closed on the gateway's side too.
-    deadline = time.monotonic() + 10
-    while len(open_connections(worker)) > 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(open_connections(worker)) <= 2
+    wait_until(lambda: len(open_connections(worker)) <= 2, "what is gone is closed on the gateway's side, too", 10)
     assert worker.memory_info().rss < before + (64 << 20)
 
 

@@ -253,7 +253,7 @@ async def test_a_challengers_answer_of_a_turn_that_the_log_did_not_take_is_not_g
             turn.most = 2 * response + 20 if isinstance(written[0], Response) and len(written) == 4 else _ALL
             write_all(written)
 
-        log.write_all = cut  # type: ignore[method-assign]
+        log.write_all = cut
         answers = await turn.ask(*(post(f"b{k}") for k in range(4)))
         arms = [answer["parameters"]["arm"] for _, answer in answers]
         assert arms == ["challenger", "challenger", "champion", "champion"]

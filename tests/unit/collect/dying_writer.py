@@ -28,7 +28,7 @@ def live(bus: Path, book: int, left: int) -> None:
         left -= len(data)
         return _write(descriptor, data)
 
-    os.write = dying  # type: ignore[assignment]
+    os.write = dying
     log = InferenceLog(bus, "gw0", 0, segment_bytes=100)
     while True:
         event_id = log.append(label)

@@ -95,8 +95,8 @@ def test_a_kill_at_any_step_leaves_nothing_missing_and_the_next_pass_ends_it(
     positions = read_to_the_end(tmp_path)
     left = steps
 
-    def dying(real):  # type: ignore[no-untyped-def] # it stands for methods of any form
-        def step(*args, **kwargs):  # type: ignore[no-untyped-def] # the same
+    def dying(real):
+        def step(*args, **kwargs):
             nonlocal left
             if not left:
                 raise Death

@@ -86,7 +86,7 @@ def _rows(cache: Path, table: str, shift: Shift, after_us: int | None, until_us:
             "count(DISTINCT local_weekday - isodow(timezone('Etc/GMT+5', sched_dep - INTERVAL 2 HOUR))) FROM source "
             f"WHERE epoch_us(announced_at) > {after} AND epoch_us(announced_at) <= {until_us}"
         ).fetchall()
-    return tuple(found[0])  # type: ignore[return-value]  # DuckDB's rows have no types
+    return tuple(found[0])
 
 
 def test_under_the_wall_clock_every_night_has_new_rows_for_years(cache: Path) -> None:

@@ -80,9 +80,7 @@ def test_a_correction_reaches_the_online_store(shop: Shop) -> None:
     assert features.materialise(shop.settings, "shop", shop.at(240)).values > 0
     newest = max(row for row in shop.published() if row[1] == "s1")
     with open_online(shop.settings) as online:
-        stored = online._connection.execute(  # type: ignore[attr-defined]  # the row as it lies there
-            f'SELECT value_text FROM "slipway_{shop.version}"'
-        ).fetchall()
+        stored = online._connection.execute(f'SELECT value_text FROM "slipway_{shop.version}"').fetchall()
     assert str(newest[2]) in {text for (text,) in stored}
 
 

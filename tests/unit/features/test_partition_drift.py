@@ -38,7 +38,7 @@ def _rows(first: int, last: int, seats: float, hours: range = range(24), a_time:
 
 
 def _judged(new: pa.Table, **bounds: float) -> list[partition_drift.Shift]:
-    spec = PLANE.model_copy(update={"drift": PartitionDrift(features=["seats"], **bounds)})  # type: ignore[arg-type]
+    spec = PLANE.model_copy(update={"drift": PartitionDrift(features=["seats"], **bounds)})
     return partition_drift.shifts(spec, _rows(0, 20, 100.0), new)
 
 

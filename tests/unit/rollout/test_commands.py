@@ -41,7 +41,7 @@ def held(evidence: str = "e1", **changes: Any) -> Rollout:
 
 def test_a_hold_asks_about_the_evidence_it_was_taken_on() -> None:
     assert held("e1").question is not None
-    assert held("e1").question.evidence == "e1"  # type: ignore[union-attr]  # asserted above
+    assert held("e1").question.evidence == "e1"
 
 
 def test_an_answer_counts_while_the_verdicts_read_as_they_were_shown() -> None:
@@ -67,7 +67,7 @@ def test_the_question_is_asked_anew_when_the_verdicts_read_otherwise_and_not_bef
     again = ask_again(held("e1"), saying("pass", "e2"), NOW)
     assert again is not None
     anew = apply(held("e1"), again, 8)
-    assert (anew.status, anew.question.evidence) == ("held", "e2")  # type: ignore[union-attr]  # it is held
+    assert (anew.status, anew.question.evidence) == ("held", "e2")
     assert ask_again(anew, saying("pass", "e3"), NOW) is None
     assert ask_again(rollout("shadow"), saying("pass", "e2"), NOW) is None
 
@@ -76,7 +76,7 @@ def test_the_question_is_asked_anew_when_the_verdicts_read_otherwise_and_not_bef
 def test_two_different_people_have_to_agree_where_the_plan_says_so(verb: Verb) -> None:
     state, standing = held("e1", plan=TWO), saying("inconclusive", "e1")
     first, state = does(state, standing, verb, "anna")
-    assert (first.kind, state.status, state.question.approvals) == ("hold", "held", ("anna",))  # type: ignore[union-attr]
+    assert (first.kind, state.status, state.question.approvals) == ("hold", "held", ("anna",))
     with pytest.raises(TerminalError, match="a second approval by anna; expected 2 different people"):
         does(state, standing, verb, "anna")
     second, state = does(state, standing, verb, "ben", evidence_digest="e1")

@@ -49,7 +49,7 @@ def test_a_stale_view_pauses_the_rollout_once_says_which_and_how_old_and_pages_w
     assert (decision.kind, decision.cause, decision.metrics) == ("pause", "condition", ("freshness of v__1",))
     assert "A: v__1 is 7.0 h old (readable through 1970-01-10 17:00), 6.0 h allowed" in decision.reason
     *_, notify = plan_actions(rollout("shadow"), decision, "m:1")
-    assert notify.level == "page"  # type: ignore[union-attr]
+    assert notify.level == "page"
     said = explain(decision, (notify,))
     assert "freshness of v__1: v__1 is 7.0 h old" in said[2], "what was measured beside the evidence"
     assert "A: v__1 is 7.0 h old" in said[-1]

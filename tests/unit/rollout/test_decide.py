@@ -127,7 +127,7 @@ def test_an_approval_counts_for_the_evidence_that_was_shown() -> None:
 def test_only_approvers_let_a_rollout_go_on(verb: str) -> None:
     state = rollout("shadow", status="held" if verb == "approve" else "running")
     with pytest.raises(TerminalError, match=r"got actor mallory; expected one of \['anna', 'ben'\]"):
-        decide(state, Standing(), NOW, command=Command(verb=verb, actor="mallory"))  # type: ignore[arg-type]  # a verb
+        decide(state, Standing(), NOW, command=Command(verb=verb, actor="mallory"))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_only_approvers_let_a_rollout_go_on(verb: str) -> None:
 )
 def test_a_command_that_does_not_fit_the_state_is_refused(status: str, verb: str) -> None:
     with pytest.raises(TerminalError, match=f"{verb} m-r2; got a rollout that is"):
-        decide(rollout("shadow", status=status), Standing(), NOW, command=Command(verb=verb, actor="anna"))  # type: ignore[arg-type]  # a verb
+        decide(rollout("shadow", status=status), Standing(), NOW, command=Command(verb=verb, actor="anna"))
 
 
 def test_the_first_champion_needs_a_named_person_and_no_stage() -> None:

@@ -11,7 +11,7 @@ from pipelines.spec.durations import Duration, parse
 
 @given(st.integers(0, 10**15), st.sampled_from(["event_time", "wall"]))
 def test_a_duration_reads_back_what_it_prints(us: int, clock: str) -> None:
-    duration = Duration(us, clock)  # type: ignore[arg-type]  # drawn from the two names
+    duration = Duration(us, clock)
     assert parse(str(duration)) == duration
 
 
