@@ -83,7 +83,7 @@ class PostgresServer:
             except psycopg.OperationalError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"PostgreSQL does not start:\n{self._log.read_text()}") from None
-                time.sleep(0.05)
+                time.sleep(0.05)  # it starts in another process
             else:
                 return
 

@@ -65,7 +65,7 @@ class RedisServer:
             except redis.ConnectionError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"Redis does not start:\n{log.read_text()}") from None
-                time.sleep(0.02)
+                time.sleep(0.02)  # it starts in another process
             else:
                 return
 

@@ -70,7 +70,7 @@ def run(settings: Settings, stopping: Callable[[], bool]) -> None:
         pause = min(pause * 2, SLOWEST_S) if failed else EVERY_S
         until = time.monotonic() + pause
         while time.monotonic() < until and not stopping():
-            time.sleep(0.2)
+            time.sleep(0.2)  # a signal sets a flag, and is obeyed within this
 
 
 def _note(path: Path, action: Notify, key: str) -> str:

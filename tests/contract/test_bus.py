@@ -115,7 +115,7 @@ def patiently(scan: Callable[[], Scan]) -> Scan:
         try:
             return scan()
         except TransientError:
-            time.sleep(0.1)
+            time.sleep(0.1)  # until the broker answers again
     return scan()
 
 

@@ -137,7 +137,7 @@ class Site:
             self.die_at.with_suffix(".new").rename(self.die_at)
             wait_until(lambda: not _lives(victim), "the worker dies in a write of its log")
         else:
-            time.sleep(rng.uniform(0.0, 0.5))
+            time.sleep(rng.uniform(0.0, 0.5))  # the moment of the kill
             in_flight = set(client.in_flight)
             self._strike(name)
             assert in_flight, f"the kill of the {name} met no request in flight"

@@ -56,7 +56,7 @@ class GatewayProcess:
                     return
             except httpx.TransportError:
                 pass
-            time.sleep(0.05)
+            time.sleep(0.05)  # it starts in another process
         raise AssertionError(f"the gateway is not ready:\n{self.output.read_text()}")
 
     @contextmanager

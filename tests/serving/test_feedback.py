@@ -24,7 +24,7 @@ async def test_labels_are_on_the_disk_before_they_are_acknowledged(
     def slow(descriptor: int) -> None:
         import time
 
-        time.sleep(0.05)
+        time.sleep(0.05)  # the disk is slow
         fdatasync(descriptor)
         order.append("fsync")
 
@@ -74,7 +74,7 @@ async def test_ten_thousand_labels_go_in_one_call_and_many_calls_share_an_fsync(
         import time
 
         calls.append(descriptor)
-        time.sleep(0.02)
+        time.sleep(0.02)  # the disk is slow
         fdatasync(descriptor)
 
     async with start() as running:

@@ -131,7 +131,7 @@ class Load:
                 taken = False
                 client.close()
                 client = httpx.Client(base_url=self._url, timeout=10.0)
-                time.sleep(0.02)
+                time.sleep(0.02)  # nobody listens for a moment after a kill
             with self._lock:
                 self.inflight -= 1
                 if taken:
@@ -166,7 +166,7 @@ def test_a_killed_worker_loses_nothing_that_was_acknowledged(home: Installation,
         load = Load(gateway.url, acknowledged, threads=6)
         try:
             for _ in range(2):
-                time.sleep(rng.uniform(0.3, 0.9))
+                time.sleep(rng.uniform(0.3, 0.9))  # the moment of the kill
                 (worker,) = gateway.workers()
                 failed_before = load.failed
                 wait_until(lambda: load.inflight > 0, "a request is in flight")

@@ -281,7 +281,7 @@ def test_past_its_connections_the_gateway_answers_429_and_serves_the_others(gate
         idle = [Client(gateway) for _ in range(60)]
         try:
             # Which of them the gateway has counted first is its own affair; some are over the limit.
-            time.sleep(0.2)
+            time.sleep(0.2)  # for longer than it takes to count them
             assert kept.post("/v2/models/m/infer", content=BODY).status_code == 200
             with closing(Client(gateway)) as late:
                 answer = late.everything()

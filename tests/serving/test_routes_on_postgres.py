@@ -149,7 +149,7 @@ async def serves(running: Running, *, seconds: float, arm: str) -> None:
     while time.monotonic() < until:
         answer = await running.infer()
         assert (answer.status_code, answer.json()["parameters"]["arm"]) == (200, arm)
-        await anyio.sleep(0.02)
+        await anyio.sleep(0.02)  # the rhythm of a client
 
 
 async def rolls_back(running: Running) -> str:

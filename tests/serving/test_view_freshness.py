@@ -27,7 +27,7 @@ async def test_the_age_of_what_can_be_read_is_shown_by_view(home: Installation, 
     async with start() as running:
         text = ""
         while pin.view not in text:  # asked for beside the requests; the test's time limit ends it
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # the gateway shares this loop
             text = (await running.client.get("/metrics")).text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("slipway_view_"))
     assert float(lines[f'slipway_view_readable_through_timestamp_seconds{{view="{pin.view}"}}']) == through_us / 1e6
