@@ -20,6 +20,7 @@ PUMPS = Path(__file__).parent.parent / "e2e" / "pumps"
 AS_OF_US = parse_event_time("2026-04-20T00:00:00+00:00")
 
 
+@pytest.mark.slow
 def test_everything_from_raw_rows_to_a_training_set_is_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     include = tmp_path / "include"
     for folder in ("datasets", "features", "models"):

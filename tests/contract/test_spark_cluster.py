@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pipelines.settings import PROJECT
 from tests.spark import lean_config
 from tests.spark_cluster import cluster
 
 
+@pytest.mark.slow
 def test_a_view_and_a_join_on_a_standalone_cluster(tmp_path: Path) -> None:
     properties = lean_config(tmp_path)
     with Path(properties).open("a") as file:

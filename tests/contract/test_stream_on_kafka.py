@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.feast_online import readable_through
 from pipelines.datasets.messages import Message
@@ -40,6 +42,7 @@ def dead_letters(of: Broker, count: int) -> list[tuple[bytes, dict[str, bytes]]]
     return found
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_killed_has_the_state_of_a_build(tmp_path: Path) -> None:
     properties = lean_config(tmp_path)
     include = streamed_project.write(tmp_path, {VIEW: (DATASET, True)})

@@ -55,6 +55,7 @@ def both(settings: Settings, view: str, span: Span) -> tuple[pa.Table, pa.Table]
     return computed(settings, view, "duckdb", span), computed(settings, view, "spark", span)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_has_the_same_rows_on_both_engines(lake: Settings, view: str) -> None:
     on_duckdb, on_spark = both(lake, view, Span(None, odd_days.END_US))

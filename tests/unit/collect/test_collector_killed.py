@@ -81,6 +81,7 @@ def at_work(installation: Installation) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.slow
 def test_every_acknowledged_event_is_stored_exactly_once_whenever_the_collector_is_killed(traffic: Traffic) -> None:
     seed = int(os.environ.get("SLIPWAY_TEST_SEED", time.time_ns() % 1_000_000))
     print(f"SLIPWAY_TEST_SEED={seed}")
