@@ -1,18 +1,42 @@
-"""Which tests share a worker when two run side by side, and which begin."""
+"""Which tests share a worker when two run side by side, and which begin.
+
+xdist's own groups (`--dist loadgroup`) do not: they rename tests in a way that pytest 9 does not see.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
+SHARED = {
+    "tests/e2e/test_every_view.py": "tests/e2e/test_stack.py",
+    "tests/contract/test_bus_on_kafka.py": "tests/contract/test_bus.py",
+    "tests/contract/test_collector_on_kafka.py": "tests/contract/test_bus.py",
+}
+"""Files whose tests share a stack or a broker with those of another file."""
+ALONE = frozenset({"tests/e2e/test_rehearsal.py"})
+"""Files whose tests share nothing, and take minutes each."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """A file's tests share its fixtures, so they share a worker, in the order in which files were collected."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file in ALONE else SHARED.get(file, file)
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share its fixtures, so they share a worker, unless they say otherwise.
-
-    Files with a slow test begin (`scripts/test` keeps the order): else one worker is left with them when the other has
-    nothing more to do.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+    """Files with a slow test begin: else one worker is left with them when the other has nothing more to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

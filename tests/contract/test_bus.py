@@ -12,8 +12,6 @@ from pipelines.contracts.streams import Gap, StreamKey
 from tests.contract.bus_places import KEY, Folder, Place, Reader, Topic, labels
 from tests.unit.collect.traffic import Worker
 
-pytestmark = pytest.mark.xdist_group("kafka")  # files that talk to the one broker share a worker, and so it
-
 
 @pytest.fixture(params=["folder", "topic"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:

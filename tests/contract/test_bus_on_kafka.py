@@ -22,8 +22,6 @@ from tests.contract.bus_places import KEY, Reader, Topic, labels
 from tests.kafka_broker import Broker
 from tests.unit.collect.traffic import Worker
 
-pytestmark = pytest.mark.xdist_group("kafka")  # files that talk to the one broker share a worker, and so it
-
 
 @pytest.fixture
 def topic(kafka: Broker, tmp_path: Path) -> Iterator[Topic]:

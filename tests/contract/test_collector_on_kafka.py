@@ -21,8 +21,6 @@ from tests.kafka_broker import Broker
 from tests.unit.collect.installation import Installation
 from tests.unit.collect.traffic import Worker
 
-pytestmark = pytest.mark.xdist_group("kafka")  # files that talk to the one broker share a worker, and so it
-
 
 class DeathError(Exception):
     """The process ends here."""

@@ -1,4 +1,4 @@
-"""Which end-to-end tests share a worker when two run side by side, which begin, and the stack that several use."""
+"""Which end-to-end tests begin, and the stack that several use."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ from pipelines.settings import PROJECT, Settings
 from pipelines.stack import PartStatus, down, up
 from tests.free_ports import free_ports
 
-REHEARSALS = "test_rehearsal"
-FIRST = (REHEARSALS, "test_airflow_gate", "test_third_model", "test_stack")
-"""The order in which groups begin. A worker has one more test than the one it runs: behind a rehearsal a short one."""
-OF_ONE_STACK = ("test_stack", "test_every_view")
+FIRST = ("test_rehearsal", "test_airflow_gate", "test_third_model", "test_stack")
+"""The order in which files begin. A worker has one more test than the one it runs: behind a rehearsal a short one."""
 EVENT_NOW = "2013-01-03T18:00:00Z"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share its stack, so they share a worker; rehearsals are alone and the longest, so they begin."""
+    """Rehearsals are the longest, so they begin."""
     place = {file: at for at, file in enumerate(FIRST)}
-    for item in items:
-        file = item.path.stem
-        group = item.name if file == REHEARSALS else OF_ONE_STACK[0] if file in OF_ONE_STACK else file
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
