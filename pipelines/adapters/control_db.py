@@ -145,9 +145,9 @@ class ControlDb:
         ]
         if len(found) != 1:
             near = [f"{row.model} {row.semver} {row.digest[:12]}" for row in rows]
-            raise NotFoundError(
-                "release", got=f"{name} ({len(found)} matches)", expected=near or "a registered release"
-            )
+            got, expected = f"{name} ({len(found)} matches)", near or "a registered release"
+            hint = "`slipway release list` shows all; a training run registers one."
+            raise NotFoundError("release", got=got, expected=expected, hint=hint)
         return found[0]
 
     # --- retraining, assets ---------------------------------------------------------------------------------------

@@ -206,7 +206,8 @@ def _version(client: MlflowClient, model: str, digest: str) -> Any:
 def _known_version(client: MlflowClient, model: str, digest: str) -> Any:
     version = _version(client, model, digest)
     if version is None:
-        raise NotFoundError("model version in MLflow", got=digest[:12], expected="a registered release")
+        hint = "Was it registered with another MLflow server, or is its database gone?"
+        raise NotFoundError("model version in MLflow", got=digest[:12], expected="a registered release", hint=hint)
     return version
 
 

@@ -261,7 +261,8 @@ def _load(connection: sa.Connection, rollout_id: str) -> Rollout:
     document = connection.execute(sa.select(table.c.document).where(table.c.id == rollout_id)).scalar()
     if document is None:
         near = connection.execute(sa.select(table.c.id).order_by(table.c.n.desc()).limit(5)).scalars()
-        raise NotFoundError("rollout", got=rollout_id, expected=list(near) or "a started rollout")
+        hint = "`slipway rollout list` shows all; `slipway rollout start MODEL` begins one."
+        raise NotFoundError("rollout", got=rollout_id, expected=list(near) or "a started rollout", hint=hint)
     return _decode_rollout(document)
 
 

@@ -33,5 +33,7 @@ def maintain(
 
         print(msgspec.json.encode(done).decode())
         return
+    if not done:
+        print("no tables yet")
     for one in done:
         print(f"{one.table}: {one.merged} files into {one.into}, {one.removed} removed")

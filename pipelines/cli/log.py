@@ -29,6 +29,8 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 
         rows = [msgspec.to_builtins(report) | {"whole": report.whole} for report in reports]
         print(msgspec.json.encode(rows).decode())
+    elif not reports:
+        print("no events yet")
     else:
         from rich.console import Console
         from rich.table import Table

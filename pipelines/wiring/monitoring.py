@@ -128,7 +128,8 @@ def load(settings: Settings, model: str, report: str, as_of_us: int) -> MonitorR
     where = f"as_of = TIMESTAMPTZ '{from_us(as_of_us).isoformat()}' AND digest = '{report}'"
     rows = open_lake(settings).read(table_of(model), ["document"], where)
     if rows.num_rows == 0:
-        raise NotFoundError("monitor report", got=f"{model} {from_us(as_of_us).isoformat()} {report[:12]}")
+        got, table = f"{model} {from_us(as_of_us).isoformat()} {report[:12]}", table_of(model)
+        raise NotFoundError("monitor report", got=got, expected=f"one in {table}", hint=f"Run model.{model}.monitor.")
     return from_json(rows.column("document")[0].as_py())
 
 

@@ -93,7 +93,8 @@ class Feed:
     ) -> None:
         views = streamed(settings).get(dataset)
         if not views:
-            raise NotFoundError(f"a view that streams into dataset {dataset}", expected=sorted(streamed(settings)))
+            expected = f"one of {sorted(streamed(settings))}"
+            raise NotFoundError("dataset that a view's `stream` names", got=dataset, expected=expected)
         self.settings = settings
         self.views = views
         self.stream = stream_of(views)
