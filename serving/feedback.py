@@ -10,7 +10,7 @@ import msgspec
 
 from pipelines.contracts.clocks import parse_event_time, wall_us
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.events import Event, EventId, Kpi, Label
+from pipelines.contracts.events import UNNAMED, Event, EventId, Kpi, Label
 from serving.gateway import Gateway
 from serving.inference_log import LogWriteError
 from serving.oip.errors import Malformed, TooLarge, Unavailable
@@ -41,7 +41,7 @@ class KpiItem(msgspec.Struct):
 
     id: str
     value: float | bool
-    name: str = "kpi"
+    name: str = UNNAMED
     at: str | int | None = None
 
 

@@ -42,7 +42,7 @@ class Admission:
         step.counts.append(Count("retries", position[~keep] + first, stage[~keep]))
         self._gaps(table["seq"].to_numpy().astype(np.int64), position + first, stage, step)
 
-        fresh = empty(len(ids), len(policy.slices))
+        fresh = empty(len(ids), len(policy.slices), max(1, len(policy.kpis)))
         fresh["ts"][:] = part.ts
         fresh["pos"][:] = position + first
         fresh["stage"][:] = stage

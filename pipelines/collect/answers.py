@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,9 +22,13 @@ from pipelines.collect.request_columns import (
     drawn,
 )
 from pipelines.collect.row_order import Rows, codes, floats, plain
+from pipelines.contracts.errors import ContractError
 from pipelines.rollout.policy import Policy
 from pipelines.stats.nats import Ints
 from pipelines.stats.postings import Count, Step
+
+_EACH = -2
+"""In the place of a metric's index: the value is of every one."""
 
 
 def respond(requests: OpenRequests, policy: Policy, part: Rows, first: int, lost_at: Ints, step: Step) -> None:
@@ -51,24 +57,67 @@ def respond(requests: OpenRequests, policy: Policy, part: Rows, first: int, lost
     held["latency"][r, a] = latency[order]
 
 
-def attach(
-    requests: OpenRequests, part: Rows, column: str, value: str, flag: str, first: int, closes: Ints, step: Step
-) -> None:
-    """Fills the first label (or KPI) of each request up to its position in `closes` (-1: settled); repeats and NaN
-    are counted.
+def attach_labels(requests: OpenRequests, part: Rows, first: int, closes: Ints, step: Step) -> None:
+    """Fills the first label of each request up to its position in `closes` (-1: settled).
+
+    Repeats and NaN are counted.
     """
+    held = requests.rows
+    _attach(requests, part, ("label", "label"), (held["label"], held["labelled"]), first, closes, step)
+
+
+def attach_kpis(
+    requests: OpenRequests, part: Rows, metrics: tuple[str, ...], first: int, closes: Ints, step: Step
+) -> None:
+    """The same for KPI values, of each of `metrics` the first. A row is of the one that its column `metric` names;
+    without that column, and with null in it, of all of them. Raises ContractError for another name.
+    """
+    held = requests.rows
+    of = _metrics(part.table, metrics)
+    for k in range(max(1, len(metrics))):
+        keep = (of == k) | (of == _EACH)
+        mine = Rows(part.table.filter(pa.array(keep)), part.position[keep], part.ts[keep])
+        # What is of each is counted once.
+        counted = step if k == 0 or not (of == _EACH).all() else step._replace(counts=[])
+        into = (held["kpi"][:, k], held["has_kpi"][:, k])
+        _attach(requests, mine, ("value", "kpi"), into, first, closes, counted)
+
+
+def _metrics(table: pa.Table, metrics: tuple[str, ...]) -> Ints:
+    """(n,) index in `metrics` of the one that each value is of, or `_EACH`."""
+    if "metric" not in table.column_names:
+        return np.full(table.num_rows, _EACH, dtype=np.int64)
+    found = codes(table["metric"], list(metrics))
+    wrong = (found < 0) & np.asarray(table["metric"].is_valid())
+    if wrong.any():
+        got = repr(table["metric"][int(np.argmax(wrong))].as_py())
+        raise ContractError("metric of a KPI value", got=got, expected=f"one of {list(metrics)}, or null")
+    return np.where(found < 0, _EACH, found)
+
+
+def _attach(
+    requests: OpenRequests,
+    part: Rows,
+    names: tuple[str, str],
+    into: tuple[np.ndarray[Any, Any], Bools],
+    first: int,
+    closes: Ints,
+    step: Step,
+) -> None:
+    """`names`: the table's column, and what its counts are called; `into`: values by request, and which are there."""
+    (column, value), (values, known) = names, into
     held = requests.rows
     rows, request = _match(requests, part, first, closes, step)
     at, given = part.position[rows] + first, floats(part.table[column])[rows]
     finite = np.isfinite(given)
     step.counts.append(Count(f"{value}_not_finite", at[~finite], held["stage"][request[~finite]]))
     at, given, request = at[finite], given[finite], request[finite]
-    opening = _opening(request, len(requests)) & ~held[flag][request]
-    held[value][request[opening]] = given[opening]
-    held[flag][request[opening]] = True
+    opening = _opening(request, len(requests)) & ~known[request]
+    values[request[opening]] = given[opening]
+    known[request[opening]] = True
     again, later = request[~opening], at[~opening]
     step.counts.append(Count(f"{value}_repeated", later, held["stage"][again]))
-    differs = held[value][again] != given[~opening]
+    differs = values[again] != given[~opening]
     step.counts.append(Count(f"{value}_contradicted", later[differs], held["stage"][again[differs]]))
 
 

@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contracts.assignment import PPM
+from pipelines.contracts.events import UNNAMED
 
 _STAMP = pa.timestamp("us", tz="UTC")
 _KEPT_BACK = 50_000
-_Truth = tuple[int, int, int, float]
+_Truth = tuple[int, int, int, float, str | None]
+"""Request, event time, order, value, and of a KPI the metric that it counts for."""
 _decode = msgspec.json.Decoder().decode
 
 
@@ -43,21 +45,28 @@ class Counts(msgspec.Struct, kw_only=True):
 
 
 class Case:
-    """The tables of one rollout; `take` must see every batch in order."""
+    """The tables of one rollout; `take` must see every batch in order.
 
-    def __init__(self, rollout_id: str, model: str, slices: tuple[str, ...] = ()) -> None:
+    `kpis` are its policy's mean metrics: a KPI value counts for the one of its name, an unnamed one (`kpi`) where there
+    is but one. Without any, all values are taken and only counted.
+    """
+
+    def __init__(self, rollout_id: str, model: str, slices: tuple[str, ...] = (), kpis: tuple[str, ...] = ()) -> None:
         self.rollout_id = rollout_id
         self.model = model
         self.slices = slices
+        self._metric_of = {name: name for name in kpis}
+        if len(kpis) == 1:
+            self._metric_of.setdefault(UNNAMED, kpis[0])
         self.counts = Counts()
         self.requests: dict[str, int] = {}
         self._retries: dict[str, int] = {}
         self._alone: set[str] = set()
         self._answers: dict[tuple[str, str], int] = {}
-        self._truths: dict[tuple[str, str], float] = {}
+        self._truths: dict[tuple[str, str | None, int], float] = {}
         self._assigned: dict[int, tuple[int, int]] = {}
         self._first_seq: int | None = None
-        self._early: OrderedDict[tuple[str, str], list[tuple[int, float]]] = OrderedDict()
+        self._early: OrderedDict[tuple[str, str], list[tuple[int, float, str | None]]] = OrderedDict()
 
     def take(self, tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
         """One batch of the log (tables by kind) as `assignments`, `responses`, `labels`, `kpi`, where not empty."""
@@ -167,66 +176,70 @@ class Case:
         ).filter(mask)
 
     def _truth_table(self, kind: str, rows: pa.Table | None, released: list[_Truth]) -> pa.Table:
-        """Labels or KPI values of this rollout's requests, the first value of each; later ones are only counted."""
+        """Labels, or KPI values by metric, of this rollout's requests: the first of each; later ones are counted."""
         found = list(released)
         if rows is not None:
             rows = rows.filter(pc.equal(rows["model"], self.model))
             if kind == "label":
                 rows = rows.filter(pc.equal(rows["row"], 0))
-            for request, at, seq, value in zip(
+            elif self._metric_of:
+                rows = rows.filter(pc.is_in(rows["name"], pa.array(list(self._metric_of), pa.string())))
+            for request, at, seq, value, name in zip(
                 rows["request_id"].to_pylist(),
                 rows["event_time"].cast(pa.int64()).to_pylist(),
                 rows["seq"].to_pylist(),
                 rows["value"].to_pylist(),
+                rows["name"].to_pylist() if kind == "kpi" else [None] * rows.num_rows,
                 strict=True,
             ):
-                place = self.requests.get(request)
+                place, metric = self.requests.get(request), self._metric_of.get(name)
                 if place is None:
-                    self._keep_back(kind, request, at, seq, value)
+                    self._keep_back(kind, request, seq, (at, value, metric))
                 else:
-                    found.append(self._placed(place, at, seq, value))
+                    found.append(self._placed(place, at, seq, value, metric))
         fresh = []
-        for place, at, seq, value in found:
-            key = (kind, str(place))
+        for place, at, seq, value, metric in found:
+            key = (kind, metric, place)
             if key in self._truths:
                 self.counts.repeated += 1
                 self.counts.contradicting += self._truths[key] != value
                 continue
             self._truths[key] = value
-            fresh.append((place, at, seq, value))
+            fresh.append((place, at, seq, value, metric))
         if kind == "label":
             self.counts.labels += len(fresh)
         else:
             self.counts.kpis += len(fresh)
-        return pa.table(
-            {
-                "request_id": pa.array([row[0] for row in fresh], pa.int64()),
-                "ts": pa.array([row[1] for row in fresh], pa.int64()).cast(_STAMP),
-                "order": pa.array([row[2] for row in fresh], pa.int64()),
-                "label" if kind == "label" else "value": pa.array([row[3] for row in fresh], pa.float64()),
-            }
-        )
+        made = {
+            "request_id": pa.array([row[0] for row in fresh], pa.int64()),
+            "ts": pa.array([row[1] for row in fresh], pa.int64()).cast(_STAMP),
+            "order": pa.array([row[2] for row in fresh], pa.int64()),
+            "label" if kind == "label" else "value": pa.array([row[3] for row in fresh], pa.float64()),
+        }
+        if kind == "kpi":
+            made["metric"] = pa.array([row[4] for row in fresh], pa.string())
+        return pa.table(made)
 
-    def _keep_back(self, kind: str, request: str, at: int, seq: int, value: float) -> None:
+    def _keep_back(self, kind: str, request: str, seq: int, truth: tuple[int, float, str | None]) -> None:
         """A truth of a request not seen yet; the oldest are forgotten (most belong to requests outside the rollout)."""
         if self._first_seq is None or seq < self._first_seq:
             return
-        self._early.setdefault((kind, request), []).append((at, value))
+        self._early.setdefault((kind, request), []).append(truth)
         while len(self._early) > _KEPT_BACK:
             self._early.popitem(last=False)
 
     def _release_early(self, ids: list[str], places: list[int], early: dict[str, list[_Truth]]) -> None:
         for request, place in zip(ids, places, strict=True):
             for kind in ("label", "kpi"):
-                for at, value in self._early.pop((kind, request), ()):
-                    early[kind].append(self._placed(place, at, 0, value))
+                for at, value, metric in self._early.pop((kind, request), ()):
+                    early[kind].append(self._placed(place, at, 0, value, metric))
 
-    def _placed(self, place: int, at: int, seq: int, value: float) -> _Truth:
-        """(request, event time, order, value): never ahead of the request's assignment."""
+    def _placed(self, place: int, at: int, seq: int, value: float, metric: str | None) -> _Truth:
+        """The truth, never ahead of the request's assignment."""
         assigned_seq, assigned_at = self._assigned[place]
         if seq > assigned_seq:
-            return place, at, 2 * seq, value
-        return place, max(at, assigned_at), 2 * assigned_seq + 1, value
+            return place, at, 2 * seq, value, metric
+        return place, max(at, assigned_at), 2 * assigned_seq + 1, value, metric
 
 
 def _of_rollout(rows: pa.Table, rollout_id: str) -> pa.Table:

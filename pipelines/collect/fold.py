@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.collect.admission import Admission
-from pipelines.collect.answers import attach, respond
+from pipelines.collect.answers import attach_kpis, attach_labels, respond
 from pipelines.collect.class_bets import ClassBets, pair_class
 from pipelines.collect.open_requests import OpenRequests
 from pipelines.collect.request_columns import BOTH, FAR, NONE, OK, Bools, Requests, drawn, empty, in_stages, take
@@ -39,7 +39,8 @@ class Fold:
         self._event_mark = -FAR
         self._wall_mark = -FAR
         self._two_clocks: bool | None = None
-        self._requests = OpenRequests(lambda size: empty(size, len(policy.slices)))
+        kpis = max(1, len(policy.kpis))
+        self._requests = OpenRequests(lambda size: empty(size, len(policy.slices), kpis))
         self._admission = Admission(policy, self._requests)
         self._bake = next((k for k, stage in enumerate(policy.stages) if stage.rejudges), None)
         self._baked_from = FAR
@@ -60,8 +61,8 @@ class Fold:
         `wall_ts` on assignments and responses (response deadlines are judged on it); `served` on responses (bool; a
         champion's served answer to a request of the challenger is the challenger's error); `process` on assignments
         (warm-up is counted per process start); every column named in `policy.slices` on assignments; `unit_id` when
-        the policy randomises units. `request_id` is int64 or string. Raises ContractError for a missing column, an
-        unknown stage.
+        the policy randomises units; `metric` on kpi (the mean metric that a value is of; null: of each). `request_id`
+        is int64 or string. Raises ContractError for a missing column, an unknown stage or metric.
         """
         self.step({"assignments": assignments, "responses": responses, "labels": labels, "kpi": kpi}).into(
             self._evidence
@@ -108,13 +109,12 @@ class Fold:
             respond(self._requests, self._policy, rows["responses"], first, lost_at, step)
             self._answered(first, step)
         self._lose(lost_at, step)
-        for kind, value, flag, column, settled, at in (
-            ("labels", "label", "labelled", "label", "settled", due_at),
-            ("kpi", "kpi", "has_kpi", "value", "kpi_settled", kpi_at),
-        ):
-            if kind in rows:
-                closes = np.where(self._open[settled], np.int64(-1), at)
-                attach(self._requests, rows[kind], column, value, flag, first, closes, step)
+        if "labels" in rows:
+            closes = np.where(self._open["settled"], np.int64(-1), due_at)
+            attach_labels(self._requests, rows["labels"], first, closes, step)
+        if "kpi" in rows:
+            closes = np.where(self._open["kpi_settled"], np.int64(-1), kpi_at)
+            attach_kpis(self._requests, rows["kpi"], self._policy.kpis, first, closes, step)
         self._settle(due_at, step)
         self._settle_kpi(kpi_at, step)
         step.postings.extend(self._classes.blocks.close(wall, first, len(self._policy.slices)))
@@ -207,15 +207,15 @@ class Fold:
 
     def _settle_kpi(self, kpi_at: Ints, step: Step) -> None:
         """At maturity, in request order: KPIs."""
-        metrics = [metric for metric in self._policy.metrics if metric.kind == "mean"]
-        if not metrics:
+        if not self._policy.kpis:
             return
         rows, at = self._reached(kpi_at)
-        known = rows["has_kpi"]
+        known = rows["has_kpi"].any(axis=1)
         step.counts.append(Count("kpis", at[known], rows["stage"][known]))
-        wanted = known & ~rows["warm"]
-        for metric in metrics:
-            posting, out_of_range = self._values.mean(metric, take(rows, wanted), at[wanted])
+        for k, name in enumerate(self._policy.kpis):
+            wanted = rows["has_kpi"][:, k] & ~rows["warm"]
+            mine = take(rows, wanted)
+            posting, out_of_range = self._values.mean(self._policy.metric(name), mine["kpi"][:, k], mine, at[wanted])
             step.postings.append(posting)
             step.counts.append(out_of_range)
 

@@ -36,17 +36,17 @@ _FIELDS: dict[str, tuple[Any, Any]] = {
     "closed": (np.bool_, False),
     "label": (np.float64, np.nan),
     "labelled": (np.bool_, False),
-    "kpi": (np.float64, np.nan),
-    "has_kpi": (np.bool_, False),
     "settled": (np.bool_, False),
     "kpi_settled": (np.bool_, False),
 }
 
 
-def empty(size: int, slices: int) -> Requests:
-    """`size` requests of which nothing is known yet; `parts` has a column for each of `slices`."""
+def empty(size: int, slices: int, kpis: int = 1) -> Requests:
+    """`size` requests of which nothing is known yet; `parts` has a column for each of `slices`, `kpi` of `kpis`."""
     fresh: Requests = {name: np.full(size, value, dtype=dtype) for name, (dtype, value) in _FIELDS.items()}
     fresh["parts"] = np.full((size, slices), -1, dtype=np.int64)
+    fresh["kpi"] = np.full((size, kpis), np.nan)
+    fresh["has_kpi"] = np.zeros((size, kpis), dtype=np.bool_)
     fresh["status"] = np.zeros((size, 2), dtype=np.int64)
     fresh["answered"] = np.full((size, 2), FAR, dtype=np.int64)
     fresh["score"] = np.full((size, 2), np.nan)

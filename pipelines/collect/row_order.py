@@ -27,7 +27,7 @@ _TIES: dict[str, tuple[str, ...]] = {
     "assignments": ("seq", "request_id"),
     "responses": ("request_id", "arm", "status", "score", "latency_ms"),
     "labels": ("request_id", "label"),
-    "kpi": ("request_id", "value"),
+    "kpi": ("request_id", "value", "metric"),
 }
 
 

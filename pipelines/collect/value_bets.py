@@ -79,15 +79,15 @@ class ValueBets:
             self._units.only_once_a_stage(increments, np.ones(len(increments), dtype=np.bool_))
         return posting
 
-    def mean(self, metric: Metric, rows: Requests, at: Ints) -> tuple[Posting, Count]:
-        """The KPI of requests whose arm was drawn, and how many values lie outside the declared range."""
+    def mean(self, metric: Metric, given: Floats, rows: Requests, at: Ints) -> tuple[Posting, Count]:
+        """The KPI `given` of requests whose arm was drawn, and how many values lie outside the declared range."""
         assert metric.range is not None
         low, high = metric.range
-        value = np.clip(rows["kpi"], low, high)
+        value = np.clip(given, low, high)
         lots = drawn(rows)
         challenger = lots & (rows["arm"] == CHALLENGER)
         centre = self._centres[metric.name].take(quantise(value), rows["arm"] != CHALLENGER)
-        outside = rows["kpi"] != value
+        outside = given != value
         out_of_range = Count("kpi_out_of_range", at[outside], rows["stage"][outside])
         rows, at, value = take(rows, lots), at[lots], value[lots]
         centre, challenger, share = centre[lots], challenger[lots], rows["share"]

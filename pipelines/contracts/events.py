@@ -15,6 +15,9 @@ import msgspec
 
 SCHEMA = 1
 
+UNNAMED = "kpi"
+"""The name of a KPI value that came without one."""
+
 Arm = Literal["champion", "challenger"]
 ARMS: tuple[Arm, Arm] = ("champion", "challenger")
 
@@ -136,7 +139,7 @@ class Kpi(msgspec.Struct, frozen=True, tag="kpi", tag_field="kind", kw_only=True
     schema: int = SCHEMA
     model: str
     request_id: str
-    name: str = "kpi"
+    name: str = UNNAMED
     value: float
     event_us: int
     wall_us: int

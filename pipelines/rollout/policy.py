@@ -160,6 +160,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         """SHA-256 in hex over the canonical JSON of the complete mapping."""
         return digest(self.to_mapping())
 
+    @property
+    def kpis(self) -> tuple[str, ...]:
+        """The mean metrics: each is of the KPI values of its name."""
+        return tuple(metric.name for metric in self.metrics if metric.kind == "mean")
+
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises ContractError with the nearest name."""
         return self.stages[self.stage_index(name)]

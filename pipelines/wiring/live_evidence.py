@@ -21,7 +21,7 @@ class LiveEvidence:
 
     def __init__(self, rollout: Rollout) -> None:
         policy = Policy.parse(rollout.plan.policy)
-        self.case = Case(rollout.id, rollout.model, policy.slices)
+        self.case = Case(rollout.id, rollout.model, policy.slices, policy.kpis)
         self.fold = Fold(policy)
         self.ended_s: float | None = None
 

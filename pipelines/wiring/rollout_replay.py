@@ -196,7 +196,7 @@ def states(settings: Settings, rollout: Rollout, cuts: int | None = None) -> Ite
     if not log:
         return
     policy = Policy.parse(rollout.plan.policy)
-    case, fold = Case(rollout.id, rollout.model, policy.slices), Fold(policy)
+    case, fold = Case(rollout.id, rollout.model, policy.slices, policy.kpis), Fold(policy)
     column = "batch" if cuts is None else "seq"
     marks = {kind: table.column(column).to_numpy() for kind, table in log.items()}
     done = dict.fromkeys(log, 0)

@@ -94,7 +94,7 @@ def test_evidence_is_the_fold_of_the_lake_to_the_same_bytes(installation: Instal
         collector.once()
     policy = Policy.parse(PLAN.policy)
     rollout = rollouts.load(installation.settings, installation.rollout)
-    case, fold = Case(installation.rollout, "m", policy.slices), Fold(policy)
+    case, fold = Case(installation.rollout, "m", policy.slices, policy.kpis), Fold(policy)
     fold.add(**case.take(read_log(DeltaLake(installation.settings.lake), rollout)))
     assert fold.evidence().to_json().decode() == installation.evidence()
 

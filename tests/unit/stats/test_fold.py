@@ -4,11 +4,13 @@ should.
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ from pipelines.rollout.traffic import Traffic
 from pipelines.stats.evidence import HARM, Evidence
 from pipelines.stats.mixture import AGAIN, ONCE
 from pipelines.stats.nats import MOMENT
-from tests.unit.stats.cases import between, policy, shuffled, stamps
+from tests.unit.stats.cases import between, mapping, policy, shuffled, stamps
 
 FAULT = Fault(error_rate=0.02, invalid_rate=0.01, lost=0.01, doubled=0.01, kpi_factor=0.9, latency_factor=1.2)
 
@@ -44,6 +46,33 @@ def test_evidence_does_not_depend_on_how_rows_were_cut_or_shuffled(seed: int, cu
     edges = [int(times.min()), *np.sort(rng.choice(times, cuts)).tolist(), int(times.max()) + 1]
     batches = [shuffled(between(tables, low, high), rng) for low, high in pairwise(edges)]
     assert fold(chosen, *batches).to_json() == fold(chosen, tables).to_json()
+
+
+def test_each_kpi_is_folded_by_itself() -> None:
+    one = policy(200, 400)
+    *others, spec = mapping()["metrics"]
+    half = spec["weight"] / 2
+    pair = [spec | {"weight": half}, spec | {"name": "basket", "range": [0, 40], "weight": half}]
+    two = policy(200, 400, metrics=[*others, *pair])
+    tables = simulate(one, seed=5, fault=FAULT)
+    own = tables["kpi"]
+    basket = own.set_column(own.column_names.index("value"), "value", pc.multiply(own["value"], 3.0))
+    named = [
+        table.append_column("metric", pa.array([name] * table.num_rows))
+        for name, table in (("kpi", own), ("basket", basket))
+    ]
+    both = tables | {"kpi": pa.concat_tables(named)}
+    found = fold(two, shuffled(both, np.random.default_rng(1)))
+    assert cells(found, "kpi") == cells(fold(one, tables), "kpi")
+    assert cells(found, "basket") == cells(fold(two, tables | {"kpi": basket}), "basket")
+    assert cells(found, "basket") != cells(fold(two, tables), "basket")
+    with pytest.raises(ContractError, match="one of"):
+        fold(one, both)
+
+
+def cells(evidence: Evidence, metric: str) -> list[object]:
+    """What the evidence holds of a metric."""
+    return [cell for cell in json.loads(evidence.to_json())["cells"] if cell[1].partition("/")[0] == metric]
 
 
 def test_evidence_does_not_depend_on_cuts_when_the_collector_gives_the_order_and_two_clocks() -> None:

@@ -1,0 +1,61 @@
+"""KPI values on their way to the metrics of a rollout: by name, whenever they come."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.collect.case import Case
+from pipelines.collect.numbering import Counters, number
+from pipelines.collect.tables import to_tables
+from pipelines.contracts.events import Assignment, Event, EventId, Kpi
+
+
+def event(kind: type[Kpi] | type[Assignment], n: int, **fields: object) -> Event:
+    made: Event = kind(id=EventId("gw0", 0, 1, n), model="m", event_us=n, wall_us=n, **fields)  # type: ignore[arg-type]
+    return made
+
+
+def assigned(n: int, request: str) -> Event:
+    return event(
+        Assignment, n, request_id=request, arm="champion", share_ppm=200_000, salt="s", unit=request, mode="split",
+        stage="canary_20", rollout_id="r", route_version=1, champion="a",
+    )  # fmt: skip
+
+
+def kpi(n: int, request: str, value: float, **name: str) -> Event:
+    return event(Kpi, n, request_id=request, value=value, **name)
+
+
+EVENTS = [
+    assigned(0, "a"),
+    kpi(1, "a", 1.0, name="conversion"),
+    kpi(2, "a", 80.0, name="basket"),
+    kpi(3, "a", 81.0, name="basket"),
+    kpi(4, "a", 7.0),
+    kpi(5, "a", 9.0, name="weather"),
+    kpi(6, "b", 30.0, name="basket"),  # ahead of its request
+    assigned(7, "b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kpis", "found"),
+    [
+        (("conversion", "basket"), [(1, "conversion", 1.0), (1, "basket", 80.0), (2, "basket", 30.0)]),
+        (("basket",), [(1, "basket", 80.0), (2, "basket", 30.0)]),
+        (("cost",), [(1, "cost", 7.0)]),
+        (("kpi",), [(1, "kpi", 7.0)]),
+    ],
+)
+@pytest.mark.parametrize("cut", [len(EVENTS), 1, 4, 7])
+def test_a_value_counts_for_the_metric_of_its_name(
+    kpis: tuple[str, ...], found: list[tuple[int, str, float]], cut: int
+) -> None:
+    numbered, _ = number(EVENTS, Counters(), {})
+    case = Case("r", "m", (), kpis)
+    rows = []
+    for part in (numbered[:cut], numbered[cut:]):
+        taken = case.take(to_tables(part, 1))
+        rows += taken["kpi"].to_pylist() if "kpi" in taken else []
+    assert sorted((row["request_id"], row["metric"], row["value"]) for row in rows) == sorted(found)
+    assert case.counts.kpis == len(found)
