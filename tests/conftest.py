@@ -16,8 +16,9 @@ SHARED = {
     "tests/e2e/test_every_view.py": "tests/e2e/test_stack.py",
     "tests/contract/test_bus_on_kafka.py": "tests/contract/test_bus.py",
     "tests/contract/test_collector_on_kafka.py": "tests/contract/test_bus.py",
+    "tests/unit/training/test_backtest.py": "tests/unit/training/test_jobs.py",
 }
-"""Files whose tests share a stack or a broker with those of another file."""
+"""Files whose tests share a stack, a broker or a trained project with those of another file."""
 ALONE = frozenset({"tests/e2e/test_rehearsal.py"})
 """Files whose tests share nothing, and take minutes each."""
 

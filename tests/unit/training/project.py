@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import sqlalchemy as sa
 
+from pipelines.adapters import control_schema
+from pipelines.adapters.control_db import control_db
 from pipelines.collect.numbering import Numbered
 from pipelines.collect.tables import to_tables
 from pipelines.contracts.clocks import to_us
@@ -20,6 +23,15 @@ from pipelines.settings import Settings
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAYS = 90
 A_DAY = 40
+
+
+def moment(day: float) -> int:
+    """Microseconds of so many days after the start."""
+    return to_us(START + timedelta(days=day))
+
+
+AS_OF, LATER = moment(60), moment(85)
+"""When the first release is trained, and when a challenger is tried."""
 
 VISITS = """\
 name: visits
@@ -176,11 +188,6 @@ def publish(settings: Settings) -> None:
     features.publish(settings, features.build(settings, "shop", end))
 
 
-def moment(day: float) -> int:
-    """Microseconds of so many days after the start."""
-    return to_us(START + timedelta(days=day))
-
-
 def log_traffic(settings: Settings, release: Release, frame: pa.Table, *, with_features: bool, extra: str = "") -> None:
     """Write requests of `frame` (columns of a training set) into the inference log, answered by the champion.
 
@@ -250,3 +257,11 @@ def _write_data(folder: Path, seed: int) -> None:
 def _times(seconds: np.ndarray) -> pa.Array:
     micros = to_us(START) + (seconds * 1_000_000).astype(np.int64)
     return pa.array(micros).cast(pa.timestamp("us", tz="UTC"))
+
+
+def crown(settings: Settings, digest: str) -> None:
+    """Make a release the champion, without a rollout."""
+    with control_db(settings).write() as connection:
+        connection.execute(sa.delete(control_schema.champion))
+        row = {"model": "buys", "release": digest, "decision_id": "d"}
+        connection.execute(sa.insert(control_schema.champion).values(**row))
