@@ -65,11 +65,8 @@ class EffectTables:
         )
         with self.db.read() as connection:
             lines = connection.execute(query).all()
-            done = set(
-                connection.execute(sa.select(effect.c.n, effect.c.action).where(effect.c.model == model)).tuples()
-                if lines
-                else ()
-            )
+            asked = sa.select(effect.c.n, effect.c.action).where(effect.c.model == model)
+            done = {(n, action) for n, action in connection.execute(asked)} if lines else set()
         found = []
         for n, body in lines:
             planned = acts.from_builtins(msgspec.json.decode(body)["actions"])
