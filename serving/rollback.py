@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -11,15 +11,17 @@ from serving.inference_log import LogWriteError
 from serving.oip.errors import Conflict, Malformed, Unavailable
 from serving.route_table import Plan
 
+_PATIENCE_S = 2.0
+_Words = Annotated[str, msgspec.Meta(max_length=1000)]
+
 
 class RollbackBody(msgspec.Struct):
-    """Who and why; both go into the override event."""
+    """Who and why; both go into the override event, and with it to every worker and into the record."""
 
-    reason: str = "rollback by hand"
-    actor: str = "operator"
+    reason: _Words = "rollback by hand"
+    actor: _Words = "operator"
 
 
-_PATIENCE_S = 2.0
 _decoder = msgspec.json.Decoder(RollbackBody)
 
 

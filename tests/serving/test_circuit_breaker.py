@@ -178,6 +178,16 @@ async def test_a_gateway_without_a_token_refuses_every_rollback(home: Installati
         assert (await running.client.post("/v1/models/m/rollback", headers=BEARER)).status_code == 403
 
 
+async def test_the_reason_of_a_rollback_is_a_sentence_and_no_book(home: Installation, start: Start) -> None:
+    home.publish("split", share_ppm=500_000)
+    async with start() as running:
+        body = {"reason": "x" * 1001}
+        refused = await running.client.post("/v1/models/m/rollback", headers=BEARER, json=body)
+        assert refused.status_code == 400
+        assert "1000" in refused.json()["error"]
+        assert running.gateway.table.plans["m"].effective.override is None
+
+
 async def test_a_model_with_nothing_to_go_back_to_is_a_conflict(home: Installation, start: Start) -> None:
     home.publish()
     async with start() as running:
