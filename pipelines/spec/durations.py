@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -63,6 +64,14 @@ def parse(value: object) -> Duration:
     raise ValueError(f"duration {value!r}; expected <n><us|ms|s|m|h|d> event_time|wall, for example '1d6h event_time'")
 
 
+def parse_on(value: object, clock: ClockName) -> Duration:
+    """As `parse`; raises ValueError for a duration on the other clock, too."""
+    duration = parse(value)
+    if duration.clock != clock:
+        raise ValueError(f"duration '{duration}' is on the {duration.clock} clock; this one must be {clock}")
+    return duration
+
+
 class OnClock:
     """Annotation marker: the duration must be on this clock."""
 
@@ -70,13 +79,7 @@ class OnClock:
         self.clock = clock
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        clock = self.clock
-
-        def on_clock(value: Duration) -> Duration:
-            if value.clock != clock:
-                raise ValueError(f"duration '{value}' is on the {value.clock} clock; this one must be {clock}")
-            return value
-
+        on_clock = partial(parse_on, clock=self.clock)
         return core_schema.no_info_after_validator_function(on_clock, handler(source))
 
 

@@ -33,6 +33,7 @@ Schedule = Annotated[str, AfterValidator(_cron)]
 
 
 class Strict(BaseModel):
-    """Base of every spec: unknown keys are errors, values are not coerced into other types, instances are frozen."""
+    """Base of every spec: unknown keys are errors, numbers are finite, values are not coerced into other types,
+    instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipelines.spec.durations import EventDuration
+from pipelines.spec.durations import EventDuration, parse_on
 from pipelines.spec.fields import Name, Strict
 from pipelines.spec.problems import Problem
 
@@ -20,12 +20,12 @@ class BaseRate(Strict):
     harm (or improvement) to plan for.
     """
 
-    rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    rate: Annotated[float, Field(gt=0, lt=1)] | None = None
     mean: float | None = None
     sd: Annotated[float, Field(gt=0)] | None = None
     paired_sd: Annotated[float, Field(gt=0)] | None = None
     sigma: Annotated[float, Field(gt=0)] | None = None
-    effect: float | None = None
+    effect: Annotated[float, Field(gt=0)] | None = None
 
 
 class Traffic(Strict):
@@ -107,6 +107,8 @@ class Rollout(Strict):
     parity: ParityGate = ParityGate()
 
 
+POLICY_DURATIONS = ("min_event_time", "kpi_maturity")
+"""Keys of `policy` that are durations of event time; a slipway-gate/1 file has their seconds."""
 _ORDER = {"backtest": 0, "shadow": 1, "canary": 2, "ab": 2, "bake": 3}
 
 
@@ -116,6 +118,11 @@ def problems(rollout: Rollout) -> Iterator[Problem]:
     for index, told in enumerate(rollout.notify):
         if (told.webhook is None) == (told.email is None):
             yield Problem(("notify", index), "give either a webhook or an email")
+    for name in POLICY_DURATIONS:
+        try:
+            parse_on(rollout.policy.get(name, "0s event_time"), "event_time")
+        except ValueError as error:
+            yield Problem(("policy", name), f"rollout.policy.{name}: {error}")
     people = set(rollout.approvers)
     if not people:
         yield Problem((), "nobody is an approver: name who is asked when a rollout is held")

@@ -27,7 +27,7 @@ def problems(settings: Settings, spec: ModelSpec, *, logged: bool = True) -> Ite
         if not automatic(mapping):
             plan_of(spec)
     except (SlipwayError, ValueError) as error:
-        yield Problem(_place_of(error), f"rollout.policy: {error}")
+        yield Problem(_place_of(spec, error), f"rollout.policy: {error}")
         return
     known = known_to_check(settings, spec) if logged or spec.traffic is not None else None
     short = unprovable(unplanned(spec))
@@ -48,8 +48,12 @@ def problems(settings: Settings, spec: ModelSpec, *, logged: bool = True) -> Ite
         yield Problem(at, one.sentence + source)
 
 
-def _place_of(error: Exception) -> Location:
-    """Where in a model's spec stands what is wrong with its policy: stages beside it, durations without their unit."""
+def _place_of(spec: ModelSpec, error: Exception) -> Location:
+    """Where in a model's spec stands what is wrong with its policy: its stages lie beside it, and durations of the spec
+    are seconds in the policy.
+    """
     steps = error.location if isinstance(error, PolicyError) else ()
-    steps = tuple(step.removesuffix("_s") if isinstance(step, str) else step for step in steps)
-    return ("rollout", *steps) if steps[:1] == ("stages",) else ("rollout", "policy", *steps)
+    if steps[:1] == ("stages",):
+        return ("rollout", *(step.removesuffix("_s") if isinstance(step, str) else step for step in steps))
+    first = tuple(step for step in steps[:1] if step in spec.rollout.policy)
+    return ("rollout", "policy", *(first or tuple(str(step).removesuffix("_s") for step in steps[:1])), *steps[1:])

@@ -52,12 +52,12 @@ def code_version() -> str:
 def policy_mapping(spec: ModelSpec) -> dict[str, Any]:
     """The `slipway-gate/1` document of a model's spec; stages of `requests: auto` still say so."""
     policy: dict[str, Any] = dict(spec.rollout.policy)
-    for name in ("min_event_time", "kpi_maturity"):
-        duration = policy.pop(name, None)
-        if duration is not None:
-            from pipelines.spec.durations import parse
+    from pipelines.spec.durations import parse_on
+    from pipelines.spec.rollout import POLICY_DURATIONS
 
-            policy[f"{name}_s"] = parse(duration).us / 1e6
+    for name in POLICY_DURATIONS:
+        if name in policy:
+            policy[f"{name}_s"] = parse_on(policy.pop(name), "event_time").us / 1e6
     policy.setdefault("label_maturity_s", spec.labels.maturity.us / 1e6)
     policy.setdefault("slices", [*spec.slices])
     if spec.output.low is not None and spec.output.high is not None:
