@@ -79,6 +79,8 @@ def check_rows(policy: Policy, tables: Mapping[str, pa.Table], names: Mapping[st
         _check_responses(given["responses"])
     if "labels" in given:
         _check_labels(policy, given["labels"])
+    if "kpi" in given and "metric" in given["kpi"].rows.column_names:
+        given["kpi"].among("metric", list(policy.kpis), null=True)
 
 
 class _Table:
@@ -110,9 +112,11 @@ class _Table:
         values = plain(self.rows[column]).cast(pa.float64()).to_numpy(zero_copy_only=False)
         return cast("np.ndarray[Any, np.dtype[np.float64]]", values)
 
-    def among(self, column: str, known: list[str]) -> None:
-        """Raises ContractError for a value that is not one of the known ones."""
+    def among(self, column: str, known: list[str], *, null: bool = False) -> None:
+        """Raises ContractError for a value that is not one of the known ones; `null`: or none."""
         strange = codes(self.rows[column], known) < 0
+        if null:
+            strange &= np.asarray(self.rows[column].is_valid())
         near: list[str] = []
         if strange.any():
             near = difflib.get_close_matches(str(self._value(column, int(strange.argmax()))), known, n=1)

@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
+from pipelines.contracts.errors import ContractError
 from pipelines.rollout import growth
 from pipelines.rollout.bars import levels
 from pipelines.rollout.policy import Metric, Policy
-from pipelines.rollout.rates import MissingRateError, Rates
+from pipelines.rollout.rates import BaseRates, MissingRateError, Rates
 from pipelines.rollout.walk import ENDLESS, Question, Walk, harm_effect, smallest_harm
 
 
@@ -70,11 +71,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(policy: Policy, rates: Rates) -> Plan:
-    """The plan of `policy` at the given traffic. Raises ContractError for a base rate of no metric, and naming the one
-    that a metric lacks whose proof is required.
+    """The plan of `policy` at the given traffic. Raises ContractError for a base rate of no metric or outside the
+    metric's range, and naming the one that a metric lacks whose proof is required.
     """
-    for name in rates.metrics:
-        policy.metric(name)
+    for name, base in rates.metrics.items():
+        _check_range(policy.metric(name), base)
     needs: list[Need] = []
     unknown: dict[str, str] = {}
     for metric in policy.metrics:
@@ -95,6 +96,16 @@ def plan(policy: Policy, rates: Rates) -> Plan:
         needs=tuple(needs),
         unknown=unknown,
     )
+
+
+def _check_range(metric: Metric, base: BaseRates) -> None:
+    if metric.range is not None and base.mean is not None and not metric.range[0] <= base.mean <= metric.range[1]:
+        low, high = metric.range
+        raise ContractError(
+            f"base rates: metrics.{metric.name}.mean",
+            got=f"{base.mean:g}",
+            expected=f"a mean in the metric's range [{low:g}, {high:g}]",
+        )
 
 
 def metric_needs(policy: Policy, rates: Rates, metric: Metric) -> list[Need]:

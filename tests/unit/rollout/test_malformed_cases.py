@@ -105,6 +105,13 @@ def test_a_row_that_could_only_be_misread_is_named(found: Tables, change: Change
         judge(policy(40), found)
 
 
+def test_a_kpi_value_of_another_metric_is_named(found: Tables) -> None:
+    names = [None, *["kpi"] * (found["kpi"].num_rows - 2), "revenue"]
+    found["kpi"] = found["kpi"].append_column("metric", pa.array(names))
+    with pytest.raises(ContractError, match=rf"kpi, row {len(names)}: metric; got 'revenue'; expected one of kpi"):
+        judge(policy(40), found)
+
+
 def test_drawn_units_have_to_be_named(found: Tables) -> None:
     with pytest.raises(ContractError, match="expected a column unit_id"):
         judge(policy(40) | {"unit": "unit"}, found)

@@ -131,6 +131,7 @@ def test_a_metric_that_need_not_be_proven_is_left_out_where_nothing_is_known_of_
         ({"metrics": {"kpi": {"mean": 5.0, "sd": -1}}}, r"metrics.kpi.sd; got -1.0"),
         ({"metrics": {"kpi": {"mean": 5.0, "sd": 1, "effect": 0}}}, r"metrics.kpi.effect; got 0.0"),
         ({"requests_per_hour": float("inf")}, "requests_per_hour inf"),
+        ({"metrics": {"kpi": {"mean": -1.1, "sd": 1}}}, r"metrics.kpi.mean; got -1.1; .* range \[0, 10\]"),
         ({"units": 0}, "units; got 0; expected at least 1"),
         ({"slices": {"a": 4}}, r"slices.a; got 4.0; expected a share"),
     ],
