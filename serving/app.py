@@ -6,7 +6,7 @@ import asyncio
 from time import perf_counter_ns
 from typing import Any
 
-from serving import feedback, rollback
+from serving import feedback, openapi, rollback
 from serving.admission import Admission
 from serving.bodies import Bodies, Receive, Scope, Send, header
 from serving.connections import ARRIVED
@@ -24,7 +24,7 @@ from serving.trace_context import sent
 
 
 class GatewayApp:
-    """Answers every path under /v1, /v2 and /metrics; `owns` tells which those are."""
+    """Answers every path under /v1 and /v2, /metrics and /docs.json; `owns` tells which those are."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -37,7 +37,7 @@ class GatewayApp:
     @staticmethod
     def owns(path: str) -> bool:
         """Whether this application answers the path."""
-        return path.startswith(("/v2/", "/v1/")) or path in ("/v2", "/metrics")
+        return path.startswith(("/v2/", "/v1/")) or path in ("/v2", "/metrics", "/docs.json")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request."""
@@ -122,6 +122,8 @@ class GatewayApp:
                 return
             case ["v2"]:
                 described: Any = server_metadata()
+            case ["docs.json"]:
+                described = openapi.document()
             case ["v2", "health", "live"]:
                 described = {"live": True}
             case ["v2", "health", "ready"]:

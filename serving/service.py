@@ -35,7 +35,9 @@ _YOUNG_OBJECTS = 20_000
     metrics={"enabled": False},
 )
 class Gateway:
-    """Nothing is served by BentoML's own API layer: see `_GatewayService.to_asgi`."""
+    """The gateway: Open Inference Protocol v2, labels and KPIs, rollback. `/docs.json` describes it."""
+
+    # Nothing is served by BentoML's own API layer: see `_ahead_of_bentoml`.
 
 
 def _ahead_of_bentoml(inner: Any) -> Any:
