@@ -68,18 +68,23 @@ def _tables(files: dict[str, Path]) -> dict[str, pa.Table]:
 
 
 def _write(out: Path | None, text: str) -> None:
+    from pipelines.contracts.errors import TerminalError
+
     if out is None:
         sys.stdout.write(text)
-    else:
+        return
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise TerminalError(f"--out {out}", got=error.strerror, expected="a file that can be written") from error
 
 
 @app.command()
 def judge(
     case: Annotated[Path, typer.Option(help="Folder with policy.yaml and the four Parquet files of slipway-gate/1.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where the verdicts go (JSON lines); default: standard output.")
+        Path | None, typer.Option(dir_okay=False, help="Where the verdicts go (JSON lines); default: standard output.")
     ] = None,
 ) -> None:
     """Judge every rollout of a case and write its verdicts, one JSON object a line.
@@ -107,7 +112,9 @@ def simulate(
     ] = "healthy",
     runs: Annotated[int, typer.Option(min=1, help="Rollouts to simulate.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the first rollout; the others follow.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Where the shares go (JSON); default: standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Where the shares go (JSON); default: standard output.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON with --model too.")] = False,
 ) -> None:
     """Say how a policy behaves: false stops, detection, exposure, time.
@@ -144,7 +151,9 @@ def plan(
         Path | None,
         typer.Option(help="Base rates: requests_per_hour, labelled, metrics.<name>.rate|mean|sd|paired_sd|sigma."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the plan goes (JSON); default: standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Where the plan goes (JSON); default: standard output.")
+    ] = None,
     json_: Annotated[
         bool, typer.Option("--json", help="Print JSON (with --model; a policy's plan always is).")
     ] = False,

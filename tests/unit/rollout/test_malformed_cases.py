@@ -156,6 +156,20 @@ def test_the_command_names_file_and_row(case: Path, found: Tables, monkeypatch: 
     assert told.startswith(f"slipway: {case / 'responses.parquet'}, row 5: status; got 'timeout'; expected one of ok")
 
 
+@pytest.mark.parametrize(("place", "code"), [(".", 2), ("policy.yaml/verdicts.jsonl", 1)])
+def test_a_place_that_cannot_be_written_is_named(
+    case: Path, place: str, code: int, monkeypatch: Any, capsys: Any
+) -> None:
+    out = case / place
+    monkeypatch.setattr(sys, "argv", ["slipway", "gate", "judge", "--case", str(case), "--out", str(out)])
+    try:
+        ended = main()
+    except SystemExit as usage:
+        ended = int(usage.code or 0)
+    assert ended == code
+    assert "--out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [b"", b"hello", b"PAR1" + bytes(40)])
 def test_a_file_that_is_no_parquet_is_named(case: Path, content: bytes, monkeypatch: Any, capsys: Any) -> None:
     (case / "labels.parquet").write_bytes(content)
