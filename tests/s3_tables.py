@@ -9,13 +9,16 @@ import pytest
 
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.s3_storage import storage_options
-from tests.s3_server import S3Server, running_s3
+from tests.s3_server import BUCKET, S3Server
 
 
 @contextmanager
-def lake_on_s3() -> Iterator[tuple[DeltaLake, S3Server]]:
-    """A lake in a server's bucket; its keys are in the environment meanwhile."""
-    with running_s3() as server, pytest.MonkeyPatch.context() as patched:
+def lake_on_s3(server: S3Server) -> Iterator[DeltaLake]:
+    """A lake in a server's bucket, emptied afterwards; its keys are in the environment meanwhile."""
+    with pytest.MonkeyPatch.context() as patched:
         for name, value in server.environment.items():
             patched.setenv(name, value)
-        yield DeltaLake("s3://lake/tables", storage_options(server.endpoint)), server
+        try:
+            yield DeltaLake(f"s3://{BUCKET}/tables", storage_options(server.endpoint))
+        finally:
+            server.client().delete_dir_contents(BUCKET)

@@ -10,6 +10,7 @@ import pytest
 from pipelines.settings import Settings
 from tests.kafka_broker import Broker, broker
 from tests.postgres import PostgresServer, running_postgres
+from tests.s3_server import S3Server, running_s3
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,13 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     if request.param == "sqlite":
         return Settings(home=tmp_path)
     return Settings(home=tmp_path, control_url=request.getfixturevalue("postgres").new_database())
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """One S3 server; whoever uses it leaves its bucket empty."""
+    with running_s3() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

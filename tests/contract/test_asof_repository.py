@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.contract.asof_repository import BASE, CARRIERS, MINUTES, PLACES, Known, make, moment
-from tests.s3_server import S3Server, running_s3
+from tests.s3_server import S3Server
+from tests.s3_tables import lake_on_s3
 
 FEATURES = {"carriers": "rate", "routes": "share", "season": "cold"}
 
@@ -36,9 +37,8 @@ def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if request.param == "local":
         yield Repository(*make(folder, str(folder)), str(folder), None)
         return
-    with running_s3() as server, pytest.MonkeyPatch.context() as patched:
-        for name, value in server.environment.items():
-            patched.setenv(name, value)
+    server = request.getfixturevalue("s3")
+    with lake_on_s3(server):
         yield Repository(*make(folder, "s3://lake/files", server.endpoint), "s3://lake/files", server)
 
 

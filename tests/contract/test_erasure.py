@@ -29,6 +29,7 @@ from pipelines.wiring.rollout_report import audit
 from tests.contract.pump_park import AS_OF_US, LATER_US, MODEL, SUBJECT, Park, hash_of
 from tests.contract.test_lake_care import says
 from tests.e2e.test_third_model import holding
+from tests.s3_server import S3Server
 from tests.s3_tables import lake_on_s3
 
 REASON = "request 2026-17"
@@ -59,13 +60,13 @@ def park(template: Park, tmp_path: Path) -> Park:
 
 
 @pytest.fixture
-def on_s3(park: Park) -> Iterator[Park]:
+def on_s3(park: Park, s3: S3Server) -> Iterator[Park]:
     """The same with its lake on S3."""
-    with lake_on_s3() as (lake, server):
+    with lake_on_s3(s3) as lake:
         filesystem, path = lake.files("")
         fs.copy_files(str(park.settings.lake), path, destination_filesystem=filesystem)
         shutil.rmtree(park.settings.lake)
-        lies = {"lake_uri": lake.root, "lake_endpoint": server.endpoint}
+        lies = {"lake_uri": lake.root, "lake_endpoint": s3.endpoint}
         park.settings = park.settings.model_copy(update=lies)
         yield park
 

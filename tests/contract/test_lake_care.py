@@ -15,6 +15,7 @@ from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.lake_maintenance import delete, maintain, update
 from pipelines.contracts.errors import DataError
 from pipelines.settings import PROJECT
+from tests.s3_server import S3Server
 from tests.s3_tables import lake_on_s3
 
 WRITERS, ROUNDS = 3, 4
@@ -27,7 +28,8 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Delta
     if request.param == "local":
         yield DeltaLake(tmp_path / "lake"), ""
         return
-    with lake_on_s3() as (on_s3, server):
+    server = request.getfixturevalue("s3")
+    with lake_on_s3(server) as on_s3:
         yield on_s3, server.endpoint
 
 
@@ -132,9 +134,9 @@ def says(lake: DeltaLake, table: str, text: bytes) -> bool:
     return False
 
 
-def test_a_wrong_secret_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with lake_on_s3() as (tables, server):
-        if not server.checks_keys:
+def test_a_wrong_secret_opens_nothing(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lake_on_s3(s3) as tables:
+        if not s3.checks_keys:
             pytest.skip("the stand-in takes any keys; `make proof` runs this on VersityGW")
         tables.append("t", pa.table({"n": [1]}))
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

@@ -14,6 +14,7 @@ from pipelines.contracts.clocks import parse_event_time
 from pipelines.settings import Settings
 from pipelines.wiring import datasets, features, training
 from tests.e2e.pumps.generate import readings
+from tests.s3_server import S3Server
 from tests.s3_tables import lake_on_s3
 
 PUMPS = Path(__file__).parent.parent / "e2e" / "pumps"
@@ -21,16 +22,18 @@ AS_OF_US = parse_event_time("2026-04-20T00:00:00+00:00")
 
 
 @pytest.mark.slow
-def test_everything_from_raw_rows_to_a_training_set_is_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_from_raw_rows_to_a_training_set_is_on_s3(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     include = tmp_path / "include"
     for folder in ("datasets", "features", "models"):
         (include / folder).mkdir(parents=True)
     shutil.copy(PUMPS / "pump_failure.yaml", include / "models")
     shutil.copytree(PUMPS / "transforms", include / "transforms")
     readings(include / "data" / "pump_readings.csv")
-    with lake_on_s3() as (_, server):
+    with lake_on_s3(s3):
         said = {"HOME": tmp_path / "home", "INCLUDE_DIR": include, "CLOCK": "replay", "PII_KEY": "of the pumps"}
-        said |= {"LAKE": "s3://lake/pumps", "LAKE_ENDPOINT": server.endpoint}
+        said |= {"LAKE": "s3://lake/pumps", "LAKE_ENDPOINT": s3.endpoint}
         for name, value in said.items():
             monkeypatch.setenv(f"SLIPWAY_{name}", str(value))
         settings = Settings()

@@ -27,6 +27,7 @@ from pipelines.wiring.stream_state import frontier_us
 from tests import odd_days, streamed_project
 from tests.asof_oracle import brute_force
 from tests.leak_oracle import given, load_raw, recomputed, requests_near
+from tests.s3_server import S3Server
 from tests.s3_tables import lake_on_s3
 from tests.spark import lean_config
 
@@ -132,14 +133,12 @@ def test_an_increment_is_the_same_on_both_engines(lake: Settings) -> None:
     assert on_spark.to_pylist() == on_duckdb.to_pylist()
 
 
-def test_spark_reads_a_lake_on_s3_for_views_and_joins(lake: Settings, tmp_path: Path) -> None:
-    with lake_on_s3() as (_, server):
+def test_spark_reads_a_lake_on_s3_for_views_and_joins(lake: Settings, s3: S3Server, tmp_path: Path) -> None:
+    with lake_on_s3(s3):
         # Spark runs already, and has not this server's keys in its environment.
         keys = tmp_path / "spark.properties"
-        keys.write_text(
-            f"spark.hadoop.fs.s3a.access.key={server.access}\nspark.hadoop.fs.s3a.secret.key={server.secret}\n"
-        )
-        there = {"lake_uri": "s3://lake/odd", "lake_endpoint": server.endpoint, "home": tmp_path}
+        keys.write_text(f"spark.hadoop.fs.s3a.access.key={s3.access}\nspark.hadoop.fs.s3a.secret.key={s3.secret}\n")
+        there = {"lake_uri": "s3://lake/odd", "lake_endpoint": s3.endpoint, "home": tmp_path}
         on_s3 = lake.model_copy(update={**there, "spark_config": str(keys)})
         odd_days.publish(on_s3, only={"flights_landed"})
         assert not on_s3.lake.exists()
