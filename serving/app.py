@@ -24,7 +24,7 @@ from serving.trace_context import sent
 
 
 class GatewayApp:
-    """Answers every path under /v1 and /v2, /metrics and /docs.json; `owns` tells which those are."""
+    """Answers every path under /v1 and /v2, /metrics, /docs.json and /; `owns` tells which those are."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -37,7 +37,7 @@ class GatewayApp:
     @staticmethod
     def owns(path: str) -> bool:
         """Whether this application answers the path."""
-        return path.startswith(("/v2/", "/v1/")) or path in ("/v2", "/metrics", "/docs.json")
+        return path.startswith(("/v2/", "/v1/")) or path in ("/", "/v2", "/metrics", "/docs.json")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request."""
@@ -119,6 +119,10 @@ class GatewayApp:
             case ["metrics"]:
                 _method(scope, "GET")
                 await _reply(send, 200, gateway.metrics.render(), CONTENT_TYPE)
+                return
+            case [""]:
+                _method(scope, "GET")
+                await _reply(send, 200, openapi.PAGE, b"text/html; charset=utf-8", openapi.PAGE_HEADERS)
                 return
             case ["v2"]:
                 described: Any = server_metadata()

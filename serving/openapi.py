@@ -1,4 +1,8 @@
-"""The gateway's paths as an OpenAPI 3.1 document, for BentoML's page at `/`: bodies are those types that read them."""
+"""The gateway's paths as an OpenAPI 3.1 document, and the page at `/` that shows it.
+
+Bodies are described by the types that read them. The page is Swagger UI as BentoML brings it along; BentoML's own page
+loads a script of a third party, which has no place where operators enter a token.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,24 @@ from serving.rollback import RollbackBody
 
 _TEXT = (
     "Open Inference Protocol v2, labels and KPIs, operation. Inputs and outputs of a model: `GET /v2/models/{model}`."
+)
+PAGE = b"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Slipway gateway</title>
+<link rel="stylesheet" href="./static_content/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="./static_content/swagger-ui-bundle.js"></script>
+<script src="./static_content/swagger-ui-standalone-preset.js"></script>
+<script src="./static_content/swagger-initializer.js"></script>
+</body>
+</html>
+"""
+PAGE_HEADERS = (
+    (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"),
 )
 _SCHEMAS = "#/components/schemas/{name}"
 

@@ -40,5 +40,8 @@ async def test_every_path_of_the_description_answers_as_it_says(home: Installati
                 assert str(answer.status_code) in operation["responses"], (path, answer.text)
                 asked += 1
         other = await running.client.request("POST", "/docs.json")
+        page = await running.client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "://" not in page.text  # nothing is loaded from elsewhere
     assert asked == len(told["paths"]) == 14
     assert other.status_code == 405
