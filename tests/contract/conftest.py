@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipelines.settings import Settings
 from tests.kafka_broker import Broker, broker
 from tests.postgres import PostgresServer, running_postgres
-from tests.s3_server import S3Server, running_s3
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +33,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
     """One S3 server; whoever uses it leaves its bucket empty."""
+    from tests.s3_server import running_s3  # needs Arrow, which the gateway's environment has not
+
     with running_s3() as server:
         yield server
 
