@@ -18,7 +18,7 @@ from pipelines.contracts import segments
 from pipelines.contracts.events import Assignment, Label, Response
 from tests.serving.conftest import Installation
 from tests.serving.processes import GatewayProcess, bentoml_serve
-from tests.serving.test_process import until
+from tests.waiting import wait_until
 
 
 class Disk(Protocol):
@@ -121,7 +121,7 @@ def test_champions_answer_unlogged_while_the_disk_is_full_and_logging_goes_on_wh
         assert (after["arm"], after["logged"]) == ("challenger", True)
         assert httpx.post(f"{gateway.url}/v1/models/m/labels", json=labels).status_code == 202
         counted = f'slipway_unlogged_total{{model="m"}} {len(unlogged)}.0'
-        until(lambda: counted in httpx.get(f"{gateway.url}/metrics").text, "each of them is counted")
+        wait_until(lambda: counted in httpx.get(f"{gateway.url}/metrics").text, "each of them is counted")
         gateway.stop()
         assert "Traceback" not in gateway.output.read_text()
         found = [event.request_id for event in home.events(Response) if event.served]
