@@ -29,6 +29,7 @@ class Environment:
 
     @property
     def python(self) -> Path:
+        """The interpreter in it."""
         return self.path / "bin" / "python"
 
     def digest(self) -> str:
@@ -39,6 +40,7 @@ class Environment:
         return content.hexdigest()
 
     def is_current(self) -> bool:
+        """Whether it is made, of these locks, for the Python that was asked for."""
         stamp = self.path / STAMP
         return (
             self.python.exists()

@@ -39,6 +39,7 @@ class DagRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def finished(self) -> bool:
+        """Whether it has ended, well or not."""
         return self.state in FINISHED
 
 
@@ -91,6 +92,7 @@ class AirflowRest:
         self.close()
 
     def close(self) -> None:
+        """Let go of the connection."""
         self._http.close()
 
     def login(self) -> None:

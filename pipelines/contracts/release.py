@@ -209,6 +209,7 @@ class Release:
 
     @property
     def onnx_path(self) -> Path:
+        """The model's file."""
         return self.folder / "model.onnx"
 
     def matrix(self, inputs: Columns, features: dict[tuple[str, str], np.ndarray], rows: int) -> np.ndarray:

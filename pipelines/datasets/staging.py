@@ -38,14 +38,17 @@ class StageRef(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def staged(self) -> Path:
+        """The file of the rows as they were taken."""
         return Path(self.folder) / "staged.parquet"
 
     @property
     def reasons(self) -> Path:
+        """The file of the bad rows' numbers and reasons."""
         return Path(self.folder) / "reasons.parquet"
 
     @property
     def good(self) -> Path:
+        """The file of the rows that are left."""
         return Path(self.folder) / "good.parquet"
 
 

@@ -250,6 +250,7 @@ class Seen:
 
     @property
     def ended(self) -> bool:
+        """Whether the rollout is over."""
         return self.status in ENDED
 
     def changed(self, stage_name: str) -> bool:

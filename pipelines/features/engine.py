@@ -31,6 +31,7 @@ class Span(msgspec.Struct, frozen=True):
 
     @property
     def empty(self) -> bool:
+        """Whether no stamp lies in it."""
         return self.after_us is not None and self.after_us >= self.until_us
 
 

@@ -64,6 +64,7 @@ class FeatureParity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def wrong(self) -> int:
+        """How many values are not those of the lake."""
         return self.mismatched + self.missing + self.extra
 
 

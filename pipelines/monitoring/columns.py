@@ -42,4 +42,5 @@ class Column(msgspec.Struct, frozen=True):
 
     @property
     def is_numeric(self) -> bool:
+        """Whether its values are numbers; else they are categories."""
         return isinstance(self.reference, np.ndarray)

@@ -33,6 +33,7 @@ class MonitorReport(msgspec.Struct, frozen=True, kw_only=True):
         return [verdict.name for verdict in self.verdicts if verdict.asks]
 
     def to_json(self) -> str:
+        """The report as canonical JSON, whose digest names it."""
         return canonical_json(msgspec.to_builtins(self)).decode()
 
 
