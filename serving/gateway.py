@@ -15,6 +15,7 @@ from pipelines.contracts.errors import SlipwayError
 from pipelines.contracts.events import EventId, Override
 from pipelines.contracts.pii import KeyedHash
 from pipelines.settings import Settings
+from serving import crashes
 from serving.access import Bearer, ClientAccess
 from serving.arms import Arms
 from serving.batching import Batches
@@ -63,6 +64,7 @@ class Gateway:
             settings.route_poll_ms,
             self.keyed,
         )
+        self._crashes = home / "crashes"
         self.log = InferenceLog(
             settings.bus,
             settings.gateway_name,
@@ -92,6 +94,7 @@ class Gateway:
         """Take up overrides that were cut short, load the routes' releases (bounded by `load_timeout_s`), be ready."""
         await asyncio.to_thread(self._recover_overrides)
         await asyncio.to_thread(self.table.start, self.limits.load_timeout_s)
+        self._switch_off_after_crashes(await asyncio.to_thread(crashes.recent, self._crashes))
         await self.store.start()
         self.freshness.start()
         self.shadow.start()
@@ -167,6 +170,15 @@ class Gateway:
             known = self._windows[plan.route.model] = (rollout, CallWindow(plan.route.breaker))
         if known[1].record(failed=failed) and self.standing_override(plan.route.model) is None:
             self.persist_later(self.override(plan, known[1].reason(), BREAKER))
+
+    def _switch_off_after_crashes(self, deaths: int) -> None:
+        """Every challenger in place: which of them it was, nobody has lived to tell."""
+        if deaths < crashes.BOUND:
+            return
+        for plan in list(self.table.plans.values()):
+            if plan.effective.challenger is not None:
+                reason = f"{deaths} workers died of a fault within a minute (bound: {crashes.BOUND})"
+                self.persist_later(self.override(plan, reason, BREAKER))
 
     def standing_override(self, model: str) -> str | None:
         """The id of the override in force for the model, if any."""

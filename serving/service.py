@@ -18,6 +18,7 @@ import bentoml
 
 from pipelines.contracts.errors import SlipwayError
 from pipelines.settings import Settings
+from serving.crashes import note_crashes
 from serving.orphans import end_with_supervisor, note_supervisor
 
 _settings = Settings()
@@ -131,5 +132,12 @@ def _replace_dead_workers_soon() -> None:
     arbiter.__init__ = init
 
 
+def _note_crashes() -> None:
+    from circus.watcher import Watcher  # type: ignore[import-untyped] # circus has no types
+
+    note_crashes(Watcher, _settings.root / "gateway" / _settings.gateway_name / "crashes")
+
+
 note_supervisor()
 _replace_dead_workers_soon()
+_note_crashes()

@@ -47,7 +47,7 @@ def apply(raw, inputs, params):
     if params["sleep_s"] and _hit(inputs, params["sleep_share"]):
         time.sleep(params["sleep_s"])  # a slow release, on order
     if params["crash_share"] and _hit(inputs, params["crash_share"]):
-        os._exit(70)
+        os.abort()
     if _hit(inputs, params["error_share"]):
         raise RuntimeError("this release was built to fail")
     score = raw + params["score"]
