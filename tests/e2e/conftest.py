@@ -15,15 +15,17 @@ from pipelines.settings import PROJECT, Settings
 from pipelines.stack import PartStatus, down, up
 from tests.free_ports import free_ports
 
-FIRST = ("test_rehearsal", "test_airflow_gate", "test_third_model", "test_stack")
+FIRST = ("test_rehearsal", "test_airflow_gate", "test_third_model")
 """The order in which files begin. A worker has one more test than the one it runs: behind a rehearsal a short one."""
+LAST = ("test_stack", "test_every_view")
+"""Their stack runs to the end of the session: nothing else should have to share the processors with it."""
 EVENT_NOW = "2013-01-03T18:00:00Z"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Rehearsals are the longest, so they begin."""
-    place = {file: at for at, file in enumerate(FIRST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    place = {file: at for at, file in enumerate([*FIRST, "", *LAST])}
+    items.sort(key=lambda item: place.get(item.path.stem, place[""]))
 
 
 @pytest.fixture(scope="session")
