@@ -70,7 +70,9 @@ def explain(
         str, typer.Option("--if", help="approve, reject, rollback, pause, resume or skip: what would follow.")
     ] = "",
     actor: Actor = "",
-    html: Annotated[Path | None, typer.Option(help="Write the rollout's page to this file instead.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write the rollout's page to this file instead.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say in words what was decided and done, and what would be now. Does nothing.
