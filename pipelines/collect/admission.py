@@ -25,7 +25,6 @@ class Admission:
         self._stages = tuple(stage.name for stage in policy.stages)
         self._slice_code: dict[str, int] = {}
         self._started: dict[object, int] = {}
-        self._last_seq: int | None = None
         self._unit_code: dict[object, int] = {}
 
     def open(self, part: Rows, event: Ints, wall: Ints, first: int, step: Step) -> Requests:
@@ -40,7 +39,6 @@ class Admission:
             policy.stage(str(table["stage"][int(np.argmin(stage))].as_py()))
         keep = self._first_seen(ids)
         step.counts.append(Count("retries", position[~keep] + first, stage[~keep]))
-        self._gaps(table["seq"].to_numpy().astype(np.int64), position + first, stage, step)
 
         fresh = empty(len(ids), len(policy.slices), max(1, len(policy.kpis)))
         fresh["ts"][:] = part.ts
@@ -84,14 +82,6 @@ class Admission:
             keep[np.unique(values, return_index=True)[1]] = True
         keep &= self._requests.find(ids) < 0
         return keep
-
-    def _gaps(self, seq: Ints, position: Ints, stage: Ints, step: Step) -> None:
-        """Sequence numbers left out are lost assignments; one that comes later takes its gap back."""
-        before = np.concatenate([[seq[0] - 1 if self._last_seq is None else self._last_seq], seq[:-1]])
-        highest = np.maximum.accumulate(np.concatenate([before[:1], seq]))
-        missing = np.where(seq > highest[:-1], seq - highest[:-1] - 1, -1)
-        self._last_seq = int(highest[-1])
-        step.counts.append(Count("gaps", position, stage, missing))
 
     def _warm(self, table: pa.Table, keep: Bools) -> Bools:
         """Whether each row lies in the warm-up window of its process (of the rollout when no process is named)."""

@@ -16,6 +16,7 @@ from pipelines.collect.class_bets import ClassBets, pair_class
 from pipelines.collect.open_requests import OpenRequests
 from pipelines.collect.request_columns import BOTH, FAR, NONE, OK, Bools, Requests, drawn, empty, in_stages, take
 from pipelines.collect.row_order import Rows, codes, merge, micros
+from pipelines.collect.seq_gaps import SeqGaps
 from pipelines.collect.unit_bets import UnitBets
 from pipelines.collect.value_bets import ValueBets
 from pipelines.rollout.policy import Policy
@@ -44,6 +45,7 @@ class Fold:
         self._admission = Admission(policy, self._requests)
         self._bake = next((k for k, stage in enumerate(policy.stages) if stage.rejudges), None)
         self._baked_from = FAR
+        self._gaps = SeqGaps(round(policy.response_deadline_s * 1e6))
         units = UnitBets(policy)
         self._classes = ClassBets(policy, units)
         self._values = ValueBets(policy, units)
@@ -97,9 +99,12 @@ class Fold:
             seq = part.table["seq"].to_numpy().astype(np.int64)
             assigned = (part.position + first, seq, codes(part.table["stage"], list(self._stages)))
             step = step._replace(first_us=int(part.ts.min()), assigned=assigned)
+            step.counts.append(self._gaps.take(wall, first, seq, assigned[0], assigned[2]))
             baking = assigned[0][assigned[2] == self._bake] if self._bake is not None else none
             self._baked_from = np.minimum(self._baked_from, baking.min(initial=FAR))
             step.postings.extend(self._classes.sample_ratio(fresh))
+        else:
+            step.counts.append(self._gaps.take(wall, first, none, none, none))
         lost_at = self._crossing(wall, self._open["deadline"], first, done=self._open["closed"])
         due_at = self._crossing(event, self._open["due"], first, done=self._open["settled"])
         kpi_at = due_at

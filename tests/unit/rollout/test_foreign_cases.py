@@ -36,6 +36,17 @@ def test_healthy_rollouts_of_another_generator_are_not_stopped() -> None:
     assert not [line for line in last if line["verdict"] in ("rollback", "hold")]
 
 
+def test_workers_whose_rows_come_a_second_apart_lose_no_assignment() -> None:
+    """Numbers are the collector's: in the order of time a hundred of them are missing for a second."""
+    made = rows(4, pace_s=0.02)
+    ahead = {row["request_id"] for row in made["assignments"] if row["request_id"] % 2}
+    for part in made.values():
+        for row in part:
+            row["ts"] -= 1_000_000 * (row["request_id"] in ahead)
+    last = judge(BODY, tables({0: made}))[-1]
+    assert (last["verdict"], last["metric"]) == ("inconclusive", None)
+
+
 @pytest.mark.parametrize(
     ("harm", "metric"), [({"error": 0.15}, "error_rate"), ({"kpi": 0.6}, "kpi"), ({"slow": 3.0}, "latency")]
 )

@@ -244,13 +244,16 @@ def test_a_score_that_is_missing_or_out_of_range_is_invalid(score: float | None)
     assert found.cells["canary_50", "error_rate", ""][3] == 0
 
 
-def test_a_repeated_assignment_is_a_retry_and_a_jump_in_seq_a_gap() -> None:
+def test_a_repeated_assignment_is_a_retry_and_a_jump_in_seq_a_gap_when_the_deadline_is_over() -> None:
     requests = [
         {"ts": 0, "arm": "champion"},
         {"ts": 1, "arm": "champion", "request_id": 0},
         {"ts": 2, "arm": "champion", "seq": 5},
     ]
-    found = fold(PLAIN, _tables(requests, [{"request_id": 0, "arm": "champion", "ts": 5}]))
+    answers = [{"request_id": 0, "arm": "champion", "ts": 5}]
+    assert fold(PLAIN, _tables(requests, answers)).counted("gaps") == 0
+    answers.append({"request_id": 5, "arm": "champion", "ts": 2 + 30 * SECOND + 1})
+    found = fold(PLAIN, _tables(requests, answers))
     assert (found.counted("requests"), found.counted("retries"), found.counted("gaps")) == (2, 1, 3)
 
 
