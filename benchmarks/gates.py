@@ -5,7 +5,8 @@ what they cost, beside the rules in use today. Each claim has its file in `bench
     python -m benchmarks.gates --collect --out benchmarks/results/gates.json --docs docs/gates.md
 
 Every rollout is kept as it is played (`--work`), so a run that was stopped goes on where it was, and `--collect` tells
-what has been played so far without playing more.
+what has been played so far without playing more. `--again N` plays N of each claim once more by the code as it is now,
+and says whether they come out as they did: a proof holds for later code that decides alike.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any
 
 from benchmarks.proof import faults, healthy, margins, plans, power
 from benchmarks.proof.report import write_into
-from benchmarks.proof.runs import Ledger, play
-from benchmarks.provenance import PROJECT, record
+from benchmarks.proof.runs import Ledger, code, play, played_again
+from benchmarks.provenance import PROJECT, provenance, record
 
 Rows = list[dict[str, Any]]
 CLAIMS = ("healthy", "healthy_small", "margins", "traps", "faults", "power", "plans")
@@ -84,6 +85,7 @@ def main() -> None:
         "--work", type=Path, default=PROJECT / "var" / "proof" / "gates", help="where outcomes are kept"
     )
     parser.add_argument("--collect", action="store_true", help="play nothing, tell what there is")
+    parser.add_argument("--again", type=int, default=0, help="rollouts of each claim to play once more")
     parser.add_argument("--out", type=Path, default=None, help="where the numbers go (JSON)")
     parser.add_argument("--docs", type=Path, default=None, help="page whose section of measured figures is replaced")
     given = parser.parse_args()
@@ -92,6 +94,7 @@ def main() -> None:
         parser.error(f"no such claim: {', '.join(sorted(unknown))}")
     rows: dict[str, Rows] = {}
     heads: dict[str, Any] = {}
+    again: dict[str, Any] = {}
     for name, (asked, jobs) in known.items():
         held = given.work / f"{name}.jsonl"
         wanted = name in (given.claims or known) and not given.collect
@@ -102,7 +105,12 @@ def main() -> None:
         play_of = plans.play if name == "plans" else play
         rows[name] = ledger.complete(jobs(), given.processes, play_of) if wanted else ledger.rows
         print(f"{name}: {len(rows[name])} rollouts", file=sys.stderr, flush=True)
-    result = {"played": heads, **told(rows)}
+        if given.again:
+            keys = played_again(rows[name], jobs(), given.again, play_of)
+            again[name] = {"rollouts": len(keys), "otherwise": [key for key in keys if key]}
+            print(f"  played again: {len(keys)}, otherwise: {again[name]['otherwise'] or 'none'}", file=sys.stderr)
+    played_by = {"played_again": {"commit": provenance()["commit"], "code": code(), **again}} if again else {}
+    result = {"played": heads, **played_by, **told(rows)}
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         record(given.out, result)

@@ -56,7 +56,18 @@ def _played(result: dict[str, Any]) -> list[str]:
             f"{machine['platform']}, Python {machine['python']}; looked at after every row, over all metrics, slices"
         ),
         f"and stages together. Bounds are exact (Clopper and Pearson 1934), one-sided, at 95 %.{fast}",
+        *_played_again(result.get("played_again")),
     ]
+
+
+def _played_again(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    claims = [one for one in found.values() if isinstance(one, dict)]
+    otherwise = [key for one in claims for key in one["otherwise"]]
+    came = f"{len(otherwise)} came out otherwise: {', '.join(otherwise)}" if otherwise else "all came out as they did"
+    number, by = sum(one["rollouts"] for one in claims), found["commit"][:12]
+    return [f"Of these rollouts {number}, spread over all claims, were played again by later code (`{by}`): {came}."]
 
 
 def _healthy(result: dict[str, Any]) -> list[str]:
