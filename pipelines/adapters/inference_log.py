@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -43,7 +43,8 @@ _ANSWERS = """
         FROM label WHERE model = $model AND "row" = 0 AND event_time <= $before GROUP BY 1
     ), cost AS (
         SELECT request_id, arg_min(value, seq) AS value, arg_min(event_time, seq) AS at
-        FROM kpi WHERE model = $model AND event_time <= $before GROUP BY 1
+        FROM kpi WHERE model = $model AND event_time <= $before AND (len($kpis) = 0 OR list_contains($kpis, name))
+        GROUP BY 1
     )
     SELECT epoch_us(assignment.event_time), answered.status <> 'ok', answered.score, answered.latency_us / 1000.0,
            truth.value, cost.value, assignment.unit, assignment.slices,
@@ -53,7 +54,10 @@ _ANSWERS = """
     WHERE assignment.model = $model AND NOT assignment.duplicate AND assignment.event_time < $before
     ORDER BY assignment.event_time DESC, assignment.seq DESC LIMIT $most
 """
-_EMPTY = "SELECT '' AS model, '' AS request_id, 0 AS \"row\", 0.0 AS value, 0 AS seq, now() AS event_time WHERE false"
+_EMPTY = """
+    SELECT '' AS model, '' AS request_id, '' AS name, 0 AS "row", 0.0 AS value, 0 AS seq, now() AS event_time
+    WHERE false
+"""
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -102,8 +106,12 @@ def served(lake: DeltaLake, model: str, release: str, window: Window, as_of_us: 
     return _flattened(found)
 
 
-def answers(lake: DeltaLake, model: str, release: str, before_us: int, most: int = 50_000) -> Answers:
-    """The newest `most` requests that `release` was to answer before an event time, and what was known then."""
+def answers(
+    lake: DeltaLake, model: str, release: str, before_us: int, kpis: Sequence[str] = (), most: int = 50_000
+) -> Answers:
+    """The newest `most` requests that `release` was to answer before an event time, and what was known then: of KPI
+    values, those of these names, or all.
+    """
     kinds = ("assignment", "response", "label", "kpi")
     if not (lake.exists("inference/assignment") and lake.exists("inference/response")):
         nothing = np.empty(0)
@@ -114,7 +122,7 @@ def answers(lake: DeltaLake, model: str, release: str, before_us: int, most: int
                 lake.bind(connection, kind, f"inference/{kind}")
             else:
                 connection.execute(f"CREATE VIEW {kind} AS {_EMPTY}")
-        given = {"model": model, "release": release, "before": from_us(before_us), "most": most}
+        given = {"model": model, "release": release, "before": from_us(before_us), "kpis": list(kpis), "most": most}
         found = connection.execute(_ANSWERS, given).fetchall()[::-1]
     scores = [msgspec.json.decode(row[2]) for row in found]
     return Answers(

@@ -110,6 +110,8 @@ def _base(policy: Policy, metric: Metric, answers: Answers, backtest: Evidence |
     if metric.loss == RANK:
         return _ranking(answers, _paired_sd(metric, backtest))
     if metric.kind == "mean":
+        if metric.name != policy.kpis[0]:
+            return None  # the KPI values of `answers` are the first one's
         values = answers.kpi[np.isfinite(answers.kpi)]
     else:
         values = answers.score[np.isfinite(answers.score)]

@@ -74,7 +74,8 @@ def _promised(settings: Settings, view: RolloutView, backtest: Evidence | None) 
     # While it bakes the challenger answers alone: nothing is compared there that a plan could count on.
     compared = tuple(stage for stage in policy.stages if stage.kind != "bake")
     policy = msgspec.structs.replace(policy, stages=compared)
-    served = answers(open_lake(settings), rollout.model, rollout.champion, rollout.created_event_us)
+    lake, until = open_lake(settings), rollout.created_event_us
+    served = answers(lake, rollout.model, rollout.champion, until, policy.planned_kpis)
     try:
         return plan(policy, measured(policy, served, backtest)).needs, ""
     except (ContractError, DataError) as error:

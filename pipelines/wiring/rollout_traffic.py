@@ -66,7 +66,8 @@ def logged(settings: Settings, model: str, policy: Policy) -> Rates | None:
     if champion is None:
         return None
     try:
-        return measured(policy, answers(open_lake(settings), model, champion, LAST_US), _compared(settings, model))
+        found = answers(open_lake(settings), model, champion, LAST_US, policy.planned_kpis)
+        return measured(policy, found, _compared(settings, model))
     except DataError:
         return None
 

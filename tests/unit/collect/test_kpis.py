@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.adapters.inference_log import answers
+from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.collect.case import Case
 from pipelines.collect.numbering import Counters, number
 from pipelines.collect.tables import to_tables
-from pipelines.contracts.events import Assignment, Event, EventId, Kpi
+from pipelines.contracts.events import Assignment, Event, EventId, Kpi, Response
 
 
-def event(kind: type[Kpi] | type[Assignment], n: int, **fields: object) -> Event:
+def event(kind: type[Kpi] | type[Assignment] | type[Response], n: int, **fields: object) -> Event:
     made: Event = kind(id=EventId("gw0", 0, 1, n), model="m", event_us=n, wall_us=n, **fields)  # type: ignore[arg-type]
     return made
 
@@ -59,3 +64,21 @@ def test_a_value_counts_for_the_metric_of_its_name(
         rows += taken["kpi"].to_pylist() if "kpi" in taken else []
     assert sorted((row["request_id"], row["metric"], row["value"]) for row in rows) == sorted(found)
     assert case.counts.kpis == len(found)
+
+
+@pytest.mark.parametrize(
+    ("kpis", "found"), [((), 1.0), (("basket",), 80.0), (("kpi",), 7.0), (("cost", "kpi"), 7.0), (("none",), None)]
+)
+def test_logged_traffic_is_planned_by_the_values_of_the_metrics_name(
+    kpis: tuple[str, ...], found: float | None, tmp_path: Path
+) -> None:
+    answered = event(
+        Response, 8, request_id="a", arm="champion", release="a", rollout_id="r", status="ok",
+        served=True, shadow=False,
+        raw=[0.5], score=[0.5], latency_us=900,
+    )  # fmt: skip
+    tables = InferenceTables(DeltaLake(tmp_path))
+    for kind, rows in to_tables(number([*EVENTS, answered], Counters(), {})[0], 1).items():
+        tables.append(kind, rows, 1)
+    (value,) = answers(DeltaLake(tmp_path), "m", "a", 1_000, kpis).kpi
+    assert value == found if found is not None else value != value
