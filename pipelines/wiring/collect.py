@@ -82,6 +82,8 @@ class Collector:
         self._counters = self.store.counters()
         self._erased = ErasedRequests(settings)
         self._last = self.store.last_batch()
+        self._met: set[str] = set()
+        self._met_at: int | None = None
 
     def close(self) -> None:
         """Let go of the bus."""
@@ -178,7 +180,11 @@ class Collector:
         return plan, found.frames
 
     def _running(self, batch: int) -> dict[str, LiveEvidence]:
-        """Case and fold of every running rollout; those not in memory are rebuilt from the lake before `batch`."""
+        """Case and fold of every running rollout; those not in memory are rebuilt from the lake before `batch`.
+
+        Of a rollout that did not run yet when the batch before was looked at, after it had been taken from the bus, the
+        lake holds nothing: its route came later. It is not searched for one, which would take as long as the log is.
+        """
         running = {rollout.id: rollout for rollout in self.rollouts.rollouts(slot="running")}
         for gone in self._live.keys() - running.keys():
             ended = self._live[gone].ended_s = self._live[gone].ended_s or time.monotonic()
@@ -187,7 +193,10 @@ class Collector:
         for rollout_id, rollout in running.items():
             if rollout_id not in self._live:
                 self._live[rollout_id] = live = LiveEvidence(rollout)
-                self._fold(live, read_log(self.lake, rollout, before_batch=batch))
+                if rollout_id in self._met or self._met_at != batch - 1:
+                    self._fold(live, read_log(self.lake, rollout, before_batch=batch))
+        self._met |= running.keys()
+        self._met_at = batch
         return self._live
 
 
