@@ -106,11 +106,12 @@ def main() -> None:
         rows[name] = ledger.complete(jobs(), given.processes, play_of) if wanted else ledger.rows
         print(f"{name}: {len(rows[name])} rollouts", file=sys.stderr, flush=True)
         if given.again:
-            keys = played_again(rows[name], jobs(), given.again, play_of)
-            again[name] = {"rollouts": len(keys), "otherwise": [key for key in keys if key]}
-            print(f"  played again: {len(keys)}, otherwise: {again[name]['otherwise'] or 'none'}", file=sys.stderr)
-    played_by = {"played_again": {"commit": provenance()["commit"], "code": code(), **again}} if again else {}
-    result = {"played": heads, **played_by, **told(rows)}
+            again[name] = played_again(rows[name], jobs(), given.again, play_of)
+            print(f"  played again: {again[name]}", file=sys.stderr)
+    result: dict[str, Any] = {"played": heads}
+    if again:
+        result["played_again"] = {"commit": provenance()["commit"], "code": code(), "claims": again}
+    result |= told(rows)
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         record(given.out, result)

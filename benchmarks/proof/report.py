@@ -63,7 +63,7 @@ def _played(result: dict[str, Any]) -> list[str]:
 def _played_again(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
-    claims = [one for one in found.values() if isinstance(one, dict)]
+    claims = found["claims"].values()
     otherwise = [key for one in claims for key in one["otherwise"]]
     came = f"{len(otherwise)} came out otherwise: {', '.join(otherwise)}" if otherwise else "all came out as they did"
     number, by = sum(one["rollouts"] for one in claims), found["commit"][:12]

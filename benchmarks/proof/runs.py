@@ -110,15 +110,18 @@ class Ledger:
         return [done[job.key] for job in jobs]
 
 
-def played_again(rows: Sequence[dict[str, Any]], jobs: Sequence[Any], number: int, play_of: Play = play) -> list[str]:
-    """Plays `number` of the jobs that have an outcome, spread over them, by the code as it is now: for each, an empty
-    text, or the key of one that came out otherwise. What today's rules said of it is left out.
+def played_again(
+    rows: Sequence[dict[str, Any]], jobs: Sequence[Any], number: int, play_of: Play = play
+) -> dict[str, Any]:
+    """Plays `number` of the jobs that have an outcome, spread over them, by the code as it is now: how many `rollouts`
+    these were, and the keys of those that came out `otherwise`. What today's rules said of them is left out.
     """
     kept = {row["key"]: _without_times(row) for row in rows}
     there = [job for job in jobs if job.key in kept]
     chosen = [there[at] for at in np.unique(np.linspace(0, len(there) - 1, min(number, len(there))).astype(int))]
     plain = [msgspec.structs.replace(job, ruled=False) if isinstance(job, Job) else job for job in chosen]
-    return ["" if _without_times(play_of(job)) == kept[job.key] else job.key for job in plain]
+    otherwise = [job.key for job in plain if _without_times(play_of(job)) != kept[job.key]]
+    return {"rollouts": len(plain), "otherwise": otherwise}
 
 
 def _without_times(row: dict[str, Any]) -> dict[str, Any]:

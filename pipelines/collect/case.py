@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contracts.assignment import PPM
-from pipelines.contracts.events import UNNAMED
+from pipelines.contracts.events import metric_by_name
 
 _STAMP = pa.timestamp("us", tz="UTC")
 _KEPT_BACK = 50_000
@@ -47,17 +47,15 @@ class Counts(msgspec.Struct, kw_only=True):
 class Case:
     """The tables of one rollout; `take` must see every batch in order.
 
-    `kpis` are its policy's mean metrics: a KPI value counts for the one of its name, an unnamed one (`kpi`) where there
-    is but one. Without any, all values are taken and only counted.
+    `kpis` are its policy's mean metrics; `metric_by_name` says which of them a KPI value counts for. Without any, all
+    values are taken and only counted.
     """
 
     def __init__(self, rollout_id: str, model: str, slices: tuple[str, ...] = (), kpis: tuple[str, ...] = ()) -> None:
         self.rollout_id = rollout_id
         self.model = model
         self.slices = slices
-        self._metric_of = {name: name for name in kpis}
-        if len(kpis) == 1:
-            self._metric_of.setdefault(UNNAMED, kpis[0])
+        self._metric_of = metric_by_name(kpis)
         self.counts = Counts()
         self.requests: dict[str, int] = {}
         self._retries: dict[str, int] = {}

@@ -9,6 +9,7 @@ arrival under wall), `wall_us` is the machine's clock and measures latency and d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -17,6 +18,15 @@ SCHEMA = 1
 
 UNNAMED = "kpi"
 """The name of a KPI value that came without one."""
+
+
+def metric_by_name(kpis: Sequence[str]) -> dict[str, str]:
+    """By the name of a KPI value, which of a policy's mean metrics it counts for: the one of its name; an unnamed one
+    where there is but one.
+    """
+    unnamed = {UNNAMED: kpis[0]} if len(kpis) == 1 else {}
+    return unnamed | {name: name for name in kpis}
+
 
 Arm = Literal["champion", "challenger"]
 ARMS: tuple[Arm, Arm] = ("champion", "challenger")

@@ -17,6 +17,7 @@ from pipelines.collect.row_order import KINDS, codes, plain
 from pipelines.contracts.errors import ContractError
 from pipelines.rollout.policy import Policy
 from pipelines.stats.losses import OF_PROBABILITIES, RANK
+from pipelines.stats.nats import Ints
 
 Is = Callable[[pa.DataType], bool]
 
@@ -112,9 +113,10 @@ class _Table:
         values = plain(self.rows[column]).cast(pa.float64()).to_numpy(zero_copy_only=False)
         return cast("np.ndarray[Any, np.dtype[np.float64]]", values)
 
-    def among(self, column: str, known: list[str], *, null: bool = False) -> None:
-        """Raises ContractError for a value that is not one of the known ones; `null`: or none."""
-        strange = codes(self.rows[column], known) < 0
+    def among(self, column: str, known: list[str], *, null: bool = False) -> Ints:
+        """(n,) index in `known` of each value. Raises ContractError for one that is not there; `null` (-1) may be."""
+        found = codes(self.rows[column], known)
+        strange = found < 0
         if null:
             strange &= np.asarray(self.rows[column].is_valid())
         near: list[str] = []
@@ -122,6 +124,7 @@ class _Table:
             near = difflib.get_close_matches(str(self._value(column, int(strange.argmax()))), known, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else ""
         self.refuse(column, strange, "one of " + ", ".join(known), hint)
+        return found
 
     def refuse(self, column: str, wrong: Any, expected: str, hint: str = "") -> None:
         """Raises ContractError for the first row marked in `wrong` (n,) (None: no row is wrong)."""
@@ -151,13 +154,11 @@ def _check_alike(tables: list[_Table]) -> None:
 
 
 def _check_assignments(policy: Policy, table: _Table) -> None:
-    table.among("stage", [stage.name for stage in policy.stages])
-    table.among("arm", ["champion", "challenger", "both"])
+    stage = table.among("stage", [stage.name for stage in policy.stages])
+    alone = table.among("arm", ["champion", "challenger", "both"]) < 2
     share = table.numbers("share")
     table.refuse("share", (share < 0.0) | (share > 1.0), "a share in [0, 1], or null where no arm is drawn")
     draws = np.array([stage.randomised for stage in policy.stages])
-    stage = codes(table.rows["stage"], [stage.name for stage in policy.stages])
-    alone = codes(table.rows["arm"], ["champion", "challenger"]) >= 0
     drawn = (share > 0.0) & (share < 1.0)
     table.refuse("share", draws[stage] & alone & ~drawn, "the share that the arm was drawn with, between 0 and 1")
     table.refuse("share", ~draws[stage] & alone & drawn, "null: the policy's stage draws no arm")

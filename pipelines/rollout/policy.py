@@ -14,7 +14,7 @@ import msgspec
 
 from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.events import UNNAMED
+from pipelines.contracts.events import metric_by_name
 from pipelines.stats.losses import Loss
 
 SCHEMA = "slipway-gate/1"
@@ -169,7 +169,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def planned_kpis(self) -> tuple[str, ...]:
         """The names of the KPI values that logged traffic is planned by: those that count for the first mean metric."""
-        return (*self.kpis, UNNAMED) if len(self.kpis) == 1 else self.kpis[:1]
+        return tuple(name for name, metric in metric_by_name(self.kpis).items() if metric == self.kpis[0])
 
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises ContractError with the nearest name."""

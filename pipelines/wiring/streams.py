@@ -217,9 +217,8 @@ class Feed:
             self._now_us = max(self._now_us, pc.max(held).cast(pa.int64()).as_py() or 0)
         if known is None:
             return
-        behind = (
-            there and self._tables.mark(table, PUSH) < pushed
-        )  # a push has died: it may have left rows of any stamp
+        # A push has died: it may have left rows of any stamp.
+        behind = there and self._tables.mark(table, PUSH) < pushed
         span = Span(None if behind else self._lake.applied(table, features.BUILD), frontier_us(view, known))
         if span.empty and not behind:
             return
