@@ -6,9 +6,11 @@ from traffic are held in `test_steel_thread.py`, over the same jobs.)
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -27,6 +29,7 @@ from pipelines.rollout.simulator import simulate
 from pipelines.rollout.state import Rollout
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack import airflow_password, down, processes, up
+from pipelines.stack.environment import part_environment
 from pipelines.wiring import rollouts
 from tests.builders import constant_release
 from tests.free_ports import free_port
@@ -292,16 +295,15 @@ def test_without_scheduler_and_triggerer_a_rollout_waits_and_the_breaker_protect
     assert control_db(settings).champion(MODEL) == control_db(settings).route(MODEL).champion
 
 
-@contextmanager
-def scheduler_asleep(settings: Settings) -> Iterator[None]:
-    """The scheduler stops for a while; its workers and everything else go on."""
-    leader = processes.leader(processes.read_record("airflow-scheduler", settings.run_dir))
-    assert leader is not None
-    leader.suspend()
-    try:
-        yield
-    finally:
-        leader.resume()
+def take_for_lost(settings: Settings, run_id: str) -> None:
+    """Airflow loses the answer to `approve`: it has heard of the answer before the end of the asking worker."""
+    subprocess.run(
+        [sys.executable, "-m", "tests.e2e.losing_scheduler", CAREFUL_DAG, run_id, "approve"],
+        cwd=PROJECT,
+        env=os.environ | part_environment(settings),
+        check=True,
+        timeout=PATIENCE_S,
+    )
 
 
 def test_two_people_have_to_answer_where_the_spec_says_so_and_one_of_them_does_not_count_twice(
@@ -309,11 +311,13 @@ def test_two_people_have_to_answer_where_the_spec_says_so_and_one_of_them_does_n
 ):
     release = constant_release(settings.releases, CAREFUL, 0.2)
     run_id = admin.trigger(CAREFUL_DAG, run_id="two-people", conf={"challenger": release}).dag_run_id
-    admin.wait(CAREFUL_DAG, run_id, timeout_s=PATIENCE_S, until=in_state("approve", "running"))
-    with scheduler_asleep(settings):  # it hears of the question and of the answer at once, and takes the task for lost
-        admin.wait(CAREFUL_DAG, run_id, timeout_s=PATIENCE_S, until=in_state("approve", "awaiting_input"))
-        approver.answer(CAREFUL_DAG, run_id, "approve", "Approve", {"reason": "the card looks right"})
+    admin.wait(CAREFUL_DAG, run_id, timeout_s=PATIENCE_S, until=in_state("approve", "awaiting_input"))
+    admin.pause(CAREFUL_DAG, paused=True)  # what is answered waits to be queued
+    approver.answer(CAREFUL_DAG, run_id, "approve", "Approve", {"reason": "the card looks right"})
+    take_for_lost(settings, run_id)
+    admin.pause(CAREFUL_DAG, paused=False)
     assert admin.wait(CAREFUL_DAG, run_id, timeout_s=PATIENCE_S).state == "success"
+    assert {task.task_id: task.try_number for task in admin.tasks(CAREFUL_DAG, run_id)}["approve"] == 2
     first = rollouts.list(settings, CAREFUL)[-1]
     assert (first.status, control_db(settings).champion(CAREFUL)) == ("held", None)
 
