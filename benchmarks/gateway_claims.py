@@ -146,6 +146,7 @@ def second_arms(setup: Setup) -> dict[str, float]:
     """What the log promises and holds of second arms; and in how many pairs the second took longer: half, at most."""
     counted: dict[str, float] = {"promised": 0, "written": 0}
     took: dict[bool, dict[str, int]] = {False: {}, True: {}}
+    beside: dict[str, int] = {}
     for path in sorted((setup.home / "bus").rglob("*.seg")):
         for frame in segments.read_frames(path.read_bytes()):
             event = events.decode(frame.payload)
@@ -154,7 +155,10 @@ def second_arms(setup: Setup) -> dict[str, float]:
             elif isinstance(event, events.Response):
                 counted["written"] += event.shadow
                 took[event.shadow][event.request_id] = event.latency_us
-    pairs = [(took[False][name], second) for name, second in took[True].items() if name in took[False]]
+                if event.beside_us is not None:
+                    beside[event.request_id] = event.beside_us
+    compared = took[False] | beside
+    pairs = [(compared[name], second) for name, second in took[True].items() if name in compared]
     for at, arm in enumerate(("first", "second")):
         counted[f"{arm}_p50_us"] = statistics.median(pair[at] for pair in pairs)
     slower = sum((second > first) + (second == first) / 2 for first, second in pairs)

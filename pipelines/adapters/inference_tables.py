@@ -7,6 +7,7 @@ collector commits all the time. So tables stay open, and small files are merged 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -38,14 +39,15 @@ class InferenceTables:
     def append(self, kind: str, data: pa.Table, batch: int) -> bool:
         """Append the rows of a batch, unless that was done before. Returns whether a commit was made.
 
+        Columns that an older table has not are added to it, null in its rows.
         Raises TransientError when somebody else has written meanwhile.
         """
         from deltalake import CommitProperties, Transaction, write_deltalake
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        table = self._table(kind)
+        table = self._table(kind, data.column_names)
         if table is None:
-            return self._lake.append(f"inference/{kind}", data, partition_by=("model",), txn=(APP, batch))
+            return self._lake.append(f"inference/{kind}", data, partition_by=("model",), txn=(APP, batch), evolve=True)
         properties = CommitProperties(app_transactions=[Transaction(APP, batch)])
         try:
             applied = table.transaction_version(APP)
@@ -63,12 +65,16 @@ class InferenceTables:
             raise
         return True
 
-    def _table(self, kind: str) -> DeltaTable | None:
+    def _table(self, kind: str, columns: Sequence[str]) -> DeltaTable | None:
+        """The table; None where there is none yet, or one without some of the columns."""
         if kind not in self._open:
             name = f"inference/{kind}"
             if not self._lake.exists(name):
                 return None
-            self._open[kind] = self._lake.open(name)
+            table = self._lake.open(name)
+            if not set(columns) <= {field.name for field in table.schema().fields}:
+                return None
+            self._open[kind] = table
         return self._open[kind]
 
     def _merge(self, kind: str, table: DeltaTable) -> None:

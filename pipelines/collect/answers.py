@@ -55,6 +55,8 @@ def respond(requests: OpenRequests, policy: Policy, part: Rows, first: int, lost
     held["answered"][r, a] = at
     held["score"][r, a] = score[order]
     held["latency"][r, a] = latency[order]
+    if "beside_ms" in table.column_names:
+        held["beside"][r, 1 - a] = floats(table["beside_ms"])[rows][order]
 
 
 def attach_labels(requests: OpenRequests, part: Rows, first: int, closes: Ints, step: Step) -> None:

@@ -165,7 +165,8 @@ class Case:
                 "arm": pa.array(arms, pa.string()),
                 "ts": rows["event_time"],
                 "wall_ts": rows["wall_time"],
-                "latency_ms": pc.divide(pc.cast(rows["latency_us"], pa.float64()), 1000.0).cast(pa.float32()),
+                "latency_ms": _ms(rows["latency_us"]),
+                "beside_ms": _ms(rows["beside_us"]) if "beside_us" in rows.column_names else _none(rows),
                 "status": rows["status"],
                 "score": pa.array(scores, pa.float64()),
                 "served": rows["served"],
@@ -242,6 +243,15 @@ class Case:
 
 def _of_rollout(rows: pa.Table, rollout_id: str) -> pa.Table:
     return rows.filter(pc.fill_null(pc.equal(rows["rollout_id"], rollout_id), False))
+
+
+def _ms(micros: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.divide(pc.cast(micros, pa.float64()), 1000.0).cast(pa.float32())
+
+
+def _none(rows: pa.Table) -> pa.Array:
+    """For each row of a log that is older than its column: not measured."""
+    return pa.nulls(rows.num_rows, pa.float32())
 
 
 def _first(text: str) -> float:

@@ -48,6 +48,7 @@ class ClassBets:
         self._integrity = policy.integrity
         self._quantiles = [metric for metric in policy.metrics if metric.kind == "quantile"]
         self._cuts = RunningCuts([cast("float", metric.q) for metric in self._quantiles])
+        self._beside_cuts = RunningCuts([cast("float", metric.q) for metric in self._quantiles])
         self.blocks = LatencyBlocks(
             [(metric.name, cast("float", metric.q)) for metric in self._quantiles], policy.response_deadline_s
         )
@@ -83,22 +84,30 @@ class ClassBets:
         return self._post(metric.name, rows, at, kind + levels, table_of, bet_on=telling(rows, kind))
 
     def latencies(self, rows: Requests, at: Ints) -> list[Posting]:
-        """Bets on answers above the champion's running quantiles, request by request; fills `blocks`."""
+        """Bets on answers above the champion's running quantiles, request by request; fills `blocks`.
+
+        A pair is compared by what its arms took beside each other, where that was measured, and with quantiles of such
+        times; a drawn arm by what its client waited for.
+        """
         if not self._quantiles:
             return []
         lots = drawn(rows)
-        fine = (rows["status"] == OK) & np.isfinite(rows["latency"])
+        measured = np.isfinite(rows["beside"]) & ~lots[:, None]
+        latency = np.where(measured, rows["beside"], rows["latency"])
+        fine = (rows["status"] == OK) & np.isfinite(latency)
         index = np.arange(len(at))
         usable = np.where(lots, fine[index, np.where(lots, rows["arm"], 0)], fine.all(axis=1))
-        rows, at, lots = take(rows, usable), at[usable], lots[usable]
-        latency = rows["latency"]
-        champion = np.where(lots & (rows["arm"] == CHALLENGER), np.nan, latency[:, 0])
-        cuts = self._cuts.take(champion)
+        rows, at, lots, latency = take(rows, usable), at[usable], lots[usable], latency[usable]
+        # What clients waited for is taken of pairs too: a canary after a shadow finds its quantiles known.
+        cuts = self._cuts.take(np.where(lots & (rows["arm"] == CHALLENGER), np.nan, rows["latency"][:, 0]))
+        beside = measured[usable].any(axis=1)
+        cuts[beside] = self._beside_cuts.take(latency[beside, 0])
         postings: list[Posting] = []
         for column, metric in enumerate(self._quantiles):
             cut = cuts[:, column]
             ready = ~np.isnan(cut)
-            part, when, above = take(rows, ready), at[ready], latency[ready] > cut[ready][:, None]
+            part, when, took = take(rows, ready), at[ready], latency[ready]
+            above = took > cut[ready][:, None]
             assert metric.q is not None
             q = metric.q
             harm = pair_class(part, above)
@@ -109,13 +118,13 @@ class ClassBets:
             postings.extend(self._post(metric.name, part, when, harm, harm_table, bet_on=None))
             if metric.harm_ratio is not None:
                 # The second key: is the challenger still slower once the practical margin is taken off its latency?
-                beyond = pair_class(part, part["latency"] / np.array([1.0, metric.harm_ratio]) > cut[ready][:, None])
+                beyond = pair_class(part, took / np.array([1.0, metric.harm_ratio]) > cut[ready][:, None])
                 postings.extend(
                     self._post(metric.name + MARGIN, part, when, beyond, tables.exceedance_counts, bet_on=None)
                 )
             margin = metric.promote_margin_rel
             if margin is not None:
-                scaled = part["latency"] / np.array([1.0, 1.0 + margin]) > cut[ready][:, None]
+                scaled = took / np.array([1.0, 1.0 + margin]) > cut[ready][:, None]
                 proof = pair_class(part, scaled)
 
                 def proof_table(share: float | None, q: float = q) -> Ints | None:

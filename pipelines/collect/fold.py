@@ -61,10 +61,12 @@ class Fold:
 
         Optional columns: `order` (int64, on all four: the collector's total order over all rows; absent: `ts`);
         `wall_ts` on assignments and responses (response deadlines are judged on it); `served` on responses (bool; a
-        champion's served answer to a request of the challenger is the challenger's error); `process` on assignments
-        (warm-up is counted per process start); every column named in `policy.slices` on assignments; `unit_id` when
-        the policy randomises units; `metric` on kpi (the mean metric that a value is of; null: of each). `request_id`
-        is int64 or string. Raises ContractError for a missing column, an unknown stage or metric.
+        champion's served answer to a request of the challenger is the challenger's error); `beside_ms` on responses
+        (what the other arm took, scored beside this one; null: not measured. A pair is compared by it, drawn arms are
+        not); `process` on assignments (warm-up is counted per process start); every column named in `policy.slices` on
+        assignments; `unit_id` when the policy randomises units; `metric` on kpi (the mean metric that a value is of;
+        null: of each). `request_id` is int64 or string. Raises ContractError for a missing column, an unknown stage or
+        metric.
         """
         self.step({"assignments": assignments, "responses": responses, "labels": labels, "kpi": kpi}).into(
             self._evidence

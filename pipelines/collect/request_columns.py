@@ -51,6 +51,8 @@ def empty(size: int, slices: int, kpis: int = 1) -> Requests:
     fresh["answered"] = np.full((size, 2), FAR, dtype=np.int64)
     fresh["score"] = np.full((size, 2), np.nan)
     fresh["latency"] = np.full((size, 2), np.nan)
+    # What an arm took when the other one was scored beside it, as the other one's answer tells.
+    fresh["beside"] = np.full((size, 2), np.nan)
     fresh["own"] = np.zeros((size, 2), dtype=np.bool_)
     fresh["doubled"] = np.zeros((size, 2), dtype=np.bool_)
     return fresh

@@ -25,7 +25,7 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 }
 _TIES: dict[str, tuple[str, ...]] = {
     "assignments": ("seq", "request_id"),
-    "responses": ("request_id", "arm", "status", "score", "latency_ms"),
+    "responses": ("request_id", "arm", "status", "score", "latency_ms", "beside_ms"),
     "labels": ("request_id", "label"),
     "kpi": ("request_id", "value", "metric"),
 }

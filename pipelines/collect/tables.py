@@ -64,6 +64,7 @@ _OWN: dict[str, list[tuple[str, Any]]] = {
         ("features", _TEXT),
         ("degraded", _TEXT),
         ("error", _TEXT),
+        ("beside_us", _LONG),
     ],
     "label": [("row", _INT), ("value", _REAL)],
     "kpi": [("name", _TEXT), ("value", _REAL)],

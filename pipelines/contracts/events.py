@@ -102,6 +102,9 @@ class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw
     A served answer of the champion in place of a failed challenger has `fallback=True`, and the challenger's own
     Response (status error) is written too, with served=False.
     Without `sampled` the features were not logged, as the assignment's inputs.
+    `beside_us`, of a second arm (`shadow`): what the other arm took for the same request when both were scored beside
+    each other, by the clock of `latency_us`. Evidence compares these two, and not what the client's answer took. None:
+    was not measured (older logs, failed).
     """
 
     id: EventId
@@ -121,6 +124,7 @@ class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw
     score: list[float] = []
     outputs: dict[str, list[float | int | str | bool | None]] = {}
     latency_us: int = 0
+    beside_us: int | None = None
     features_us: int = 0
     model_us: int = 0
     features: list[FeatureRead] = []

@@ -172,8 +172,12 @@ def _check_assignments(policy: Policy, table: _Table) -> None:
 def _check_responses(table: _Table) -> None:
     table.among("arm", ["champion", "challenger"])
     table.among("status", ["ok", "error", "invalid"])
-    latency = table.numbers("latency_ms")
-    table.refuse("latency_ms", (latency < 0.0) | np.isinf(latency), "a time of at least 0, or null")
+    if "beside_ms" in table.rows.column_names:
+        table.has("beside_ms", *_NUMBER, null=True)
+    for column in ("latency_ms", "beside_ms"):
+        if column in table.rows.column_names:
+            took = table.numbers(column)
+            table.refuse(column, (took < 0.0) | np.isinf(took), "a time of at least 0, or null")
 
 
 def _check_labels(policy: Policy, table: _Table) -> None:

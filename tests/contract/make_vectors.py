@@ -220,6 +220,24 @@ def events() -> list[dict[str, Any]]:
             "event_us": common["event_us"],
             **wall,
         },
+        {
+            "kind": "response",
+            "id": ["gw0", 0, 17, 8],
+            **common,
+            "arm": "champion",
+            "release": "a" * 64,
+            "rollout_id": "r1",
+            **wall,
+            "status": "ok",
+            "served": False,
+            "shadow": True,
+            "raw": [0.25, 1.5],
+            "score": [0.5, 2.0],
+            "latency_us": 1_300,
+            "beside_us": 1_250,
+            "features_us": 300,
+            "model_us": 200,
+        },
     ]
     return [{"event": one, "msgpack": msgspec.msgpack.encode(one).hex()} for one in maps]
 

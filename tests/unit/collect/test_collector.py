@@ -19,16 +19,19 @@ from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.cli import log
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
+from pipelines.collect.tables import SCHEMAS
 from pipelines.contracts.assignment import PPM, payload_is_logged
 from pipelines.contracts.errors import TerminalError
 from pipelines.contracts.events import Label
 from pipelines.rollout.decide import Now, Standing, decide
 from pipelines.rollout.policy import Policy
+from pipelines.rollout.state import Plan
 from pipelines.settings import Settings
+from pipelines.stats.evidence import Evidence
 from pipelines.wiring import rollouts
 from pipelines.wiring.collect import Collector, collect_all, collect_once, verify_log
 from pipelines.wiring.live_evidence import read_log
-from tests.unit.collect.installation import PLAN, Installation
+from tests.unit.collect.installation import PLAN, POLICY, Installation
 from tests.unit.collect.traffic import Worker
 
 
@@ -111,6 +114,36 @@ def test_evidence_does_not_depend_on_how_the_log_was_cut_into_batches_or_on_rest
             collect_once(installation.settings)  # a new collector each time
         documents.append(installation.evidence())
     assert documents[0] == documents[1]
+
+
+def test_a_lake_that_is_older_than_a_column_is_gone_on_with_and_folds_to_the_same_evidence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collector that knew nothing of `beside_us` wrote the first third, and collectors that know of it the rest."""
+    slow = {"name": "latency_p50", "kind": "quantile", "q": 0.5, "promote_margin_rel": 0.2, "weight": 0.3}
+    metrics: list[dict[str, Any]] = [*PLAN.policy["metrics"], slow]
+    policy = Policy.parse(POLICY | {"metrics": metrics, "warmup_requests": 0})
+    installation = Installation(tmp_path / "home", plan=Plan(stages=PLAN.stages, policy=policy.to_mapping()))
+    rollout = rollouts.load(installation.settings, installation.rollout)
+    worker = Worker(installation.bus)
+
+    def folded() -> Evidence:
+        case, fold = Case(installation.rollout, "m", policy.slices, policy.kpis), Fold(policy)
+        fold.add(**case.take(read_log(DeltaLake(installation.settings.lake), rollout)))
+        return fold.evidence()
+
+    for part, beside_us in enumerate((None, 1000, 1000)):
+        for number in range(part * 550, (part + 1) * 550):
+            worker.request(installation.route, f"q{number}", beside_us=beside_us)
+        with monkeypatch.context() as patched:
+            if part == 0:
+                without = SCHEMAS["response"]
+                patched.setitem(SCHEMAS, "response", without.remove(without.get_field_index("beside_us")))
+            collect_once(installation.settings)
+        assert folded().to_json().decode() == installation.evidence()
+    assert installation.table("response")["beside_us"].drop_null().to_pylist() == [1000] * 2 * 550
+    found = folded().cells["shadow", "latency_p50", ""]
+    assert found[0] == 3 * 550 - 2 * 500, "each clock's first 500 make its quantiles"
 
 
 def test_evidence_does_not_depend_on_which_payloads_were_logged_and_those_that_were_not_are_null(

@@ -69,8 +69,11 @@ class Worker:
         retry: bool = False,
         lose: bool = False,
         sampled: bool = True,
+        beside_us: int | None = None,
     ) -> None:
-        """A request as the gateway would answer it on `route`; `fails` are the arms that raise."""
+        """A request as the gateway would answer it on `route`; `fails` are the arms that raise, `beside_us` what the
+        answering arm took beside the other one.
+        """
         self.now_us += STEP_US
         arm = "champion"
         if route.mode == "split":
@@ -112,6 +115,7 @@ class Worker:
                 shadow=each != arm,
                 score=[] if failed else [score],
                 latency_us=3000,
+                beside_us=None if each == arm or failed else beside_us,
                 sampled=sampled,
             )
         if label is not None:

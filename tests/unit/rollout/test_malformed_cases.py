@@ -61,6 +61,17 @@ def without(kind: str, column: str) -> Change:
     return change
 
 
+def beside(row: int, took: Any) -> Change:
+    """One answer says what the other arm took beside it."""
+
+    def change(found: Tables) -> None:
+        answers = found["responses"]
+        values = [took if at == row - 1 else None for at in range(answers.num_rows)]
+        found["responses"] = answers.append_column("beside_ms", pa.array(values))
+
+    return change
+
+
 def renamed(kind: str, column: str, other: str) -> Change:
     """A column is called otherwise."""
 
@@ -87,6 +98,9 @@ def renamed(kind: str, column: str, other: str) -> Change:
         (value("responses", "arm", 2, "both"), r"responses, row 2: arm; got 'both'"),
         (value("responses", "status", 2, "OK"), r"responses, row 2: status; got 'OK'; expected one of ok, error"),
         (value("responses", "latency_ms", 2, -1.0), r"responses, row 2: latency_ms; got -1.0"),
+        (beside(2, -1.0), r"responses, row 2: beside_ms; got -1.0; expected a time of at least 0, or null"),
+        (beside(3, float("inf")), r"responses, row 3: beside_ms; got inf; expected a time of at least 0, or null"),
+        (beside(2, "quick"), r"responses, column beside_ms; got string; expected numbers"),
         (value("labels", "label", 2, 2.0), r"labels, row 2: label; got 2.0; expected 0 or 1"),
         (value("responses", "rollout_id", 2, None), r"responses, row 2: rollout_id; got null"),
         (without("labels", "rollout_id"), r"labels; .* expected a column rollout_id"),
@@ -123,6 +137,9 @@ def test_drawn_units_have_to_be_named(found: Tables) -> None:
         value("responses", "score", 2, None),
         value("responses", "score", 2, float("inf")),
         value("responses", "latency_ms", 2, float("nan")),
+        beside(2, None),
+        beside(2, 12.5),
+        beside(2, float("nan")),
         value("responses", "request_id", 2, 1),
         value("labels", "label", 2, float("nan")),
         value("kpi", "value", 2, 1e9),
