@@ -22,6 +22,7 @@ import psycopg
 import pytest
 
 from tests.free_ports import free_port
+from tests.waiting import wait_until_ended
 
 _USER = "slipway"
 _OPTIONS = {
@@ -95,7 +96,7 @@ class PostgresServer:
         for one in family:
             one.kill()
         self._process.wait(20)
-        psutil.wait_procs(family, timeout=20)
+        wait_until_ended(family)
         self._process = None
 
     @contextmanager

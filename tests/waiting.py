@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import psutil
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 60.0) -> None:
@@ -12,3 +14,18 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 60.0
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.02)  # between two looks: what is waited for needs the processor too
+
+
+def wait_until_ended(found: Iterable[psutil.Process], seconds: float = 30.0) -> None:
+    """Return when none of these processes runs. One that has ended has, though nobody may have waited for it yet: who
+    should, for an orphan, is the first process of this machine, in its own time.
+    """
+    left = list(found)
+    wait_until(lambda: not any(map(_runs, left)), f"{left} end", seconds)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -32,7 +32,7 @@ from tests.builders import constant_release
 from tests.free_ports import free_port
 from tests.kafka_broker import Broker
 from tests.threads import Threads
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_ended
 
 MODEL = "steady"
 CONNECTIONS = 8
@@ -166,7 +166,7 @@ class Site:
         }[name]()
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
-        psutil.wait_procs(victims, timeout=30)
+        wait_until_ended(victims)
 
     def leader(self, part: str) -> psutil.Process:
         """The process that `slipway up` has started for a part."""

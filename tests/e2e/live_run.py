@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 import msgspec
-import psutil
 
 from pipelines.adapters.rollout_store import RolloutView
 from pipelines.contracts.canonical import canonical_json
@@ -34,7 +33,7 @@ from pipelines.wiring.rollout_gate import rollout_store, standing_of
 from pipelines.wiring.rollout_replay import evidence_again, from_lake, replay
 from tests.builders import constant_release
 from tests.free_ports import free_port
-from tests.waiting import wait_until
+from tests.waiting import wait_until, wait_until_ended
 
 MODEL = "live"
 PARTS = ["gateway", "collector"]
@@ -204,7 +203,7 @@ def _watch(settings: Settings, rollout: str, traffic: Traffic, kill_after: int) 
                 leader = processes.leader(record) if record is not None else None
                 assert leader is not None
                 leader.send_signal(signal.SIGKILL)
-                psutil.wait_procs([leader], timeout=30)
+                wait_until_ended([leader])
                 up(settings, PARTS)
             time.sleep(0.1)  # looks as often as a gate
     assert killed, "the rollout ended before the collector was to be killed"
