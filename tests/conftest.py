@@ -5,6 +5,7 @@ xdist's own groups (`--dist loadgroup`) do not: they rename tests in a way that 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
 SHARED = {
+    "tests/e2e/test_airflow_gate.py": "tests/e2e/test_stack.py",
     "tests/e2e/test_every_view.py": "tests/e2e/test_stack.py",
     "tests/contract/test_bus_on_kafka.py": "tests/contract/test_bus.py",
     "tests/contract/test_collector_on_kafka.py": "tests/contract/test_bus.py",
@@ -21,6 +23,9 @@ SHARED = {
 """Files whose tests share a stack, a broker or a trained project with those of another file."""
 ALONE = frozenset({"tests/e2e/test_rehearsal.py"})
 """Files whose tests share nothing, and take minutes each."""
+
+# Kafka and Spark live for a minute here: to compile their code well takes longer than it saves.
+os.environ.setdefault("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -15,11 +15,14 @@ from pipelines.settings import PROJECT, Settings
 from pipelines.stack import PartStatus, down, up
 from tests.free_ports import free_ports
 
-FIRST = ("test_rehearsal", "test_airflow_gate", "test_third_model")
+FIRST = ("test_rehearsal", "test_third_model")
 """The order in which files begin. A worker has one more test than the one it runs: behind a rehearsal a short one."""
-LAST = ("test_stack", "test_every_view")
-"""Their stack runs to the end of the session: nothing else should have to share the processors with it."""
+LAST = ("test_stack", "test_every_view", "test_airflow_gate")
+"""Their stack runs to the end of the session: nothing else should have to share the processors with it. The last of
+them lets days pass.
+"""
 EVENT_NOW = "2013-01-03T18:00:00Z"
+STEADY, CAREFUL = "steady", "careful"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,7 +35,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The sample in an installation of its own, at one moment of its year; nothing runs by schedule.
 
-    `late_arrival` goes through three short stages, judged by errors alone.
+    `late_arrival` goes through three short stages, judged by errors alone. Two more models have its spec and no data;
+    one of them asks two people.
     """
     airflow, mlflow, gateway = free_ports(3)
     home = tmp_path_factory.mktemp("stack")
@@ -42,6 +46,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         airflow_port=airflow,
         mlflow_port=mlflow,
         gateway_port=gateway,
+        gateway_workers=1,
+        route_poll_ms=50,
         clock="replay",
     )
     made.event_clock().tick(parse_event_time(EVENT_NOW))
@@ -61,6 +67,7 @@ def stack(settings: Settings) -> Iterator[list[PartStatus]]:
 
 def _include(folder: Path) -> Path:
     shutil.copytree(PROJECT / "include", folder, ignore=shutil.ignore_patterns("__pycache__", "models_invalid", "demo"))
+    _two_models(folder / "models")
     for path in [*folder.glob("*/*.yaml")]:
         if path.parent.name in ("datasets", "features", "models"):
             spec = yaml.safe_load(path.read_text())
@@ -74,3 +81,12 @@ def _include(folder: Path) -> Path:
                 spec["rollout"]["policy"] = {"schema": "slipway-gate/1", "integrity": [], "metrics": [metric]}
             path.write_text(yaml.safe_dump(spec, sort_keys=False))
     return folder
+
+
+def _two_models(folder: Path) -> None:
+    spec = yaml.safe_load((folder / "late_arrival.yaml").read_text())
+    stages = [{"name": "shadow", "requests": 100}, {"name": "canary_50", "share": 0.5, "requests": 100}]
+    spec["rollout"] |= {"stages": [*stages, {"name": "bake", "requests": 100}], "max_wait": "3d event_time"}
+    for name, asks in {STEADY: {}, CAREFUL: {"approvers": ["approver", "admin"], "approvals": 2}}.items():
+        named = spec | {"name": name, "rollout": spec["rollout"] | asks}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(named))

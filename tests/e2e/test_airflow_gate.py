@@ -11,12 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import httpx
-import psutil
 import pytest
-import yaml
 
 from pipelines.adapters.airflow_rest import AirflowRest, DagRun, TaskState
 from pipelines.adapters.control_db import control_db
@@ -28,63 +25,29 @@ from pipelines.rollout.policy import Policy
 from pipelines.rollout.simulator import simulate
 from pipelines.rollout.state import Rollout
 from pipelines.settings import PROJECT, Settings
-from pipelines.stack import airflow_password, down, processes, up
-from pipelines.stack.environment import part_environment
+from pipelines.spec.loading import names
+from pipelines.stack import PartStatus, airflow_password, part_environment, processes, up
 from pipelines.wiring import rollouts
 from tests.builders import constant_release
+from tests.e2e.conftest import CAREFUL, STEADY
 from tests.free_ports import free_port
 from tests.waiting import wait_until as until
+from tests.waiting import wait_until_ended
 
 pytestmark = pytest.mark.e2e
 
-MODEL, DAG = "steady", "model.steady.rollout"
-CAREFUL, CAREFUL_DAG = "careful", "model.careful.rollout"
-AIRFLOW = ["airflow-api-server", "airflow-scheduler", "airflow-dag-processor", "airflow-triggerer"]
-PARTS = [*AIRFLOW, "gateway", "collector"]
-BEGIN_US, DAY_US = 1_370_000_000_000_000, 86_400_000_000
+MODEL, DAG = STEADY, f"model.{STEADY}.rollout"
+CAREFUL_DAG = f"model.{CAREFUL}.rollout"
+DAY_US = 86_400_000_000
 PATIENCE_S = 180.0
 
 
-def include_with_two_models(folder: Path) -> Path:
-    """The sample's `late_arrival` under other names, with three stages and no data; one asks two people."""
-    spec = yaml.safe_load((PROJECT / "include" / "models" / "late_arrival.yaml").read_text())
-    stages = [{"name": "shadow", "requests": 100}, {"name": "canary_50", "share": 0.5, "requests": 100}]
-    spec["rollout"] |= {"stages": [*stages, {"name": "bake", "requests": 100}], "max_wait": "3d event_time"}
-    for key in ("monitor", "score", "schedule"):
-        spec.pop(key, None)
-    (folder / "models").mkdir(parents=True)
-    for name, asks in {MODEL: {}, CAREFUL: {"approvers": ["approver", "admin"], "approvals": 2}}.items():
-        named = spec | {"name": name, "rollout": spec["rollout"] | asks}
-        (folder / "models" / f"{name}.yaml").write_text(yaml.safe_dump(named))
-    return folder
-
-
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    root = tmp_path_factory.mktemp("gate")
-    made = Settings(
-        home=root / "home",
-        include_dir=include_with_two_models(root / "include"),
-        airflow_port=free_port(),
-        gateway_port=free_port(),
-        gateway_workers=1,
-        route_poll_ms=50,
-        clock="replay",
-    )
-    made.event_clock().tick(BEGIN_US)
-    return made
-
-
-@pytest.fixture(scope="module")
-def admin(settings: Settings) -> Iterator[AirflowRest]:
-    """Airflow's four processes, gateway and collector, and a client of the administrator."""
-    try:
-        up(settings, PARTS)
-        with AirflowRest(settings.airflow_url, "admin", airflow_password(settings, "admin")) as client:
-            client.wait_for_dags([DAG, CAREFUL_DAG], timeout_s=PATIENCE_S)
-            yield client
-    finally:
-        down(settings, PARTS)
+def admin(settings: Settings, stack: list[PartStatus]) -> Iterator[AirflowRest]:
+    """A client of the administrator."""
+    with AirflowRest(settings.airflow_url, "admin", airflow_password(settings, "admin")) as client:
+        client.wait_for_dags([DAG, CAREFUL_DAG], timeout_s=PATIENCE_S)
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +209,7 @@ def kill(settings: Settings, *parts: str) -> None:
     killed = [each for part in parts for each in processes.members(processes.read_record(part, settings.run_dir))]
     for process in killed:
         process.kill()
-    assert psutil.wait_procs(killed, timeout=10)[1] == []
+    wait_until_ended(killed)
 
 
 def followed(settings: Settings) -> int:
@@ -287,7 +250,7 @@ def test_without_scheduler_and_triggerer_a_rollout_waits_and_the_breaker_protect
     assert control_db(settings).route(MODEL).challenger is None
     assert states(admin, run_id)["gate_shadow"] == "deferred", "nobody was there to see it"
 
-    up(settings, PARTS)
+    up(settings)
     assert admin.wait(DAG, run_id, timeout_s=PATIENCE_S).state == "failed"
     found = states(admin, run_id)
     assert (found["gate_shadow"], found["stopped"], found["promoted"]) == ("failed", "success", "upstream_failed")
@@ -348,5 +311,7 @@ def test_the_client_says_what_is_wrong(settings, admin):
     with AirflowRest(f"http://127.0.0.1:{free_port()}", "admin", "x") as nobody, pytest.raises(TransientError):
         nobody.health()
     assert admin.import_errors() == {}
-    of_models = [f"model.{name}.{kind}" for name in (CAREFUL, MODEL) for kind in ("rollout", "train")]
-    assert admin.dag_ids() == ["lake.maintenance", *of_models]
+    kinds = [("datasets", "dataset.{}"), ("features", "features.{}")]
+    kinds += [("models", f"model.{{}}.{kind}") for kind in ("rollout", "train")]
+    of_specs = [kind.format(name) for folder, kind in kinds for name in names(settings.include_dir, folder)]
+    assert admin.dag_ids() == sorted(["lake.maintenance", *of_specs])
