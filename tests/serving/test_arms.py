@@ -93,7 +93,7 @@ async def test_an_alarm_that_is_swallowed_strikes_again(monkeypatch: pytest.Monk
     swallowed: list[int] = []
 
     def hangs(*_: object) -> list[Outcome]:
-        until = time.monotonic() + 2.0
+        until = time.monotonic() + 10.0
         while time.monotonic() < until:
             try:
                 time.sleep(0.5)  # the code that hangs
@@ -108,7 +108,7 @@ async def test_an_alarm_that_is_swallowed_strikes_again(monkeypatch: pytest.Monk
     with pytest.raises(TooSlow):
         Alarm().score(None, [None])
     assert swallowed == [1, 1]
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0
 
 
 async def test_in_the_loop_as_in_threads_the_answer_is_logged_first_and_its_pair_after(

@@ -20,12 +20,14 @@ BODY = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]
 
 
 def test_sigterm_answers_what_is_in_flight_and_closes_the_log(home: Installation) -> None:
-    slow = home.release(0.4, semver="3.0.0", sleep_s=0.5)
+    slow = home.release(0.4, semver="3.0.0", sleep_s=1.0)
     home.publish("shadow", champion=slow, stage="shadow")
-    with bentoml_serve(home.home) as gateway, ThreadPoolExecutor(4) as clients:
-        asked = [
-            clients.submit(httpx.post, f"{gateway.url}/v2/models/m/infer", json=BODY, timeout=30.0) for _ in range(4)
-        ]
+    with (
+        bentoml_serve(home.home) as gateway,
+        httpx.Client(base_url=gateway.url, timeout=30.0) as client,  # made before: none is answered while one is made
+        ThreadPoolExecutor(4) as clients,
+    ):
+        asked = [clients.submit(client.post, "/v2/models/m/infer", json=BODY) for _ in range(4)]
         wait_until(lambda: len(home.events(Assignment)) == 4, "all requests are in flight")
         assert not any(one.done() for one in asked)
         began = time.monotonic()
