@@ -3,7 +3,7 @@
     serving/.venv/bin/python -m benchmarks.gateway_claims [batch] [shadow] [memory] [--seconds 3] [--requests 2000000]
 
 `batch`: rows a second with 100 rows a request, JSON and binary, beside the bare server and the model alone.
-`shadow`: the champion's p99 at half of saturation, second arm on against off, in alternating rounds.
+`shadow`: the champion's p99 at a half and a quarter of saturation, second arm on against off, in alternating rounds.
 `memory`: the worker's memory over many requests; a slope whose 95 % interval lies below a bound is flat.
 Prints, and writes benchmarks/results/gateway_claims.json, each claim with its commit.
 """
@@ -33,6 +33,8 @@ from pipelines.contracts import events, segments
 CLAIMS = ("batch", "shadow", "memory")
 ROWS = 100
 ROUNDS = 24
+LOADS = (0.5, 0.25)
+"""Of saturation, at which second arms are switched on and off."""
 _OF_A_SECOND = 0.5
 """The share of `--seconds` that a round of `shadow` takes: many short rounds, since a machine's moods last seconds."""
 FLAT_BYTES = 10.0
@@ -86,43 +88,45 @@ def batch(setup: Setup, seconds: float) -> dict[str, Any]:
 
 
 def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
-    """p99 of the champion with and without a second arm, at the same rate: half of what it saturates at with it."""
+    """p99 of the champion with and without a second arm, at shares of what the gateway saturates at with it.
+
+    At half of it, a core that answers few requests at a time has little left: see what is shed there.
+    """
     request = body(1)
     setup.route("shadow")
     with server(setup.gateway(), setup.port, setup.environment) as pid:
         saturation = closed_loop(setup.port, pid, request, 16, seconds)["requests_per_s"]
-        rate = saturation / 2
-        print(f"\nshadow 100 %: saturates at {saturation:,} requests/s; measured at {rate:,.0f}")
-        rounds: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
-        for number in range(2 * ROUNDS):
-            mode = ("off", "on")[number % 2]
-            setup.route("single" if mode == "off" else "shadow")
-            time.sleep(0.6)  # the gateway looks for routes every 0.2 s
-            open_loop(setup.port, pid, request, connections=16, rate=rate, seconds=0.5)
-            before = second_arms_shed(setup)
-            row = open_loop(setup.port, pid, request, connections=16, rate=rate, seconds=seconds * _OF_A_SECOND)
-            row["shed_share"] = round((second_arms_shed(setup) - before) / row["requests"], 4)
-            rounds[mode].append(row)
-            text = f"  p90 {row['p90_ms']:7.3f} ms  p99 {row['p99_ms']:7.3f} ms  shed {row['shed_share']:6.1%}"
-            print(f"second arm {mode:3}  p50 {row['p50_ms']:7.3f} ms{text}", flush=True)
+        print(f"\nshadow 100 %: saturates at {saturation:,} requests/s")
+        loads = {share: _on_and_off(setup, pid, saturation * share, seconds) for share in LOADS}
         time.sleep(2.0)  # the last second arms are scored
         pairs = second_arms(setup)
+    print(f"in the log: {pairs['promised']:,} second arms promised, {pairs['written']:,} written")
+    print(f"logged latency: the second arm's is the longer one in {pairs['second_slower']:.0%} of the pairs")
+    return {"saturation": saturation, "loads": loads, "second_arms": pairs}
+
+
+def _on_and_off(setup: Setup, pid: int, rate: float, seconds: float) -> dict[str, Any]:
+    """Rounds at one rate, in turns."""
+    print(f"\nat {rate:,.0f} requests/s")
+    rounds: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
+    for number in range(2 * ROUNDS):
+        mode = ("off", "on")[number % 2]
+        setup.route("single" if mode == "off" else "shadow")
+        time.sleep(0.6)  # the gateway looks for routes every 0.2 s
+        open_loop(setup.port, pid, body(1), connections=16, rate=rate, seconds=0.5)
+        before = second_arms_shed(setup)
+        row = open_loop(setup.port, pid, body(1), connections=16, rate=rate, seconds=seconds * _OF_A_SECOND)
+        row["shed_share"] = round((second_arms_shed(setup) - before) / row["requests"], 4)
+        rounds[mode].append(row)
+        text = f"  p90 {row['p90_ms']:7.3f} ms  p99 {row['p99_ms']:7.3f} ms  shed {row['shed_share']:6.1%}"
+        print(f"second arm {mode:3}  p50 {row['p50_ms']:7.3f} ms{text}", flush=True)
     ratio = {name: _on_over_off(rounds, name) for name in ("p50_ms", "p90_ms", "p99_ms")}
     shed = round(statistics.mean(row["shed_share"] for row in rounds["on"]), 4)
     for name, found in ratio.items():
         low, high = found["interval"]
         print(f"{name} on / off: {found['median']} by the medians of {ROUNDS} rounds each, 95 % {low} to {high}")
     print(f"shed at that rate: {shed:.1%} of the second arms")
-    print(f"in the log: {pairs['promised']:,} second arms promised, {pairs['written']:,} written")
-    print(f"logged latency: the second arm's is the longer one in {pairs['second_slower']:.0%} of the pairs")
-    return {
-        "saturation": saturation,
-        "rate": rate,
-        "rounds": rounds,
-        "on_over_off": ratio,
-        "shed_share": shed,
-        "second_arms": pairs,
-    }
+    return {"rate": rate, "rounds": rounds, "on_over_off": ratio, "shed_share": shed}
 
 
 def _on_over_off(rounds: dict[str, list[dict[str, float]]], name: str) -> dict[str, Any]:

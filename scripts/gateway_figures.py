@@ -33,13 +33,14 @@ def claim_lines(found: dict[str, Any]) -> list[str]:
             f"{ours['of_model']:.2f} of the model alone, {batch['binary_to_bare_server']:.2f} of the bare server.\n"
         )
     if shadow := found.get("shadow"):
-        rounds, ratio = len(shadow["rounds"]["on"]), shadow["on_over_off"]["p99_ms"]
-        low, high = ratio["interval"]
-        lines.append(
-            f"Shadow on all requests, at {shadow['rate']:,.0f} requests/s (half of saturation): the champion's p99 is "
-            f"{ratio['median']:.2f} of that without (medians of {rounds} rounds each, 95 % {low:.2f} to {high:.2f}); "
-            f"{shadow['shed_share']:.1%} of the second arms were shed."
-        )
+        lines.append("Shadow on all requests, on against off, medians of rounds in turns (95 % interval):\n")
+        lines.append("| load | requests/s | p50 | p99 | second arms shed |\n|---|---:|---:|---:|---:|")
+        for share, load in shadow["loads"].items():
+            p50, p99 = (_interval(load["on_over_off"][name]) for name in ("p50_ms", "p99_ms"))
+            lines.append(
+                f"| {float(share):.0%} of saturation | {load['rate']:,.0f} | {p50} | {p99} | {load['shed_share']:.1%} |"
+            )
+        lines.append("")
     if memory := found.get("memory"):
         low, high = memory["interval"]
         lines.append(
@@ -146,3 +147,8 @@ GATEWAY_SECTIONS = {
     "overload": overload_lines,
     "kills": kill_lines,
 }
+
+
+def _interval(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['median']:.2f} ({low:.2f} to {high:.2f})"

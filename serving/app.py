@@ -101,7 +101,6 @@ class GatewayApp:
 
     async def _infer(self, model: str, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter_ns()
-        self.gateway.shadow.stir += 1
         plan = self.gateway.table.plan(model)
         body = await self._body(scope, receive)
         headers = scope["headers"]

@@ -1,10 +1,11 @@
 """Where arms are scored: in the event loop while that is harmless, else in a thread each.
 
-A release that is alone is scored in the loop. A challenger may be slow or never return: a thread of its own can be
+A release that is alone is scored in the loop, and so is the champion in shadow, whose challenger has a process of its
+own (`serving/shadow.py`). A challenger that answers clients may be slow or never return: a thread of its own can be
 waited for no longer than the route allows. The champion then gets one, too, so that neither arm has an advantage in the
-latencies that evidence compares. Threads cost a request more than a small model does, though, and a second arm that
-wants the interpreter is felt by every request; so two releases that have shown in their threads that they are quick are
-both scored in the loop, the challenger under an alarm, until one of them is slow again (`Pace`).
+latencies that evidence compares. Threads cost a request more than a small model does, though; so two releases that have
+shown in their threads, or as second arms, that they are quick are both scored in the loop, the challenger under an
+alarm, until one of them is slow again (`Pace`).
 """
 
 from __future__ import annotations
@@ -28,12 +29,6 @@ _PROVEN = 64
 """So many scorings of each arm were quick before they are done there."""
 _SLOW_COSTS = 8
 """So many quick ones a slow one undoes: where the processor is shared, any scoring may be interrupted for a while."""
-_MOST = 8
-_HELD_US = 300
-"""Requests that are scored together while two releases are compared, and what that may take (wall): whoever comes
-meanwhile waits for it, behind second arms, too."""
-_DEARER = 1.25
-"""How much more a scoring may be thought to cost than before: any measurement may be an interruption."""
 _ALARM_S = 0.02
 """When a challenger's scoring in the loop is ended; it is then done again in a thread, and so are all later ones."""
 
@@ -45,9 +40,6 @@ class Pace:
         self.at_once = False
         self._quick: dict[Arm, int] = dict.fromkeys(ARMS, 0)
         self._never = False
-        self._costs_us: dict[Arm, float] = {}
-        self.most = _MOST
-        """How many requests are scored together, of either arm."""
 
     def note(self, arm: Arm, outcome: Outcome) -> None:
         """Take in what one scoring took."""
@@ -55,8 +47,6 @@ class Pace:
 
     def note_together(self, arm: Arm, outcomes: Sequence[Outcome], each_us: float) -> None:
         """Take in what several took that were scored together, each its share."""
-        self._costs_us[arm] = min(each_us, _DEARER * self._costs_us.get(arm, each_us))
-        self.most = max(1, min(_MOST, int(_HELD_US / max((1.0, *self._costs_us.values())))))
         failed = sum(outcome.status == "error" for outcome in outcomes)
         # However many it held up, one interruption is one.
         slow = failed + (each_us > _QUICK_US)

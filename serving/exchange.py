@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pipelines.contracts.assignment import PPM
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.events import Arm, EventId, Response
 from serving.gateway import Gateway
@@ -40,8 +41,10 @@ class Exchange(msgspec.Struct):
 
     @property
     def is_compared(self) -> bool:
-        """Whether the request may tell of one release beside another: not of a route with one, nor shed in shadow."""
-        return self.plan.challenger is not None and (self.paired or self.rollout_id is not None)
+        """Whether its times are held against those of the other release: while arms are drawn. (In shadow the times of
+        pairs are taken elsewhere.)
+        """
+        return self.plan.challenger is not None and 0 < self.plan.effective.share_ppm < PPM
 
     @property
     def reads(self) -> ReadPlan:
@@ -80,6 +83,7 @@ class Exchange(msgspec.Struct):
         served: bool,
         shadow: bool = False,
         fallback: bool = False,
+        beside_us: int | None = None,
     ) -> Response:
         """The arm's Response event."""
         return Response(
@@ -99,6 +103,7 @@ class Exchange(msgspec.Struct):
             score=outcome.score,
             outputs=outcome.outputs,
             latency_us=outcome.latency_us,
+            beside_us=beside_us,
             features_us=outcome.features_us,
             model_us=outcome.model_us,
             features=outcome.features if self.sampled else [],

@@ -30,6 +30,7 @@ from serving.route_source import RouteSource, reader_of
 from serving.route_table import Plan, RouteTable
 from serving.routing import ArmMemory, HeldOverride
 from serving.shadow import ShadowQueue
+from serving.shadow_messages import Begin
 from serving.view_freshness import ViewFreshness
 
 _log = logging.getLogger("slipway.gateway")
@@ -78,7 +79,7 @@ class Gateway:
         self.memory = ArmMemory(limits.remembered_ids)
         self.arms = Arms()
         self.batches = Batches(self.metrics)
-        self.shadow = ShadowQueue(limits.shadow_queue)
+        self.shadow = ShadowQueue(limits.shadow_queue, Begin(str(settings.releases.absolute()), key))
         self.started = False
         self._telling: asyncio.TimerHandle | None = None
         self._housekeeping: asyncio.Task[None] | None = None
@@ -146,7 +147,7 @@ class Gateway:
         """Whether nothing on the way of a request waits but for its features: no batch, no arm's thread, no disk."""
         if plan.champion.batching is not None:
             return False
-        if plan.challenger is not None and not self.arms.in_loop(plan.pace):
+        if plan.effective.share_ppm and not self.arms.in_loop(plan.pace):
             return False
         return self.settings.durability == "process"
 

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from serving import pairs
 from serving.admission import Admission
 from serving.call_queue import CallQueue
 from serving.gateway import Gateway
@@ -153,8 +154,7 @@ class GrpcDoor:
             loaded = await self._pinned.get(message.model_name, message.model_version)
             request = grpc_codec.infer_request(message)
             return grpc_codec.infer_response(request, await infer_pinned(self._gateway, loaded, request), raw=raw)
-        started, shadow = perf_counter_ns(), self._gateway.shadow
-        shadow.stir += 1
+        started = perf_counter_ns()
         plan = self._gateway.table.plan(message.model_name)
         request = grpc_codec.infer_request(message)
         answer = await infer(self._gateway, plan, request, traceparent)
@@ -163,8 +163,8 @@ class GrpcDoor:
                 raise answer.result
             return grpc_codec.infer_response(request, answer.result, raw=raw)
         finally:
-            if answer.after is not None:
-                shadow.put(answer.after)
+            if answer.pair is not None:
+                pairs.put((answer.pair,))
             took_us = (perf_counter_ns() - started) // 1000
             self._gateway.metrics.request_times(message.model_name).observe(took_us)
 

@@ -22,16 +22,13 @@ from serving.oip.response import Prediction, check_outputs
 from serving.online_features.plan import NOTHING, ReadPlan, Reads, Wanted
 from serving.route_table import Plan
 from serving.scoring import Outcome, Scorer
-from serving.shadow import Job
-
-OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
 
 
 class Answer(msgspec.Struct):
-    """What the client gets, whichever door it came by, and what is still to be done once it has left."""
+    """What the client gets, whichever door it came by, and whose other arm is still to be scored once it has left."""
 
     result: Prediction | Refusal
-    after: Job | None = None
+    pair: Exchange | None = None
 
 
 async def infer(gateway: Gateway, plan: Plan, request: InferRequest, traceparent: str | None) -> Answer:
@@ -57,12 +54,7 @@ async def go_on(exchange: Exchange, outcome: Outcome | None = None) -> Answer:
         logged = _log_served(exchange, outcome)
         if logged and gateway.settings.durability == "power":
             logged = await _on_disk(gateway)
-        given = result(exchange, outcome, exchange.arm, logged)
-        if not exchange.paired:
-            return Answer(given)
-        exchange.will_wait()
-        side_by_side = exchange.model_of(OTHER[exchange.arm]).batching is not None
-        return Answer(given, Job(lambda: score_other(exchange), side_by_side))
+        return Answer(result(exchange, outcome, exchange.arm, logged), exchange if exchange.paired else None)
     except BaseException:
         # Whatever ended the request early, its place in the shadow queue is free again.
         exchange.unpair()
@@ -121,15 +113,6 @@ async def _score(exchange: Exchange, arm: Arm) -> Outcome:
     if arm == "champion" and not exchange.is_compared:
         return exchange.scorer.score(model)
     return await exchange.gateway.arms.score(exchange.plan.pace, arm, exchange.scorer, model, timeout_s)
-
-
-async def score_other(exchange: Exchange) -> None:
-    """The arm not drawn scores; its Response is `shadow`, and nobody waits for it."""
-    arm = OTHER[exchange.arm]
-    outcome = await _score(exchange, arm)
-    exchange.respond(arm, outcome, served=False, shadow=True)
-    if arm == "challenger" and not outcome.unavailable:
-        exchange.gateway.count_challenger_call(exchange.plan, failed=outcome.status != "ok")
 
 
 async def infer_pinned(gateway: Gateway, model: LoadedModel, request: InferRequest) -> Prediction:

@@ -6,29 +6,26 @@ the kernel by one write, and a release scores its requests by one call. What goe
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Container, Coroutine, Iterable, Sequence
-from functools import partial
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import Any
 
-import msgspec
-
-from pipelines.contracts.assignment import PPM
 from pipelines.contracts.events import Arm, Assignment, Response
+from serving import pairs
 from serving.answers import result, stand_in
 from serving.assigning import assign, check, go_unlogged
 from serving.exchange import Exchange
 from serving.gateway import Gateway
-from serving.infer import OTHER, Answer, go_on, score_other, step_back
-from serving.inference_log import InferenceLog, LogWriteError
+from serving.handing_over import hand_over
+from serving.infer import Answer, go_on, step_back
+from serving.inference_log import LogWriteError
 from serving.oip.request import InferRequest
 from serving.online_features.plan import ReadPlan, Reads
 from serving.route_table import Plan
 from serving.scoring import Outcome
 from serving.scoring_together import score_together
-from serving.shadow import Job
 
-_log = logging.getLogger("slipway.infer")
+_UNDER_ALARM = 8
+"""Requests of a challenger that are scored together: should one of them hang, the others have waited for the alarm."""
 
 Coming = tuple[Plan, InferRequest, str | None]
 """A request, the plan it is answered by (`Gateway.answers_at_once`), and its `traceparent`."""
@@ -56,7 +53,7 @@ def begin_together(gateway: Gateway, coming: Iterable[Coming]) -> Begun:
         exchanges.append(exchange)
         assignments.append(assignment)
         event_id = next(ids)
-    for exchange, trouble in zip(exchanges, _hand_over(gateway.log, assignments), strict=True):
+    for exchange, trouble in zip(exchanges, hand_over(gateway.log, assignments), strict=True):
         if isinstance(trouble, LogWriteError):
             go_unlogged(exchange)
         elif trouble is not None:
@@ -106,8 +103,8 @@ def give_up(begun: Begun) -> None:
 
 
 def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
-    groups = list(_groups(exchanges))
-    outcomes = _score(gateway, exchanges, groups)
+    by_arm = _by_arm(exchanges)
+    outcomes = _score(gateway, exchanges, by_arm)
     responses: list[Response] = []
     ids = gateway.log.ids()
     for exchange, outcome in zip(exchanges, outcomes, strict=True):
@@ -118,7 +115,7 @@ def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
         exchange.count(exchange.arm, outcome, served=True)
         if exchange.logged:
             responses.append(exchange.response(next(ids), exchange.arm, outcome, served=True))
-    written = iter(_hand_over(gateway.log, responses))
+    written = iter(hand_over(gateway.log, responses))
     finished: list[Finished] = []
     paired: set[int] = set()
     for exchange, outcome in zip(exchanges, outcomes, strict=True):
@@ -140,50 +137,15 @@ def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
         logged = exchange.logged and trouble is None
         finished.append(Answer(result(exchange, outcome, exchange.arm, logged)))
         if exchange.paired:
-            exchange.will_wait()
             paired.add(id(exchange))
-    _put_others(gateway, groups, paired)
+    for alike in by_arm:
+        pairs.put([exchange for exchange in alike if id(exchange) in paired])
     return finished
 
 
 def _is_replaced(exchange: Exchange, outcome: Outcome) -> bool:
     """Whether the champion has to answer for the challenger that was drawn."""
     return exchange.arm == "challenger" and outcome.status != "ok"
-
-
-def _put_others(gateway: Gateway, groups: Iterable[Sequence[Exchange]], paired: Container[int]) -> None:
-    """Put the second arms of the exchanges, by `id`, into the queue: a job for those that were scored together."""
-    for group in groups:
-        if pairs := [exchange for exchange in group if id(exchange) in paired]:
-            gateway.shadow.put(Job(partial(_score_others, gateway, pairs), places=len(pairs)))
-
-
-def _score_others(gateway: Gateway, group: Sequence[Exchange]) -> Coroutine[Any, Any, None] | None:
-    """The arms not drawn score, as those that were: together. Nobody waits for them. In threads, it takes a while."""
-    arm = OTHER[group[0].arm]
-    model, pace = group[0].model_of(arm), group[0].plan.pace
-    outcomes = gateway.arms.score_in_loop(pace, arm, [exchange.scorer for exchange in group], model)
-    if outcomes is None:
-        return _score_each(group)
-    responses: list[Response] = []
-    ids = gateway.log.ids()
-    for exchange, outcome in zip(group, outcomes, strict=True):
-        exchange.count(arm, outcome, served=False)
-        if exchange.logged:
-            responses.append(exchange.response(next(ids), arm, outcome, served=False, shadow=True))
-    for trouble in _hand_over(gateway.log, responses):
-        if trouble is not None and not isinstance(trouble, LogWriteError):
-            _log.error("a second arm's response is not in the log", exc_info=trouble)
-    if arm == "challenger":
-        for exchange, outcome in zip(group, outcomes, strict=True):
-            if not outcome.unavailable:
-                gateway.count_challenger_call(exchange.plan, failed=outcome.status != "ok")
-    return None
-
-
-async def _score_each(group: Sequence[Exchange]) -> None:
-    for exchange in group:
-        await score_other(exchange)
 
 
 def _by_reads(begun: Begun) -> Iterable[list[Exchange]]:
@@ -200,61 +162,33 @@ def _hand_out(exchanges: Sequence[Exchange], reads: Sequence[Reads]) -> None:
         exchange.scorer.reads = of_request
 
 
-def _groups(exchanges: Sequence[Exchange]) -> Iterable[list[Exchange]]:
-    """The requests of one plan and arm together; where two releases are compared, as few of one arm as of the other.
-
-    In shadow a pair's arms are scored in the same company; what was shed is compared with nothing, and held up by
-    nothing. While arms are drawn, the smaller share would have the smaller company and look quicker: each request is
-    then scored alone.
-    """
-    found: dict[tuple[int, Arm, bool, bool], list[Exchange]] = {}
+def _by_arm(exchanges: Sequence[Exchange]) -> list[list[Exchange]]:
+    """The requests of one plan and arm together."""
+    found: dict[tuple[int, Arm], list[Exchange]] = {}
     for exchange in exchanges:
-        kind = (id(exchange.plan), exchange.arm, exchange.paired, exchange.is_compared)
-        found.setdefault(kind, []).append(exchange)
-    for group in found.values():
-        plan = group[0].plan
-        most = plan.pace.most if group[0].is_compared else len(group)
-        if 0 < plan.effective.share_ppm < PPM:
-            most = 1
-        for first in range(0, len(group), most):
-            yield group[first : first + most]
+        found.setdefault((id(exchange.plan), exchange.arm), []).append(exchange)
+    return list(found.values())
 
 
 def _score(
-    gateway: Gateway, exchanges: Sequence[Exchange], groups: Iterable[Sequence[Exchange]]
+    gateway: Gateway, exchanges: Sequence[Exchange], by_arm: Iterable[Sequence[Exchange]]
 ) -> list[Outcome | None]:
-    """The outcomes of the arms drawn, in the order of the requests; None where one is to be scored in a thread."""
+    """The outcomes of the arms drawn, in the order of the requests; None where one is to be scored in a thread.
+
+    While arms are drawn, the smaller share would have the smaller company and look quicker: each is scored alone.
+    """
     scored: dict[int, Outcome | None] = {}
-    for group in groups:
-        plan, arm = group[0].plan, group[0].arm
-        model, scorers = group[0].model_of(arm), [exchange.scorer for exchange in group]
-        outcomes: Sequence[Outcome | None] | None
-        if not group[0].is_compared:
-            outcomes = score_together(model, scorers)
-        else:
-            outcomes = gateway.arms.score_in_loop(plan.pace, arm, scorers, model)
-        if outcomes is None:
-            outcomes = [None] * len(group)
-        scored.update(zip(map(id, group), outcomes, strict=True))
+    for alike in by_arm:
+        first = alike[0]
+        plan, arm, model = first.plan, first.arm, first.model_of(first.arm)
+        scorers = [exchange.scorer for exchange in alike]
+        if arm == "champion" and not first.is_compared:
+            scored.update(zip(map(id, alike), score_together(model, scorers), strict=True))
+            continue
+        most = 1 if first.is_compared else _UNDER_ALARM
+        for at in range(0, len(alike), most):
+            few = alike[at : at + most]
+            outcomes = gateway.arms.score_in_loop(plan.pace, arm, scorers[at : at + most], model)
+            in_threads: list[Outcome | None] = [None] * len(few)
+            scored.update(zip(map(id, few), outcomes or in_threads, strict=True))
     return [scored[id(exchange)] for exchange in exchanges]
-
-
-def _hand_over(log: InferenceLog, events: Sequence[Assignment | Response]) -> list[Exception | None]:
-    """Write the events, which have the log's next ids; for each, the error if it was not written."""
-    if not events:
-        return []
-    try:
-        log.write_all(events)
-    except LogWriteError as error:
-        return [None] * error.written + [error] * (len(events) - error.written)
-    except Exception:  # noqa: BLE001 - one of them cannot be encoded, which is no affair of the others
-        return [_hand_over_alone(log, event) for event in events]
-    return [None] * len(events)
-
-
-def _hand_over_alone(log: InferenceLog, event: Assignment | Response) -> Exception | None:
-    try:
-        log.write(msgspec.structs.replace(event, id=log.next_id()))
-    except Exception as error:  # noqa: BLE001 - told to whom it concerns
-        return error
-    return None

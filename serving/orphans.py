@@ -20,9 +20,14 @@ def end_with_supervisor() -> None:
 
     Raises OSError where the kernel refuses.
     """
+    end_with(int(os.environ.get(_SUPERVISOR, os.getppid())), signal.SIGTERM)
+
+
+def end_with(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send this process the signal when its parent dies. Raises OSError where it refuses."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     # It may have died before the kernel was told.
-    if os.getppid() != int(os.environ.get(_SUPERVISOR, os.getppid())):
-        signal.raise_signal(signal.SIGTERM)
+    if os.getppid() != parent:
+        signal.raise_signal(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from serving import pairs
 from serving.gateway import Gateway
 from serving.infer import Answer
 from serving.oip import http as oip_http
@@ -45,6 +46,6 @@ class Replies:
 
     def answered(self, model: str, answer: Answer, took_us: int) -> None:
         """Count an answer that has left, and have done what was to be done after it."""
-        if answer.after is not None:
-            self._gateway.shadow.put(answer.after)
+        if answer.pair is not None:
+            pairs.put((answer.pair,))
         self._gateway.metrics.request_times(model).observe(took_us)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Literal
 
@@ -18,6 +19,9 @@ from serving.online_features.plan import Reads, ViewRead
 
 _ERROR_CHARS = 300
 _SCALARS = (float, int, str, bool)
+
+Clock = Callable[[], int]
+"""Nanoseconds since some moment."""
 
 
 class Outcome(msgspec.Struct):
@@ -46,21 +50,21 @@ class Scorer:
         self.bound = bound
         self.reads = reads
 
-    def score(self, model: LoadedModel) -> Outcome:
+    def score(self, model: LoadedModel, clock: Clock = perf_counter_ns) -> Outcome:
         """The model's outcome. A failure of any kind is an outcome with status `error`."""
-        started = perf_counter_ns()
+        started = clock()
         reads: list[ViewRead] = []
         try:
             reads = self.ready(model)
             outcome = refused(model, reads)
             if outcome is None:
                 matrix = model.matrix(self.bound, features_of(reads))
-                before = perf_counter_ns()
+                before = clock()
                 raw = model.predict(matrix)
-                outcome = self.outcome(model, raw, (perf_counter_ns() - before) // 1000)
+                outcome = self.outcome(model, raw, (clock() - before) // 1000)
         except Exception as error:  # noqa: BLE001 - whatever a release's own code raises is that release's failure
             outcome = Outcome("error", 0, error=_text_of(error))
-        return self.finished(outcome, reads, started)
+        return self.finished(outcome, reads, clock() - started)
 
     def ready(self, model: LoadedModel) -> list[ViewRead]:
         """What was read for the model. Raises ContractError when an input that it requires has no value."""
@@ -81,11 +85,11 @@ class Scorer:
         status: Literal["ok", "invalid"] = "ok" if release.valid(score) else "invalid"
         return Outcome(status, 0, raw=raw.tolist(), score=score, outputs=outputs, model_us=model_us)
 
-    def finished(self, outcome: Outcome, reads: list[ViewRead], started_ns: int) -> Outcome:
+    def finished(self, outcome: Outcome, reads: list[ViewRead], took_ns: int) -> Outcome:
         """The outcome with its times and what was read for it."""
         # The reading was done once for both arms and counts for each: their latencies stay comparable.
         outcome.features_us = self.reads.took_us
-        outcome.latency_us = (perf_counter_ns() - started_ns) // 1000 + self.reads.took_us
+        outcome.latency_us = took_ns // 1000 + self.reads.took_us
         outcome.features = [read.logged for read in reads]
         outcome.degraded = [read.degraded for read in reads if read.degraded]
         return outcome

@@ -7,27 +7,26 @@ from contextlib import suppress
 from time import perf_counter_ns
 
 from serving.models import LoadedModel
-from serving.scoring import Outcome, Scorer, features_of, refused
+from serving.scoring import Clock, Outcome, Scorer, features_of, refused
 
 
-def score_together(model: LoadedModel, scorers: Sequence[Scorer]) -> list[Outcome]:
+def score_together(model: LoadedModel, scorers: Sequence[Scorer], clock: Clock = perf_counter_ns) -> list[Outcome]:
     """The model's outcome for each request: the same scores, bit for bit, as each alone.
 
-    Times are wall time, and every request has waited for the whole: `model_us` is the time of the call, `latency_us`
-    counts from the beginning of the first. Where one of them would fail, each is scored by itself, so that only that
-    one does.
+    Every request has waited for the whole: `model_us` is the time of the call by `clock` (wall), `latency_us` counts
+    from the beginning of the first. Where one of them would fail, each is scored by itself, so that only that one does.
     """
     outcomes: list[Outcome] = []
-    for few in _of_few_rows(scorers, model.most_rows) if model.row_by_row else [[one] for one in scorers]:
+    for few in of_few_rows(scorers, model.most_rows) if model.row_by_row else [[one] for one in scorers]:
         if len(few) > 1:
             with suppress(Exception):  # each by itself tells whose it is
-                outcomes += _by_one_call(model, few)
+                outcomes += _by_one_call(model, few, clock)
                 continue
-        outcomes += [scorer.score(model) for scorer in few]
+        outcomes += [scorer.score(model, clock) for scorer in few]
     return outcomes
 
 
-def _of_few_rows(scorers: Sequence[Scorer], most: int) -> Iterator[list[Scorer]]:
+def of_few_rows(scorers: Sequence[Scorer], most: int) -> Iterator[list[Scorer]]:
     """The requests in their order, as many together as have no more rows than a batch was tried with."""
     few: list[Scorer] = []
     rows = 0
@@ -40,23 +39,24 @@ def _of_few_rows(scorers: Sequence[Scorer], most: int) -> Iterator[list[Scorer]]
     yield few
 
 
-def _by_one_call(model: LoadedModel, scorers: Sequence[Scorer]) -> list[Outcome]:
-    started = perf_counter_ns()
+def _by_one_call(model: LoadedModel, scorers: Sequence[Scorer], clock: Clock) -> list[Outcome]:
+    started = clock()
     reads = [scorer.ready(model) for scorer in scorers]
     outcomes = [refused(model, one) for one in reads]
     scored = [at for at, outcome in enumerate(outcomes) if outcome is None]
     matrix = model.matrix_of([(scorers[at].bound, features_of(reads[at])) for at in scored])
-    before = perf_counter_ns()
+    before = clock()
     raw = model.predict(matrix)
-    model_us = (perf_counter_ns() - before) // 1000
+    model_us = (clock() - before) // 1000
     first = 0
     for at in scored:
         scorer = scorers[at]
         behind = first + scorer.bound.rows
         outcomes[at] = scorer.outcome(model, raw[first:behind], model_us)
         first = behind
+    took = clock() - started
     return [
-        scorer.finished(outcome, of_scorer, started)
+        scorer.finished(outcome, of_scorer, took)
         for scorer, outcome, of_scorer in zip(scorers, outcomes, reads, strict=True)
         if outcome is not None
     ]

@@ -1,10 +1,10 @@
-"""The second arm's scoring, after the answer has left: a bounded queue of jobs, done one after the other.
+"""Second arms are scored after the answer has left, by a process of the lowest priority: no client waits for them.
 
 A place is reserved before the assignment is written, so that the log promises a pair only when one will come. When the
-queue is full nothing is promised, and the shed request is counted.
+queue is full, or moves too slowly, nothing is promised, and the shed request is counted.
 
-Clients go first: a job is done in a turn of the loop before which no request came, and is short (`Pace.most`), so that
-whoever comes meanwhile waits no longer than for a request like their own.
+The worker's part is to send what scoring needs, and to log what comes back: its log stays the one in which a request's
+events stand in their order. A release that hangs, or ends its process, holds up and loses nothing but its own pairs.
 """
 
 from __future__ import annotations
@@ -12,49 +12,88 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from serving.shadow_link import Link
+from serving.shadow_messages import Begin, Done, Loading, Scored, ToWorker, Up
 
 _log = logging.getLogger("slipway.shadow")
 
-_PATIENCE_S = 0.02
-"""How long a second arm makes way (wall). A worker that never rests gives so little to pairs, but not nothing."""
+_LONGEST_WAIT_S = 5.0
+"""Nothing is promised that would wait longer for its turn (wall), as far as can be foreseen."""
+_WEIGHT = 0.2
+"""Of the newest company, in what a request is thought to take."""
+MOST = 8
+"""Requests of a company: what comes back is logged in one turn of the loop, and whoever comes meanwhile waits."""
+_ON_THE_WAY = 2
+"""Companies sent at a time: one is scored, and the next is there. Those that wait here grow, and cost less."""
+_TICK_S = 0.5
+_PATIENCE_S = 2.0
+"""The least that a company may keep the process busy before it is given up."""
+_LOADING_S = 60.0
+"""How long starting, and loading a release, may keep the process busy."""
+_REST_S = 60.0
+"""A process that has had no work for so long (wall) ends: it holds releases in memory."""
+_AGAIN_S = 0.5
+"""Between the end of a process and the start of the next (wall)."""
+_TRIES = 3
+"""So many processes that end before they are up, and what was promised is given up; so many that were killed with the
+same company, and it is to blame."""
+_NONE_S = 60.0
+"""After that nothing is promised for so long (wall)."""
+_FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM})
 
 
-class Job(NamedTuple):
-    """The scoring of as many second arms as it has places. `score` is done when it returns, or gives what to wait for.
+class Company(NamedTuple):
+    """Requests that are scored together, with what comes with it: how they are sent, under a number; who takes their
+    outcomes; who is told that there are none, and why; how long each may keep the process busy before it is given up.
 
-    `side_by_side`: others may begin before it ends, since they are scored in batches.
+    Those of one `kind` are sent together when they wait.
     """
 
-    score: Callable[[], Awaitable[None] | None]
-    side_by_side: bool = False
-    places: int = 1
+    kind: Hashable
+    requests: tuple[Any, ...]
+    message: Callable[[Sequence[Any], int], bytes]
+    settle: Callable[[Sequence[Any], Sequence[Scored]], None]
+    fail: Callable[[Sequence[Any], str], None]
+    patience_s: float
 
 
 class ShadowQueue:
     """At most `capacity` requests reserved, waiting or being scored."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, begin: Begin) -> None:
         self._capacity = capacity
+        self._begin = begin
         self._taken = 0
-        self.stir = 0
-        """Moves whenever this worker has something to do for a client: a request has come, or not all are answered."""
-        self._jobs: deque[Job] = deque()
+        self._each_s = 0.0  # what a request takes while others wait (wall)
+        self._waiting: deque[Company] = deque()
+        self._sent: deque[Company] = deque()
+        self._answered: deque[tuple[Company, Sequence[Scored]]] = deque()
+        self._number = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._held = False  # a turn is to come already, or a job runs that the others wait for
-        self._seen = 0
-        self._until = 0.0
-        self._running: set[asyncio.Task[None]] = set()
-        self._open = 0  # jobs put, and not done
+        self._keeper: asyncio.Task[None] | None = None
+        self._link: Link | None = None
+        self._is_up = self._is_loading = False
+        self._turn_comes = False
+        self._moved_at = 0.0
+        self._killed_with_first = 0
+        self._none_until = 0.0  # while no process can be had (monotonic)
         self._done = asyncio.Event()
         self._done.set()
 
     @property
     def taken(self) -> int:
         return self._taken
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that scores, if there is one."""
+        return self._link.pid if self._link is not None else None
 
     def start(self) -> None:
         """Begin to score, in the running loop."""
@@ -63,75 +102,165 @@ class ShadowQueue:
 
     def reserve(self) -> bool:
         """Take a place, if there is one. Every place taken must be used by `put` or given back by `release`."""
-        if self._taken >= self._capacity:
+        if self._taken >= self._capacity or self._taken * self._each_s > _LONGEST_WAIT_S:
+            return False
+        if self._none_until and monotonic() < self._none_until:
             return False
         self._taken += 1
         return True
 
-    def release(self) -> None:
-        """Give back a place that will not be used."""
-        self._taken -= 1
+    def release(self, places: int = 1) -> None:
+        """Give back places that will not be used, or have been."""
+        self._taken -= places
 
-    def put(self, job: Job) -> None:
-        """Use the reserved place, or places."""
-        self._jobs.append(job)
-        self._open += 1
+    def put(self, company: Company) -> None:
+        """Use the reserved places."""
+        self._waiting.append(company)
         self._done.clear()
         self._go_on()
 
     async def drain(self, timeout_s: float) -> None:
         """Score what is waiting, for at most `timeout_s` (wall), then stop."""
+        if self._loop is None:
+            return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._done.wait(), timeout_s)
         self._loop = None
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait((self._keeper,))
 
     def _go_on(self) -> None:
-        """Have the next job done once this turn of the loop has ended, and what came with it has been answered."""
-        if self._jobs and not self._held and self._loop is not None:
-            self._held = True
-            self._seen, self._until = self.stir, monotonic() + _PATIENCE_S
+        """Do the next thing once this turn of the loop has ended, and what came with it has been answered."""
+        if self._loop is None:
+            return
+        if self._keeper is None and self._waiting:
+            self._keeper = self._loop.create_task(self._keep(), name="shadow")
+        if not self._turn_comes and (self._answered or (self._link is not None and self._has_to_send())):
+            self._turn_comes = True
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        if self._loop is None:
-            return
-        if self.stir != self._seen and monotonic() < self._until:
-            self._seen = self.stir
-            self._loop.call_soon(self._turn)
-            return
-        job = self._jobs.popleft()
-        work = None
-        try:
-            work = job.score()
-        except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones
-            _log.exception("shadow scoring failed")
-        if work is None:
-            self._end(job)
-        else:
-            task = self._loop.create_task(self._wait(job, work))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
-        if work is None or job.side_by_side:
-            self._held = False
-            self._go_on()
+        """One company goes, or one comes back: clients are not held up by many."""
+        self._turn_comes = False
+        if self._answered:
+            company, scored = self._answered.popleft()
+            self._end(company, lambda: company.settle(company.requests, scored))
+        elif self._link is not None and self._has_to_send():
+            company = self._next()
+            self._number += 1
+            try:
+                self._link.send(company.message(company.requests, self._number))
+            except Exception:  # noqa: BLE001 - its own failure, not that of those behind it
+                _log.exception("a second arm's request cannot be sent")
+                self._end(company, lambda: company.fail(company.requests, "its request cannot be sent"))
+            else:
+                if not self._sent:
+                    self._moved_at = monotonic()
+                self._sent.append(company)
+        self._go_on()
 
-    async def _wait(self, job: Job, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except Exception:  # noqa: BLE001 - one request's second arm must not end all later ones
-            _log.exception("shadow scoring failed")
-        finally:
-            if not job.side_by_side:
-                self._held = False
-            self._end(job)
-            self._go_on()
+    def _has_to_send(self) -> bool:
+        return bool(self._waiting) and len(self._sent) < _ON_THE_WAY
 
-    def _end(self, job: Job) -> None:
-        self._taken -= job.places
-        self._open -= 1
-        if not self._open:
+    def _next(self) -> Company:
+        """The company that has waited longest, and those behind it that it can go with."""
+        company = self._waiting.popleft()
+        requests = company.requests
+        while self._waiting and (more := self._waiting[0]).kind == company.kind:
+            if len(requests) + len(more.requests) > MOST:
+                break
+            requests += more.requests
+            self._waiting.popleft()
+        return company._replace(requests=requests)
+
+    def _take(self, message: ToWorker) -> None:
+        has_loaded, self._is_loading = self._is_loading, isinstance(message, Loading)
+        match message:
+            case Up():
+                self._is_up, self._moved_at = True, monotonic()
+            case Done():
+                company, now = self._sent.popleft(), monotonic()
+                if not has_loaded:  # which the next one will not have to
+                    each_s = (now - self._moved_at) / len(company.requests)
+                    self._each_s += _WEIGHT * (each_s - self._each_s)
+                self._moved_at, self._killed_with_first = now, 0
+                self._answered.append((company, message.scored))
+                self._go_on()
+
+    async def _keep(self) -> None:
+        """Have a process while there is work, and for a while after it."""
+        failed_starts = 0
+        while self._waiting or self._sent:
+            self._is_up = self._is_loading = False
+            link = Link(self._begin, self._take)
+            try:
+                await link.open()
+                self._link = link
+                self._go_on()
+                await self._attend(link)
+            except Exception:  # noqa: BLE001 - without this task no second arm is ever scored again
+                _log.exception("no shadow process")
+            finally:
+                self._link = None
+                code = await asyncio.shield(link.end())
+            failed_starts = 0 if self._is_up else failed_starts + 1
+            self._go_over(link, code, give_up=failed_starts >= _TRIES)
+            if self._waiting:
+                await asyncio.sleep(_AGAIN_S)  # a process that cannot live is not to keep the machine busy
+        self._keeper = None
+        self._go_on()
+
+    async def _attend(self, link: Link) -> None:
+        """Return when the process has ended, is stuck, or has had nothing to do for long."""
+        idle_s = 0.0
+        while not await link.lost(_TICK_S):
+            if not self._sent:
+                link.stuck_s = 0.0
+            idle_s = 0.0 if self._sent or self._waiting or self._answered else idle_s + _TICK_S
+            if idle_s > _REST_S:
+                return
+            if self._sent and link.stuck_s > self._allowed_s():
+                link.kill()
+
+    def _allowed_s(self) -> float:
+        """How long the process may be busy with what it is at."""
+        first = self._sent[0]
+        if self._is_loading or not self._is_up:
+            return _LOADING_S
+        return max(_PATIENCE_S, first.patience_s * len(first.requests))
+
+    def _go_over(self, link: Link, code: int, *, give_up: bool) -> None:
+        """What becomes of what was sent: the first is to blame for an end of its own making, the others go again."""
+        first = self._sent[0] if self._sent else None
+        if give_up:
+            _log.error("no shadow process comes up: the second arms of %d requests are lost", self._taken)
+            self._none_until = monotonic() + _NONE_S
+            lost = (*self._sent, *self._waiting)
+            self._sent.clear()
+            self._waiting.clear()
+            for company in lost:
+                self._end(company, lambda: None)
+        elif first is not None and self._is_up:
+            self._killed_with_first += 1
+            if link.gave_up or code not in _FROM_OUTSIDE or self._killed_with_first >= _TRIES:
+                how = "gave no answer" if link.gave_up else f"ended the process that scored it ({_name_of(code)})"
+                _log.error("a second arm %s", how)
+                self._sent.popleft()
+                self._killed_with_first = 0
+                self._end(first, lambda: first.fail(first.requests, how))
+        self._waiting.extendleft(reversed(self._sent))
+        self._sent.clear()
+
+    def _end(self, company: Company, settle: Callable[[], None]) -> None:
+        try:
+            settle()
+        except Exception:  # noqa: BLE001 - one company must not end all later ones
+            _log.exception("shadow scoring failed")
+        self.release(len(company.requests))
+        if not (self._waiting or self._sent or self._answered):
             self._done.set()
+
+
+def _name_of(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -90,7 +90,6 @@ class ShortWay:
         except Refusal as refusal:
             asked.reply = self._replies.of_error(refusal)
             return asked
-        gateway.shadow.stir += 1
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer_some)
         self._waiting.append(asked)
@@ -99,7 +98,6 @@ class ShortWay:
     def _answer_some(self) -> None:
         some = self._next()
         if self._waiting:
-            self._gateway.shadow.stir += 1
             asyncio.get_running_loop().call_soon(self._answer_some)
         near: list[Asked] = []
         far: list[Asked] = []
@@ -194,7 +192,6 @@ class ShortWay:
             if isinstance(one, (Answer, Exception)):
                 self._send(asked, self._reply(asked, request, one))
             else:
-                self._gateway.shadow.stir += 1
                 self._keep(self._send_later(asked, request, one))
 
     async def _send_later(self, asked: Asked, request: InferRequest, answer: Awaitable[Answer]) -> None:

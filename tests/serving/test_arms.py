@@ -58,13 +58,11 @@ def test_two_releases_are_scored_in_the_loop_once_both_have_been_quick_often_eno
     assert not pace.at_once
 
 
-@pytest.mark.parametrize("mode", ["shadow", "split"])
 async def test_a_challenger_that_hangs_in_the_loop_is_ended_and_stays_in_its_thread(
-    home: Installation, start: Start, mode: str
+    home: Installation, start: Start
 ) -> None:
     hanging = home.release(0.7, semver="1.2.0", sleep_s=3.0, sleep_share=0.5)
-    share = {"share_ppm": 1_000_000} if mode == "split" else {}
-    home.publish(mode, challenger=hanging, breaker=Breaker(timeout_ms=200), **share)
+    home.publish("split", challenger=hanging, breaker=Breaker(timeout_ms=200), share_ppm=1_000_000)
     async with start() as running:
         pace = running.gateway.table.plans["m"].pace
         for k in range(20 * _PROVEN):
@@ -109,26 +107,3 @@ async def test_an_alarm_that_is_swallowed_strikes_again(monkeypatch: pytest.Monk
         Alarm().score(None, [None])
     assert swallowed == [1, 1]
     assert time.monotonic() - began < 5.0
-
-
-async def test_in_the_loop_as_in_threads_the_answer_is_logged_first_and_its_pair_after(
-    home: Installation, start: Start
-) -> None:
-    home.publish("shadow")
-    async with start() as running:
-        pace = running.gateway.table.plans["m"].pace
-        for k in range(20 * _PROVEN):
-            await running.infer(f"q{k}")
-            await running.shadows_done()
-            if pace.at_once:
-                break
-        assert pace.at_once
-        before = len(home.events())
-        answer = await running.infer("last")
-        assert answer.json()["parameters"]["logged"] is True
-        await running.shadows_done()
-    written = home.events()[before:]
-    assert [type(event).__name__ for event in written] == ["Assignment", "Response", "Response"]
-    assert [(one.arm, one.served, one.shadow) for one in written[1:]] == [
-        ("champion", True, False), ("challenger", False, True),
-    ]  # fmt: skip

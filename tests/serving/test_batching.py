@@ -85,12 +85,12 @@ async def test_a_versions_own_endpoint_is_batched_too(home: Installation, start:
         assert batches(running) == {4.0: 1}
 
 
-async def test_second_arms_are_batched_and_every_pair_comes(home: Installation, start: Start) -> None:
-    home.publish("shadow", challenger=batched(home, 0.7, 4, LONG_MS))
+async def test_second_arms_wait_for_no_batch_and_every_pair_comes(home: Installation, start: Start) -> None:
+    home.publish("shadow", challenger=batched(home, 0.7, 64, LONG_MS))
     async with start() as running:
         await asyncio.gather(*(running.infer(f"q{k}") for k in range(8)))
         await running.shadows_done()
-        assert batches(running) == {4.0: 2}
+        assert batches(running) == {}
     assert sorted((event.request_id, event.arm) for event in home.events(Response)) == sorted(
         (f"q{k}", arm) for k in range(8) for arm in ("champion", "challenger")
     )

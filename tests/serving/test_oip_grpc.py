@@ -262,7 +262,7 @@ async def test_a_stopping_door_answers_the_calls_that_have_begun(home: Installat
 
 
 def test_a_killed_workers_port_is_taken_over_and_sigterm_answers_the_calls_on_their_way(home: Installation) -> None:
-    home.publish("shadow", champion=home.release(0.4, semver="3.0.0", sleep_s=0.5), stage="shadow")
+    home.publish("split", champion=home.release(0.4, semver="3.0.0", sleep_s=0.5), share_ppm=1)
     port = free_port()
     x = typed(x=("FP64", [1.0]))
 

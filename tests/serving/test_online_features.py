@@ -17,7 +17,7 @@ from pipelines.contracts.release import InputField, ModelFeature, ViewPin
 from serving.online_features.entity_keys import EntityKey
 from serving.online_features.plan import ReadPlan, ViewRead, Wanted
 from serving.online_features.sqlite_store import SqliteStore
-from serving.shadow import Job
+from serving.shadow import Company
 from tests.serving.conftest import Installation, Start
 
 NOON = to_us(datetime(2013, 1, 1, 12))
@@ -274,7 +274,7 @@ async def test_the_second_arm_sees_the_moment_of_the_request_not_its_own(
     body = {"inputs": [tensor], "parameters": {"event_time": "2013-01-01T12:00:00Z"}}
     async with start(clock="replay") as running:
         shadow = running.gateway.shadow
-        held: list[Job] = []
+        held: list[Company] = []
         with monkeypatch.context() as patched:
             patched.setattr(shadow, "put", held.append)
             assert (await running.client.post("/v2/models/m/infer", json=body)).status_code == 200

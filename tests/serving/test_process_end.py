@@ -21,7 +21,7 @@ BODY = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]
 
 def test_sigterm_answers_what_is_in_flight_and_closes_the_log(home: Installation) -> None:
     slow = home.release(0.4, semver="3.0.0", sleep_s=1.0)
-    home.publish("shadow", champion=slow, stage="shadow")
+    home.publish("split", champion=slow, share_ppm=1)  # in threads, side by side
     with (
         bentoml_serve(home.home) as gateway,
         httpx.Client(base_url=gateway.url, timeout=30.0) as client,  # made before: none is answered while one is made

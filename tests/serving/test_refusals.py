@@ -160,7 +160,7 @@ async def test_past_its_concurrency_the_gateway_answers_429_with_retry_after(hom
     import anyio
 
     slow = home.release(0.7, sleep_s=0.2, semver="1.2.0")
-    home.publish("shadow", champion=slow, challenger=home.champion)
+    home.publish("split", champion=slow, challenger=home.champion, share_ppm=1)  # in threads, side by side
     statuses: list[int] = []
     async with start(limits={"max_inflight": 2}) as running:
 

@@ -1,0 +1,96 @@
+"""The arm that was not drawn: what is sent for it to be scored, and what is logged of it. Nobody waits for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from pipelines.contracts.events import Arm, Response
+from serving.exchange import Exchange
+from serving.handing_over import hand_over
+from serving.inference_log import LogWriteError
+from serving.scoring import Outcome
+from serving.shadow import MOST, Company
+from serving.shadow_messages import Company as Sent
+from serving.shadow_messages import Scored, packed, sent_request
+
+_log = logging.getLogger("slipway.pairs")
+
+OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
+
+
+def put(exchanges: Sequence[Exchange]) -> None:
+    """Have the other arms scored, of exchanges of one plan, arm and reads whose places are reserved."""
+    for first in range(0, len(exchanges), MOST):
+        few = tuple(exchanges[first : first + MOST])
+        for exchange in few:
+            exchange.will_wait()
+        plan, arm = few[0].plan, few[0].arm
+        # One that takes longer than its route's timeout has failed. It is waited for all the same, until both arms
+        # could have been scored, since to end it is to end its process.
+        patience_s = 2 * plan.route.breaker.timeout_ms / 1000
+        few[0].gateway.shadow.put(Company((id(plan), arm), few, _message, _settle, _fail, patience_s))
+
+
+def _message(exchanges: Sequence[Exchange], number: int) -> bytes:
+    plan, wanted = exchanges[0].plan, OTHER[exchanges[0].arm]
+    releases: dict[Arm, str] = {"champion": plan.champion.digest}
+    if plan.challenger is not None:
+        releases["challenger"] = plan.challenger.digest
+    return packed(
+        Sent(
+            number,
+            wanted,
+            releases,
+            exchanges[0].scorer.reads.plan.by_release,
+            # Drawn arms are compared by what clients have waited for.
+            beside=plan.effective.mode == "shadow",
+            timeout_us=plan.route.breaker.timeout_ms * 1000,
+            requests=[sent_request(exchange.scorer) for exchange in exchanges],
+        )
+    )
+
+
+def _settle(exchanges: Sequence[Exchange], scored: Sequence[Scored]) -> None:
+    """Log and count the outcomes."""
+    gateway, plan, arm = exchanges[0].gateway, exchanges[0].plan, OTHER[exchanges[0].arm]
+    model = exchanges[0].model_of(arm)
+    outcomes: list[Outcome] = []
+    responses: list[Response] = []
+    ids = gateway.log.ids()
+    for exchange, one in zip(exchanges, scored, strict=True):
+        reads = exchange.scorer.reads
+        views = reads.of(model.digest) if model.manifest.views else []
+        outcome = Outcome(
+            one.status,
+            one.latency_us,
+            one.raw,
+            one.score,
+            one.outputs,
+            reads.took_us,
+            one.model_us,
+            [read.logged for read in views],
+            [read.degraded for read in views if read.degraded],
+            one.error,
+            one.unavailable,
+        )
+        outcomes.append(outcome)
+        exchange.count(arm, outcome, served=False)
+        if exchange.logged:
+            responses.append(
+                exchange.response(next(ids), arm, outcome, served=False, shadow=True, beside_us=one.beside_us)
+            )
+    alone_us = max(one.latency_us - one.features_us for one in outcomes) / len(outcomes)
+    plan.pace.note_together(arm, outcomes, alone_us)
+    for trouble in hand_over(gateway.log, responses):
+        if trouble is not None and not isinstance(trouble, LogWriteError):
+            _log.error("a second arm's response is not in the log", exc_info=trouble)
+    if arm == "challenger":
+        for exchange, outcome in zip(exchanges, outcomes, strict=True):
+            if not outcome.unavailable:
+                gateway.count_challenger_call(exchange.plan, failed=outcome.status != "ok")
+
+
+def _fail(exchanges: Sequence[Exchange], why: str) -> None:
+    failed = Scored("error", 0, [], [], {}, 0, why, unavailable=False, beside_us=None)
+    _settle(exchanges, [failed] * len(exchanges))

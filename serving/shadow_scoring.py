@@ -1,0 +1,140 @@
+"""Scoring in the shadow process: pairs beside each other, by a clock that stands while others have the processor.
+
+Two releases that are scored in different processes, one in a hurry and one when there is time, cannot be compared by
+what they took. So the arm that has answered is scored once more, beside the other one: for the same requests, in the
+same company, in random order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from time import perf_counter_ns
+
+from pipelines.contracts.events import ARMS, Arm
+from pipelines.contracts.pii import KeyedHash
+from serving.models import LoadedModel, why_not_loaded
+from serving.scoring import Clock, Outcome, Scorer
+from serving.scoring_together import of_few_rows, score_together
+from serving.shadow_messages import Company, Done, Loading, Scored, packed, scorer_of
+
+_log = logging.getLogger("slipway.shadow")
+
+_UNUSED_S = 600.0
+"""A release that was not asked for so long makes room when another is loaded (wall)."""
+_RUN_DELAY = 1
+"""Its place in a thread's `schedstat`: nanoseconds spent ready to run, and waiting for a processor."""
+
+
+def own_time() -> Clock:
+    """A clock of this thread, in nanoseconds: wall time without the time in which it waited for a processor.
+
+    What it sleeps counts. Where the kernel keeps no such account it is wall time.
+    """
+    try:
+        account = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        _log.warning("this kernel has no schedstat: latencies of shadow pairs are wall time")
+        return perf_counter_ns
+
+    def now() -> int:
+        return perf_counter_ns() - int(os.pread(account, 64, 0).split()[_RUN_DELAY])
+
+    return now
+
+
+class PairScorer:
+    """Scores companies, with the releases that they name. `tell` sends a message to the worker at once."""
+
+    def __init__(self, releases: Path, keyed: KeyedHash | None, clock: Clock, tell: Callable[[bytes], None]) -> None:
+        self._releases = releases
+        self._keyed = keyed
+        self._clock = clock
+        self._tell = tell
+        self._models: dict[str, LoadedModel] = {}
+        self._asked_at: dict[str, float] = {}
+
+    def answer(self, company: Company) -> bytes:
+        """The company's `Done`, as it travels."""
+        done = Done(company.number, self._score(company))
+        try:
+            return packed(done)
+        except Exception:  # noqa: BLE001 - a release has made what cannot be sent: only its requests have failed
+            done.scored = [one if _travels(one) else _failed("an output that cannot be logged") for one in done.scored]
+            return packed(done)
+
+    def _score(self, company: Company) -> list[Scored]:
+        wanted = company.wanted
+        models: dict[Arm, LoadedModel] = {}
+        for arm in ARMS:
+            if arm != wanted and not company.beside:
+                continue
+            try:
+                models[arm] = self._model(company.releases[arm])
+            except Exception as error:  # noqa: BLE001 - of whatever kind: this release does not score
+                _log.error("release %s not loaded: %s", company.releases[arm][:12], error)
+                if arm == wanted:
+                    why = why_not_loaded(error, self._releases / company.releases[arm])
+                    return [_failed(why)] * len(company.requests)
+        allowed_us = company.timeout_us if wanted == "challenger" else None
+        scorers = [scorer_of(one, company.places) for one in company.requests]
+        scored: list[Scored] = []
+        for few in _alike(scorers, models.values()):
+            order = list(models)
+            random.shuffle(order)
+            made = {arm: score_together(models[arm], few, self._clock) for arm in order}
+            other = made.get("champion" if wanted == "challenger" else "challenger")
+            for at, outcome in enumerate(made[wanted]):
+                beside = other[at].latency_us if other is not None and other[at].status != "error" else None
+                scored.append(_scored(outcome, beside, allowed_us, len(few)))
+        return scored
+
+    def _model(self, digest: str) -> LoadedModel:
+        now = time.monotonic()
+        self._asked_at[digest] = now
+        model = self._models.get(digest)
+        if model is None:
+            self._tell(packed(Loading()))
+            for old in [one for one in self._models if now - self._asked_at[one] > _UNUSED_S]:
+                del self._models[old], self._asked_at[old]
+            model = self._models[digest] = LoadedModel(self._releases / digest, digest, self._keyed)
+        return model
+
+
+def _alike(scorers: Sequence[Scorer], models: Iterable[LoadedModel]) -> Iterable[Sequence[Scorer]]:
+    """The requests as few together as suits every release, so that an arm has the company that the other has."""
+    if all(model.row_by_row for model in models):
+        return of_few_rows(scorers, min(model.most_rows for model in models))
+    return [[one] for one in scorers]
+
+
+def _scored(outcome: Outcome, beside_us: int | None, timeout_us: int | None, together: int) -> Scored:
+    if timeout_us is not None and outcome.latency_us - outcome.features_us > timeout_us * together:
+        outcome = Outcome("error", timeout_us, error=f"timeout after {timeout_us / 1000:.0f} ms")
+    return Scored(
+        outcome.status,
+        outcome.latency_us,
+        outcome.raw,
+        outcome.score,
+        outcome.outputs,
+        outcome.model_us,
+        outcome.error,
+        outcome.unavailable,
+        beside_us,
+    )
+
+
+def _failed(why: str) -> Scored:
+    return _scored(Outcome("error", 0, error=why), None, None, 1)
+
+
+def _travels(one: Scored) -> bool:
+    try:
+        packed(Done(0, [one]))
+    except Exception:  # noqa: BLE001 - see `answer`
+        return False
+    return True
