@@ -15,7 +15,7 @@ from pipelines.settings import PROJECT, Settings
 from pipelines.stack import PartStatus, down, up
 from tests.free_ports import free_ports
 
-FIRST = ("test_rehearsal", "test_third_model")
+FIRST = ("test_rehearsal", "test_kills", "test_steel_thread")
 """The order in which files begin. A worker has one more test than the one it runs: behind a rehearsal a short one."""
 LAST = ("test_stack", "test_every_view", "test_airflow_gate")
 """Their stack runs to the end of the session: nothing else should have to share the processors with it. The last of
