@@ -26,6 +26,8 @@ def wait_until_ended(found: Iterable[psutil.Process], seconds: float = 30.0) -> 
 
 def _runs(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        # A process is a zombie already while other threads of it come to their end, and still hold its ports.
+        ended = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return process.is_running() and not ended
     except psutil.NoSuchProcess:
         return False

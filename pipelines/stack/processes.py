@@ -154,6 +154,17 @@ def _lives(pid: int) -> bool:
         return False
 
 
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether nothing of it is left but what somebody has to reap. A process is a zombie already while other threads of
+    it come to their end, and still hold its ports.
+    """
+    try:
+        is_zombie = process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1
+        return is_zombie or not process.is_running()
+    except psutil.NoSuchProcess:
+        return True
+
+
 def stop(record: Record, grace_s: float) -> None:
     """Ask the leader to end, wait up to `grace_s` seconds, then kill whatever of the part is left."""
     first = leader(record)
@@ -169,7 +180,7 @@ def stop(record: Record, grace_s: float) -> None:
             process.kill()  # psutil refuses when the pid has been given to another process
     # Nobody here may wait for an orphan: who does, is the machine's first process, in its own time.
     deadline = time.monotonic() + 5
-    while any(each.is_running() and _lives(each.pid) for each in remaining.values()) and time.monotonic() < deadline:
+    while not all(map(_has_ended, remaining.values())) and time.monotonic() < deadline:
         time.sleep(0.02)  # processes of another session: only the process table tells when they have ended
     if child := _children.pop(record.pid, None):
         child.wait()

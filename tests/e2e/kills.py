@@ -135,7 +135,7 @@ class Site:
             victim = self.worker()
             (self.die_at.with_suffix(".new")).write_text(str(rng.randrange(WRITTEN_BETWEEN)))
             self.die_at.with_suffix(".new").rename(self.die_at)
-            wait_until(lambda: not _lives(victim), "the worker dies in a write of its log")
+            wait_until_ended([victim], 60)  # in a write of its log
         else:
             time.sleep(rng.uniform(0.0, 0.5))  # the moment of the kill
             in_flight = set(client.in_flight)
@@ -262,10 +262,6 @@ def wait_for_answers(client: Client, number: int) -> None:
     """Answers come: the kill before is over."""
     begin = client.outcomes["200"]
     wait_until(lambda: client.outcomes["200"] >= begin + number, "the gateway answers again", 90)
-
-
-def _lives(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def _is_worker(process: psutil.Process) -> bool:
