@@ -237,11 +237,16 @@ def test_a_good_challenger_goes_from_shadow_to_champion(installation: Installati
     assert not client.refused
     logged = {name: answer for name, answer in client.answers.items() if answer["logged"]}
     rows = collected(settings, "good", set(logged))
-    assert {name: row["arm"] for name, row in rows.items()} == {name: a["arm"] for name, a in logged.items()}
+    # On a busy machine a challenger may be too slow for a request that drew it; the champion answers then.
+    drew = {name for name, row in rows.items() if row["arm"] == "challenger"}
+    assert {name for name, answer in logged.items() if answer["arm"] == "challenger"} <= drew
     drawn = [row for row in rows.values() if row["mode"] == "split" and row["rollout_id"] == rollout.id]
     assert shown["exposed"] <= sum(row["arm"] == "challenger" for row in drawn)
     assert shown["counts"]["challenger"]["canary_20"] <= 0.3 * shown["counts"]["assignments"]["canary_20"]
     assert_whole(settings, "good")
+    served = DeltaLake(settings.lake).read("inference/response", ["request_id", "arm"], "model = 'good' AND served")
+    told = {row["request_id"]: row["arm"] for row in served.to_pylist()}
+    assert {name: told.get(name) for name in logged} == {name: answer["arm"] for name, answer in logged.items()}
 
 
 def test_the_gateways_breaker_acts_at_once_and_the_record_follows(installation: Installation) -> None:
