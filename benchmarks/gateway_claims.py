@@ -3,7 +3,7 @@
     serving/.venv/bin/python -m benchmarks.gateway_claims [batch] [shadow] [memory] [--seconds 3] [--requests 2000000]
 
 `batch`: rows a second with 100 rows a request, JSON and binary, beside the bare server and the model alone.
-`shadow`: the champion's p99 at a half and a quarter of saturation, second arm on against off, in alternating rounds.
+`shadow`: the champion's p99 with second arms on and off, at a half and a quarter of saturation.
 `memory`: the worker's memory over many requests; a slope whose 95 % interval lies below a bound is flat.
 Prints, and writes benchmarks/results/gateway_claims.json, each claim with its commit.
 """
@@ -13,11 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import statistics
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,17 +23,12 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.gateway import BARE, Setup, check
-from benchmarks.gateway_load import CLIENT_CORE, SERVER_CORE, ask, body, closed_loop, open_loop, server, tree
+from benchmarks.gateway_load import CLIENT_CORE, SERVER_CORE, ask, body, closed_loop, server, tree
 from benchmarks.provenance import RESULTS, provenance, record
-from pipelines.contracts import events, segments
+from benchmarks.shadow_load import shadow
 
 CLAIMS = ("batch", "shadow", "memory")
 ROWS = 100
-ROUNDS = 24
-LOADS = (0.5, 0.25)
-"""Of saturation, at which second arms are switched on and off."""
-_OF_A_SECOND = 0.5
-"""The share of `--seconds` that a round of `shadow` takes: many short rounds, since a machine's moods last seconds."""
 FLAT_BYTES = 10.0
 """Bytes a request that a worker may grow by and still count as flat: 20 MB over 2 million requests."""
 _MANY, _SAMPLES = 500_000, 12
@@ -85,89 +77,6 @@ def batch(setup: Setup, seconds: float) -> dict[str, Any]:
     )
     print(f"binary: {found['binary_to_bare_server']:.2f} of the bare server's rows per CPU second")
     return found
-
-
-def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
-    """p99 of the champion with and without a second arm, at shares of what the gateway saturates at with it.
-
-    At half of it, a core that answers few requests at a time has little left: see what is shed there.
-    """
-    request = body(1)
-    setup.route("shadow")
-    with server(setup.gateway(), setup.port, setup.environment) as pid:
-        saturation = closed_loop(setup.port, pid, request, 16, seconds)["requests_per_s"]
-        print(f"\nshadow 100 %: saturates at {saturation:,} requests/s")
-        loads = {share: _on_and_off(setup, pid, saturation * share, seconds) for share in LOADS}
-        time.sleep(2.0)  # the last second arms are scored
-        pairs = second_arms(setup)
-    print(f"in the log: {pairs['promised']:,} second arms promised, {pairs['written']:,} written")
-    print(f"logged latency: the second arm's is the longer one in {pairs['second_slower']:.0%} of the pairs")
-    return {"saturation": saturation, "loads": loads, "second_arms": pairs}
-
-
-def _on_and_off(setup: Setup, pid: int, rate: float, seconds: float) -> dict[str, Any]:
-    """Rounds at one rate, in turns."""
-    print(f"\nat {rate:,.0f} requests/s")
-    rounds: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
-    for number in range(2 * ROUNDS):
-        mode = ("off", "on")[number % 2]
-        setup.route("single" if mode == "off" else "shadow")
-        time.sleep(0.6)  # the gateway looks for routes every 0.2 s
-        open_loop(setup.port, pid, body(1), connections=16, rate=rate, seconds=0.5)
-        before = second_arms_shed(setup)
-        row = open_loop(setup.port, pid, body(1), connections=16, rate=rate, seconds=seconds * _OF_A_SECOND)
-        row["shed_share"] = round((second_arms_shed(setup) - before) / row["requests"], 4)
-        rounds[mode].append(row)
-        text = f"  p90 {row['p90_ms']:7.3f} ms  p99 {row['p99_ms']:7.3f} ms  shed {row['shed_share']:6.1%}"
-        print(f"second arm {mode:3}  p50 {row['p50_ms']:7.3f} ms{text}", flush=True)
-    ratio = {name: _on_over_off(rounds, name) for name in ("p50_ms", "p90_ms", "p99_ms")}
-    shed = round(statistics.mean(row["shed_share"] for row in rounds["on"]), 4)
-    for name, found in ratio.items():
-        low, high = found["interval"]
-        print(f"{name} on / off: {found['median']} by the medians of {ROUNDS} rounds each, 95 % {low} to {high}")
-    print(f"shed at that rate: {shed:.1%} of the second arms")
-    return {"rate": rate, "rounds": rounds, "on_over_off": ratio, "shed_share": shed}
-
-
-def _on_over_off(rounds: dict[str, list[dict[str, float]]], name: str) -> dict[str, Any]:
-    """The ratio of the rounds' medians, and its 95 % interval over 1,000 bootstrap draws (seeded) of pairs."""
-    rng = np.random.default_rng(0)
-    on, off = (np.array([row[name] for row in rounds[mode]]) for mode in ("on", "off"))
-    drawn = rng.integers(0, len(on), (1000, len(on)))
-    ratios = np.median(on[drawn], axis=1) / np.median(off[drawn], axis=1)
-    low, high = (round(float(q), 3) for q in np.quantile(ratios, (0.025, 0.975)))
-    return {"median": round(float(np.median(on) / np.median(off)), 3), "interval": [low, high]}
-
-
-def second_arms_shed(setup: Setup) -> int:
-    """How many requests the worker has answered without their second arm, so far."""
-    metrics = urllib.request.urlopen(f"http://127.0.0.1:{setup.port}/metrics", timeout=10).read().decode()
-    shed = re.search(r"^slipway_shadow_shed_total\{.*\} (\S+)", metrics, re.MULTILINE)
-    return int(float(shed[1])) if shed else 0
-
-
-def second_arms(setup: Setup) -> dict[str, float]:
-    """What the log promises and holds of second arms; and in how many pairs the second took longer: half, at most."""
-    counted: dict[str, float] = {"promised": 0, "written": 0}
-    took: dict[bool, dict[str, int]] = {False: {}, True: {}}
-    beside: dict[str, int] = {}
-    for path in sorted((setup.home / "bus").rglob("*.seg")):
-        for frame in segments.read_frames(path.read_bytes()):
-            event = events.decode(frame.payload)
-            if isinstance(event, events.Assignment):
-                counted["promised"] += event.paired
-            elif isinstance(event, events.Response):
-                counted["written"] += event.shadow
-                took[event.shadow][event.request_id] = event.latency_us
-                if event.beside_us is not None:
-                    beside[event.request_id] = event.beside_us
-    compared = took[False] | beside
-    pairs = [(compared[name], second) for name, second in took[True].items() if name in compared]
-    for at, arm in enumerate(("first", "second")):
-        counted[f"{arm}_p50_us"] = statistics.median(pair[at] for pair in pairs)
-    slower = sum((second > first) + (second == first) / 2 for first, second in pairs)
-    counted["second_slower"] = round(slower / len(pairs), 3)
-    return counted
 
 
 def memory(setup: Setup, requests: int) -> dict[str, Any]:
@@ -228,7 +137,7 @@ def main() -> None:
         setup = Setup(Path(folder), asked.port)
         measure: dict[str, Callable[[], dict[str, Any]]] = {
             "batch": lambda: batch(setup, asked.seconds),
-            "shadow": lambda: shadow(setup, asked.seconds),
+            "shadow": lambda: shadow(setup, asked.seconds / 2),
             "memory": lambda: memory(setup, asked.requests),
         }
         for name in asked.claims:

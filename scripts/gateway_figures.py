@@ -33,12 +33,19 @@ def claim_lines(found: dict[str, Any]) -> list[str]:
             f"{ours['of_model']:.2f} of the model alone, {batch['binary_to_bare_server']:.2f} of the bare server.\n"
         )
     if shadow := found.get("shadow"):
-        lines.append("Shadow on all requests, on against off, medians of rounds in turns (95 % interval):\n")
-        lines.append("| load | requests/s | p50 | p99 | second arms shed |\n|---|---:|---:|---:|---:|")
+        lines.append(
+            "Shadow on all requests: the champion's latencies over those without, medians of rounds in turns (95 % "
+            "interval). Beside them, what a core does that another process of the lowest priority keeps busy:\n"
+        )
+        lines.append(
+            "| load | requests/s | p50 | p99 | p99, busy core | second arms shed |\n|---|---:|---:|---:|---:|---:|"
+        )
         for share, load in shadow["loads"].items():
             p50, p99 = (_interval(load["on_over_off"][name]) for name in ("p50_ms", "p99_ms"))
+            control = _interval(load["busy_over_off"]["p99_ms"])
             lines.append(
-                f"| {float(share):.0%} of saturation | {load['rate']:,.0f} | {p50} | {p99} | {load['shed_share']:.1%} |"
+                f"| {float(share):.0%} of saturation | {load['rate']:,.0f} | {p50} | {p99} | {control} "
+                f"| {load['shed_share']:.1%} |"
             )
         lines.append("")
     if memory := found.get("memory"):
