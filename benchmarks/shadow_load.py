@@ -1,4 +1,4 @@
-"""What the champion feels of second arms: rounds with them, without them, and with a core that somebody else keeps busy.
+"""What the champion feels of second arms: rounds with them, without, and with a core that somebody else keeps busy.
 
 The last is the control. The shadow process takes what the worker leaves of its core, so that the core never rests, and
 a core that never rests behaves otherwise by itself: it is quicker to wake, and on a shared host others get their turns
@@ -99,10 +99,9 @@ def _rounds(setup: Setup, pid: int, other: subprocess.Popen[bytes], rate: float,
     for mode in ("on", "busy"):
         ratio = {name: ratio_of_medians(rounds[mode], rounds["off"], name) for name in ("p50_ms", "p90_ms", "p99_ms")}
         found[f"{mode}_over_off"] = ratio
-        told = ", ".join(
-            f"{name} {one['median']} ({one['interval'][0]} to {one['interval'][1]})" for name, one in ratio.items()
-        )
-        print(f"{mode} / off: {told} by the medians of {ROUNDS} rounds each (95 %)")
+        for name, one in ratio.items():
+            low, high = one["interval"]
+            print(f"{name} {mode} / off: {one['median']} by the medians of {ROUNDS} rounds each, 95 % {low} to {high}")
     found["shed_share"] = round(statistics.mean(row["shed_share"] for row in rounds["on"]), 4)
     print(f"shed at that rate: {found['shed_share']:.1%} of the second arms")
     return found
