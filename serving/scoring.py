@@ -50,6 +50,11 @@ class Scorer:
         self.bound = bound
         self.reads = reads
 
+    @property
+    def rows(self) -> int:
+        """Of the request."""
+        return self.bound.rows
+
     def score(self, model: LoadedModel, clock: Clock = perf_counter_ns) -> Outcome:
         """The model's outcome. A failure of any kind is an outcome with status `error`."""
         started = clock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter_ns
+from typing import Protocol, TypeVar
 
 from serving.models import LoadedModel
 from serving.scoring import Clock, Outcome, Scorer, features_of, refused
@@ -26,16 +27,28 @@ def score_together(model: LoadedModel, scorers: Sequence[Scorer], clock: Clock =
     return outcomes
 
 
-def of_few_rows(scorers: Sequence[Scorer], most: int) -> Iterator[list[Scorer]]:
+class OfRows(Protocol):
+    """A request, in whatever form."""
+
+    @property
+    def rows(self) -> int:
+        """How many it has."""
+        ...
+
+
+_Request = TypeVar("_Request", bound=OfRows)
+
+
+def of_few_rows(requests: Sequence[_Request], most: int) -> Iterator[list[_Request]]:
     """The requests in their order, as many together as have no more rows than a batch was tried with."""
-    few: list[Scorer] = []
+    few: list[_Request] = []
     rows = 0
-    for scorer in scorers:
-        rows += scorer.bound.rows
+    for request in requests:
+        rows += request.rows
         if few and rows > most:
             yield few
-            few, rows = [], scorer.bound.rows
-        few.append(scorer)
+            few, rows = [], request.rows
+        few.append(request)
     yield few
 
 

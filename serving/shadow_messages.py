@@ -162,7 +162,8 @@ def sent_request(scorer: Scorer) -> SentRequest:
 
 def scorer_of(sent: SentRequest, places: dict[str, list[int]]) -> Scorer:
     """The request as it was sent; of its inputs and reads only what scoring needs."""
-    block = np.frombuffer(sent.block, dtype=np.float64).reshape(len(sent.names), sent.rows)
+    # Copied: a release may write into its inputs, as it may in the worker.
+    block = np.frombuffer(sent.block, dtype=np.float64).copy().reshape(len(sent.names), sent.rows)
     columns: Columns = dict(zip(sent.names, block, strict=True))
     columns |= _columns(sent.others)
     bound = Bound(sent.rows, columns, {}, sent.names, block, sent.uncertain)
@@ -191,7 +192,7 @@ def _columns(sent: Mapping[str, SentColumn]) -> Columns:
 
 def _column(sent: SentColumn) -> np.ndarray:
     if isinstance(sent.data, bytes):
-        return np.frombuffer(sent.data, dtype=np.dtype(sent.dtype))
+        return np.frombuffer(sent.data, dtype=np.dtype(sent.dtype)).copy()
     made = np.empty(len(sent.data), dtype=object)
     made[:] = sent.data
     return made

@@ -18,9 +18,9 @@ from time import perf_counter_ns
 from pipelines.contracts.events import ARMS, Arm
 from pipelines.contracts.pii import KeyedHash
 from serving.models import LoadedModel, why_not_loaded
-from serving.scoring import Clock, Outcome, Scorer
+from serving.scoring import Clock, Outcome
 from serving.scoring_together import of_few_rows, score_together
-from serving.shadow_messages import Company, Done, Loading, Scored, packed, scorer_of
+from serving.shadow_messages import Company, Done, Loading, Scored, SentRequest, packed, scorer_of
 
 _log = logging.getLogger("slipway.shadow")
 
@@ -41,8 +41,16 @@ def own_time() -> Clock:
         _log.warning("this kernel has no schedstat: latencies of shadow pairs are wall time")
         return perf_counter_ns
 
+    def waited() -> int:
+        return int(os.pread(account, 64, 0).split()[_RUN_DELAY])
+
     def now() -> int:
-        return perf_counter_ns() - int(os.pread(account, 64, 0).split()[_RUN_DELAY])
+        before = waited()
+        while True:
+            wall, after = perf_counter_ns(), waited()
+            if after == before:
+                return wall - after
+            before = after  # it has waited between the two looks, which then do not belong together
 
     return now
 
@@ -81,16 +89,37 @@ class PairScorer:
                     why = why_not_loaded(error, self._releases / company.releases[arm])
                     return [_failed(why)] * len(company.requests)
         allowed_us = company.timeout_us if wanted == "challenger" else None
-        scorers = [scorer_of(one, company.places) for one in company.requests]
+        return [
+            one
+            for few in _alike(company.requests, models.values())
+            for one in self._score_alike(company, few, models, allowed_us)
+        ]
+
+    def _score_alike(
+        self, company: Company, few: Sequence[SentRequest], models: dict[Arm, LoadedModel], allowed_us: int | None
+    ) -> list[Scored]:
+        """Requests that every arm scores by one call. Should one call fail, all are scored alone, by every arm.
+
+        Else the arm that failed would have its times of requests alone, and the other one of all together.
+        """
+        order = list(models)
+        random.shuffle(order)
+        made: dict[Arm, list[Outcome]] = {}
+        for arm in order:
+            # Its own columns: a release may write into them.
+            scorers = [scorer_of(one, company.places) for one in few]
+            made[arm] = score_together(models[arm], scorers, self._clock)
+        if (
+            len(few) > 1
+            and len(made) > 1
+            and any(_has_failed(outcome) for of_arm in made.values() for outcome in of_arm)
+        ):
+            return [one for request in few for one in self._score_alike(company, [request], models, allowed_us)]
+        other = made.get("champion" if company.wanted == "challenger" else "challenger")
         scored: list[Scored] = []
-        for few in _alike(scorers, models.values()):
-            order = list(models)
-            random.shuffle(order)
-            made = {arm: score_together(models[arm], few, self._clock) for arm in order}
-            other = made.get("champion" if wanted == "challenger" else "challenger")
-            for at, outcome in enumerate(made[wanted]):
-                beside = other[at].latency_us if other is not None and other[at].status != "error" else None
-                scored.append(_scored(outcome, beside, allowed_us, len(few)))
+        for at, outcome in enumerate(made[company.wanted]):
+            beside = other[at].latency_us if other is not None and not _has_failed(other[at]) else None
+            scored.append(_scored(outcome, beside, allowed_us, len(few)))
         return scored
 
     def _model(self, digest: str) -> LoadedModel:
@@ -105,11 +134,11 @@ class PairScorer:
         return model
 
 
-def _alike(scorers: Sequence[Scorer], models: Iterable[LoadedModel]) -> Iterable[Sequence[Scorer]]:
+def _alike(requests: Sequence[SentRequest], models: Iterable[LoadedModel]) -> Iterable[Sequence[SentRequest]]:
     """The requests as few together as suits every release, so that an arm has the company that the other has."""
     if all(model.row_by_row for model in models):
-        return of_few_rows(scorers, min(model.most_rows for model in models))
-    return [[one] for one in scorers]
+        return of_few_rows(requests, min(model.most_rows for model in models))
+    return [[one] for one in requests]
 
 
 def _scored(outcome: Outcome, beside_us: int | None, timeout_us: int | None, together: int) -> Scored:
@@ -126,6 +155,10 @@ def _scored(outcome: Outcome, beside_us: int | None, timeout_us: int | None, tog
         outcome.unavailable,
         beside_us,
     )
+
+
+def _has_failed(outcome: Outcome) -> bool:
+    return outcome.status == "error"
 
 
 def _failed(why: str) -> Scored:

@@ -244,6 +244,27 @@ def test_the_clock_of_pairs_stands_while_others_have_the_processor() -> None:
     assert slept >= 50e6, "asleep it goes on: a release that waits for something is slow"
 
 
+def test_the_clock_of_pairs_never_goes_back_however_often_it_is_interrupted() -> None:
+    measuring = (
+        "import os, subprocess, sys, time\n"
+        "from serving.shadow_scoring import own_time\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "bursts = 'import time\\nwhile True:\\n time.sleep(2e-4)\\n for _ in range(9000): pass'\n"
+        "other = subprocess.Popen([sys.executable, '-c', bursts])\n"
+        "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
+        "time.sleep(0.1)\n"
+        "clock, back, began = own_time(), 0, time.monotonic()\n"
+        "last = clock()\n"
+        "while time.monotonic() < began + 0.7:\n"
+        "    now = clock()\n"
+        "    back, last = back + (now < last), now\n"
+        "print(back)\n"
+        "other.kill()\n"
+    )
+    text = subprocess.run([sys.executable, "-c", measuring], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert int(text.stdout) == 0
+
+
 columns = st.one_of(
     st.lists(st.floats(), min_size=2, max_size=2).map(lambda values: np.array(values, dtype=np.float64)),
     st.lists(st.integers(-(1 << 63), (1 << 63) - 1), min_size=2, max_size=2).map(np.int64).map(np.array),
