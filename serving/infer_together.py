@@ -138,8 +138,7 @@ def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
         finished.append(Answer(result(exchange, outcome, exchange.arm, logged)))
         if exchange.paired:
             paired.add(id(exchange))
-    for alike in by_arm:
-        pairs.put([exchange for exchange in alike if id(exchange) in paired])
+    pairs.put(exchange for alike in by_arm for exchange in alike if id(exchange) in paired)
     return finished
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pipelines.contracts.events import Arm, Response
 from serving.exchange import Exchange
 from serving.handing_over import hand_over
 from serving.inference_log import LogWriteError
+from serving.row_by_row import MOST_ROWS
 from serving.scoring import Outcome
-from serving.shadow import MOST, Company
+from serving.shadow import Company
 from serving.shadow_messages import Company as Sent
 from serving.shadow_messages import Scored, packed, sent_request
 
@@ -19,17 +20,17 @@ _log = logging.getLogger("slipway.pairs")
 OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
 
 
-def put(exchanges: Sequence[Exchange]) -> None:
-    """Have the other arms scored, of exchanges of one plan, arm and reads whose places are reserved."""
-    for first in range(0, len(exchanges), MOST):
-        few = tuple(exchanges[first : first + MOST])
-        for exchange in few:
-            exchange.will_wait()
-        plan, arm = few[0].plan, few[0].arm
+def put(exchanges: Iterable[Exchange]) -> None:
+    """Have the other arms scored, of exchanges whose places are reserved."""
+    for exchange in exchanges:
+        exchange.will_wait()
+        plan, arm = exchange.plan, exchange.arm
+        # One of many rows goes alone: to send it, and to log it, holds up whoever comes meanwhile.
+        kind = (id(plan), arm) if exchange.bound.rows <= MOST_ROWS else id(exchange)
         # One that takes longer than its route's timeout has failed. It is waited for all the same, until both arms
         # could have been scored, since to end it is to end its process.
         patience_s = 2 * plan.route.breaker.timeout_ms / 1000
-        few[0].gateway.shadow.put(Company((id(plan), arm), few, _message, _settle, _fail, patience_s))
+        exchange.gateway.shadow.put(Company(kind, (exchange,), _message, _settle, _fail, patience_s))
 
 
 def _message(exchanges: Sequence[Exchange], number: int) -> bytes:
