@@ -111,6 +111,7 @@ class Gateway:
             metrics.route_version_slowest.labels(model).set(plan.route.version)
             metrics.route_since.labels(model).set(plan.since_us / 1e6)
             metrics.override_in_force.labels(model).set(plan.effective.override is not None)
+        metrics.processor_time(self.shadow.used_s)
         metrics.control_age.set(now - self.table.source.read_at)
         metrics.shadow_waiting.set(self.shadow.taken)
         metrics.log_slow.set(self.log.is_slow)

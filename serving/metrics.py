@@ -136,7 +136,7 @@ class Metrics:
         )
         self.feedback = self._counter("feedback", "Labels and KPI values made durable", ("model", "kind"))
         self.ended = self._counter("connections_ended", "Connections the gateway ended", ("reason",))
-        self._cpu = self._counter("cpu_seconds", "Processor time of the workers", ())
+        self._cpu = self._counter("cpu_seconds", "Processor time of the workers and their shadow processes", ())
         self._cpu_told = 0.0
         fsync = self._histogram("log_fsync_seconds", "An fsync of the inference log", ())
         write = self._histogram("log_write_seconds", "Handing an event to the kernel (one in 16 is measured)", ())
@@ -212,11 +212,16 @@ class Metrics:
         """Bring what the request's path has counted to where scrapes find it."""
         for one in self._hot:
             one.tell()
-        used = time.process_time()
-        self._cpu.inc(used - self._cpu_told)
-        self._cpu_told = used
         for set_gauges in self._watched:
             set_gauges()
+
+    def processor_time(self, of_others_s: float) -> None:
+        """Take in what this process has used so far, those it has waited for, and `of_others_s` of those that run."""
+        ended = os.times()
+        used = time.process_time() + ended.children_user + ended.children_system + of_others_s
+        # A process that has ended is among neither until it has been waited for.
+        self._cpu.inc(max(0.0, used - self._cpu_told))
+        self._cpu_told = max(used, self._cpu_told)
 
     def watch(self, set_gauges: Callable[[], None]) -> None:
         """Have `set_gauges` called before each telling."""

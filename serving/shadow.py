@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
+from pipelines.contracts.errors import ContractError
 from serving.shadow_link import Link
 from serving.shadow_messages import Begin, Done, Loading, Scored, ToWorker, Up
 
@@ -27,7 +28,7 @@ _LONGEST_WAIT_S = 5.0
 """Nothing is promised that would wait longer for its turn (wall), as far as can be foreseen."""
 _WEIGHT = 0.2
 """Of the newest company, in what a request is thought to take."""
-MOST = 8
+_MOST = 8
 """Requests of a company: what comes back is logged in one turn of the loop, and whoever comes meanwhile waits."""
 _ON_THE_WAY = 2
 """Companies sent at a time: one is scored, and the next is there. Those that wait here grow, and cost less."""
@@ -95,6 +96,11 @@ class ShadowQueue:
         """Of the process that scores, if there is one."""
         return self._link.pid if self._link is not None else None
 
+    @property
+    def used_s(self) -> float:
+        """Processor time of that process so far."""
+        return self._link.account()[1] if self._link is not None else 0.0
+
     def start(self) -> None:
         """Begin to score, in the running loop."""
         self._loop = asyncio.get_running_loop()
@@ -148,15 +154,15 @@ class ShadowQueue:
             self._end(company, lambda: company.settle(company.requests, scored))
         elif self._link is not None and self._has_to_send():
             company = self._next()
-            self._number += 1
             try:
-                self._link.send(company.message(company.requests, self._number))
+                self._link.send(company.message(company.requests, self._number + 1))
             except Exception:  # noqa: BLE001 - its own failure, not that of those behind it
                 _log.exception("a second arm's request cannot be sent")
                 self._end(company, lambda: company.fail(company.requests, "its request cannot be sent"))
             else:
                 if not self._sent:
                     self._moved_at = monotonic()
+                self._number += 1
                 self._sent.append(company)
         self._go_on()
 
@@ -168,7 +174,7 @@ class ShadowQueue:
         company = self._waiting.popleft()
         requests = company.requests
         while self._waiting and (more := self._waiting[0]).kind == company.kind:
-            if len(requests) + len(more.requests) > MOST:
+            if len(requests) + len(more.requests) > _MOST:
                 break
             requests += more.requests
             self._waiting.popleft()
@@ -180,6 +186,7 @@ class ShadowQueue:
             case Up():
                 self._is_up, self._moved_at = True, monotonic()
             case Done():
+                self._check(message)
                 company, now = self._sent.popleft(), monotonic()
                 if not has_loaded:  # which the next one will not have to
                     each_s = (now - self._moved_at) / len(company.requests)
@@ -187,6 +194,15 @@ class ShadowQueue:
                 self._moved_at, self._killed_with_first = now, 0
                 self._answered.append((company, message.scored))
                 self._go_on()
+
+    def _check(self, done: Done) -> None:
+        """Raises ContractError for an answer that is not that of the first company sent."""
+        sent, number = len(self._sent), self._number - len(self._sent) + 1
+        requests = len(self._sent[0].requests) if sent else 0
+        if not sent or done.number != number or len(done.scored) != requests:
+            got = f"company {done.number} with {len(done.scored)} outcomes"
+            expected = f"company {number} with {requests}" if sent else "none"
+            raise ContractError("answer of a shadow process", got=got, expected=expected)
 
     async def _keep(self) -> None:
         """Have a process while there is work, and for a while after it."""
@@ -263,4 +279,7 @@ class ShadowQueue:
 
 
 def _name_of(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if code >= 0:
+        return f"exit code {code}"
+    # Most real-time signals have no name.
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

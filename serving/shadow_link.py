@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,8 @@ from typing import cast
 
 import serving
 from serving.shadow_messages import Begin, Incoming, ToWorker, packed
+
+_log = logging.getLogger("slipway.shadow")
 
 _ROOT = Path(serving.__file__).resolve().parent.parent
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -64,7 +67,9 @@ class Link(asyncio.Protocol):
         try:
             await asyncio.wait_for(self._lost.wait(), timeout_s)
         except TimeoutError:
-            state, used_s = self._account()
+            if self._process is None or self._process.poll() is not None:
+                return True  # a child that its release has left behind holds the socket
+            state, used_s = self.account()
             self.stuck_s += used_s - self._used_s if state == "R" else timeout_s
             self._used_s = used_s
             return False
@@ -94,14 +99,19 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.stuck_s = 0.0
-        for message in self._incoming.of_process(data):
-            self._take(message)
+        try:
+            for message in self._incoming.of_process(data):
+                self._take(message)
+        except Exception:  # noqa: BLE001 - of whatever kind: what else it says cannot be trusted
+            _log.exception("a shadow process says what it should not")
+            if self._transport is not None:
+                self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
         self._transport = None
         self._lost.set()
 
-    def _account(self) -> tuple[str, float]:
+    def account(self) -> tuple[str, float]:
         """The process's state, a letter, and the processor time it has used so far."""
         try:
             text = Path(f"/proc/{self.pid}/stat").read_text()
