@@ -39,6 +39,8 @@ CONNECTIONS = 8
 SERVICE_S = 0.004
 """How long an answer is in the making: long against the client's own work, so that a kill finds requests inside."""
 DYING = Path(__file__).with_name("dying")
+OTHERS_BUSINESS = frozenset({"gateway worker", "gateway worker in a write", "shadow process"})
+"""Victims that somebody replaces: the supervisor its worker, the worker its shadow process."""
 WRITTEN_BETWEEN = 40_000
 """A death in a write of the log comes within so many bytes: some dozens of requests."""
 
@@ -121,7 +123,8 @@ class Site:
 
     def victims(self) -> list[str]:
         """Whom `kill` can kill."""
-        found = ["gateway worker", "gateway worker in a write", "gateway supervisor", "gateway, all of it", "collector"]
+        found = ["gateway worker", "gateway worker in a write", "gateway supervisor", "gateway, all of it"]
+        found += ["shadow process", "collector"]
         return [*found, "shipper", "broker"] if self.broker else found
 
     def up(self) -> None:
@@ -145,7 +148,7 @@ class Site:
             assert self.broker is not None
             time.sleep(rng.uniform(0.0, 1.0))  # an outage of some length
             self.broker.start()
-        elif not name.startswith("gateway worker"):  # a killed worker is its supervisor's business
+        elif name not in OTHERS_BUSINESS:
             self.up()
         if name.startswith("gateway") and name != "gateway supervisor":
             wait_until(lambda: client.lost - gone_before, f"a request is cut off by the kill of the {name}")
@@ -161,6 +164,7 @@ class Site:
             "gateway worker": lambda: [self.worker()],
             "gateway supervisor": lambda: [self.leader("gateway")],
             "gateway, all of it": lambda: [self.leader("gateway"), self.worker()],
+            "shadow process": lambda: [self.shadow_process()],
             "shipper": lambda: [self.leader("shipper")],
             "collector": lambda: [self.leader("collector")],
         }[name]()
@@ -178,18 +182,27 @@ class Site:
 
     def worker(self) -> psutil.Process:
         """The gateway's worker: the process that answers."""
+        return self._child("_bentoml_impl.worker.service")
+
+    def shadow_process(self) -> psutil.Process:
+        """The worker's process for second arms."""
+        return self._child("serving.shadow_process")
+
+    def _child(self, module: str) -> psutil.Process:
         found: list[psutil.Process] = []
 
         def is_there() -> bool:
             children = self.leader("gateway").children(recursive=True)
-            found[:] = [one for one in children if _is_worker(one)]
+            found[:] = [one for one in children if _runs(one, module)]
             return bool(found)
 
-        wait_until(is_there, "the gateway has a worker")
+        wait_until(is_there, f"the gateway has {module}")
         return found[0]
 
     def settled(self) -> bool:
-        """Whether every frame on the gateway's own disk has been collected, whatever the bus."""
+        """Whether no pair waits, and every frame on the gateway's own disk has been collected, whatever the bus."""
+        if httpx.get(f"{self.settings.gateway_url}/v1/routes").json()["shadow_waiting"]:
+            return False
         on_disk = self.settings.model_copy(update={"kafka": ""})
         return all(report.waiting == 0 for report in verify_log(on_disk))
 
@@ -200,9 +213,21 @@ class Site:
         served = lake.read("inference/response", ["request_id"], where=f"{mine} AND served")
         return Counter(assigned["request_id"].to_pylist()), Counter(served["request_id"].to_pylist())
 
+    def pairs(self) -> tuple[list[str], Counter[str]]:
+        """Pairs that the living worker has promised and whose second arm is not in the lake; second arms by request."""
+        lake, mine = DeltaLake(self.settings.lake), f"model = '{MODEL}'"
+        seconds = lake.read("inference/response", ["request_id"], where=f"{mine} AND shadow")["request_id"].to_pylist()
+        promised = lake.read("inference/assignment", ["request_id", "epoch"], where=f"{mine} AND paired").to_pylist()
+        newest, scored = max(row["epoch"] for row in promised), set(seconds)
+        missing = [row["request_id"] for row in promised if row["epoch"] == newest and row["request_id"] not in scored]
+        return missing, Counter(seconds)
+
 
 class Count(msgspec.Struct, frozen=True, kw_only=True):
-    """The books: what clients sent and were told, and what the lake holds. `found`: acknowledged and there once."""
+    """The books: what clients sent and were told, and what the lake holds. `found`: acknowledged and there once.
+
+    `pairs_missing`: promised, and not scored, by a worker that lives. One that was killed takes its last ones with it.
+    """
 
     sent: int
     acknowledged: int
@@ -212,6 +237,8 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
     not_whole: list[str]
     repeats: int
     torn_tails: int
+    second_arms: int
+    pairs_missing: int
 
 
 def count(site: Site, client: Client) -> Count:
@@ -220,17 +247,20 @@ def count(site: Site, client: Client) -> Count:
     acknowledged = client.acknowledged()
     assert len(acknowledged) == len(set(acknowledged))
     assigned, served = site.found()
+    missing, seconds = site.pairs()
     reports = verify_log(site.settings)
     on_disk = verify_log(site.settings.model_copy(update={"kafka": ""}))
     return Count(
         sent=client.sent,
         acknowledged=len(acknowledged),
         found=sum(assigned[name] == 1 and served[name] == 1 for name in acknowledged),
-        stored_twice=sum(n > 1 for n in assigned.values()) + sum(n > 1 for n in served.values()),
+        stored_twice=sum(n > 1 for counter in (assigned, served, seconds) for n in counter.values()),
         streams=len(reports),
         not_whole=[str(report) for report in [*reports, *on_disk] if not report.whole],
         repeats=sum(report.repeats for report in reports),
         torn_tails=sum(report.torn > 0 for report in on_disk),
+        second_arms=len(seconds),
+        pairs_missing=len(missing),
     )
 
 
@@ -239,7 +269,12 @@ def running(home: Path, broker: Broker | None) -> Iterator[Site]:
     """A ready site whose gateway may be told to die in a write."""
     site = Site(home, broker)
     release = constant_release(site.settings.releases, MODEL, 0.3, sleep_s=SERVICE_S)
-    control_db(site.settings).set_route(Route(model=MODEL, version=0, mode="single", champion=release))
+    challenger = constant_release(site.settings.releases, MODEL, 0.7)
+    control_db(site.settings).set_route(
+        Route(
+            model=MODEL, version=0, mode="shadow", champion=release, challenger=challenger, shadow=True, rollout_id="r"
+        )
+    )
     before = {name: os.environ.get(name) for name in ("PYTHONPATH", "SLIPWAY_DIE_AT")}
     inherited = before["PYTHONPATH"]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(DYING), *([inherited] if inherited else [])])
@@ -264,8 +299,8 @@ def wait_for_answers(client: Client, number: int) -> None:
     wait_until(lambda: client.outcomes["200"] >= begin + number, "the gateway answers again", 90)
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def _runs(process: psutil.Process, module: str) -> bool:
     try:
-        return "_bentoml_impl.worker.service" in " ".join(process.cmdline())
+        return module in " ".join(process.cmdline())
     except psutil.NoSuchProcess:
         return False

@@ -43,6 +43,7 @@ def test_what_was_acknowledged_is_in_the_lake_once_whoever_is_killed(site: Site,
     rng = random.Random(SEED)
     turns = list(TURNS["kafka" if site.broker else "folder"])
     rng.shuffle(turns)
+    turns.append("shadow process")  # of a worker that lives on
     print(f"\nseed {SEED} (SLIPWAY_KILL_SEED): {turns}")
     with Client(site.settings, tmp_path / "acknowledged") as client:
         for name in turns:
@@ -54,4 +55,6 @@ def test_what_was_acknowledged_is_in_the_lake_once_whoever_is_killed(site: Site,
     assert counted.found == counted.acknowledged
     assert counted.stored_twice == 0, "nothing is stored twice, acknowledged or not"
     assert counted.not_whole == []
+    assert counted.second_arms > 0
+    assert counted.pairs_missing == 0
     assert counted.streams == 1 + sum(name.startswith("gateway") for name in turns), "one epoch a worker's life"
