@@ -107,8 +107,9 @@ async def test_one_that_goes_on_twice_gives_no_request_the_score_of_another(home
         await running.shadows_done()
     end_children_left_behind()  # a fork may never get past the locks of the libraries that it has copied
     found = {name: one.score for name, one in pairs(home).items()}
-    assert found.pop("next") in ([], [0.01])
-    assert found == {"first": [HARMLESS / 100], "unlucky": [0.13], "after": [0.01]}
+    for name in ("next", "after"):  # whichever is on its way when the second voice is heard is lost with the process
+        assert found.pop(name) in ([], [0.01])
+    assert found == {"first": [HARMLESS / 100], "unlucky": [0.13]}
 
 
 async def test_one_that_writes_into_its_inputs_scores_as_it_would_for_a_client(
