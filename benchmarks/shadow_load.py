@@ -54,7 +54,8 @@ def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
         time.sleep(2.0)  # the last second arms are scored
         pairs = _second_arms(setup)
     print(f"in the log: {pairs['promised']:,} second arms promised, {pairs['written']:,} written")
-    print(f"logged latency: the second arm's is the longer one in {pairs['second_slower']:.0%} of the pairs")
+    slower, companies = pairs["second_slower"], pairs["compared"]
+    print(f"logged latency: the second arm's is the longer one in {slower:.0%} of {companies:,} companies")
     return {"saturation": saturation, "loads": loads, "second_arms": pairs}
 
 
@@ -127,10 +128,9 @@ def _second_arms_shed(setup: Setup) -> int:
 
 
 def _second_arms(setup: Setup) -> dict[str, float]:
-    """What the log promises and holds of second arms; and in how many pairs the second took longer: half, at most."""
+    """What the log promises and holds of second arms; and in how many compared pairs the second took longer: half."""
     counted: dict[str, float] = {"promised": 0, "written": 0}
-    took: dict[bool, dict[str, int]] = {False: {}, True: {}}
-    beside: dict[str, int] = {}
+    compared: list[tuple[int, int]] = []
     for path in sorted((setup.home / "bus").rglob("*.seg")):
         for frame in segments.read_frames(path.read_bytes()):
             event = events.decode(frame.payload)
@@ -138,13 +138,9 @@ def _second_arms(setup: Setup) -> dict[str, float]:
                 counted["promised"] += event.paired
             elif isinstance(event, events.Response):
                 counted["written"] += event.shadow
-                took[event.shadow][event.request_id] = event.latency_us
-                if event.beside_us is not None:
-                    beside[event.request_id] = event.beside_us
-    compared = took[False] | beside
-    pairs = [(compared[name], second) for name, second in took[True].items() if name in compared]
+                if event.beside_us is not None and event.beside_us != events.NOT_COMPARED:
+                    compared.append((event.beside_us, event.latency_us))
     for at, arm in enumerate(("first", "second")):
-        counted[f"{arm}_p50_us"] = statistics.median(pair[at] for pair in pairs)
-    slower = sum((second > first) + (second == first) / 2 for first, second in pairs)
-    counted["second_slower"] = round(slower / len(pairs), 3)
-    return counted
+        counted[f"{arm}_p50_us"] = statistics.median(pair[at] for pair in compared)
+    slower = sum((second > first) + (second == first) / 2 for first, second in compared)
+    return counted | {"compared": len(compared), "second_slower": round(slower / len(compared), 3)}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 
-from pipelines.contracts.events import ARMS, Arm
+from pipelines.contracts.events import ARMS, NOT_COMPARED, Arm
 from pipelines.contracts.pii import KeyedHash
 from serving.models import LoadedModel, why_not_loaded
 from serving.scoring import Clock, Outcome
@@ -118,7 +118,11 @@ class PairScorer:
         other = made.get("champion" if company.wanted == "challenger" else "challenger")
         scored: list[Scored] = []
         for at, outcome in enumerate(made[company.wanted]):
-            beside = other[at].latency_us if other is not None and not _has_failed(other[at]) else None
+            beside = None
+            if company.beside:
+                # All of a company have its times: they are one observation, and one pair has it.
+                is_told = at == 0 and other is not None and not _has_failed(other[at])
+                beside = other[at].latency_us if other is not None and is_told else NOT_COMPARED
             scored.append(_scored(outcome, beside, allowed_us, len(few)))
         return scored
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.contracts.assignment import PPM
-from pipelines.contracts.events import metric_by_name
+from pipelines.contracts.events import NOT_COMPARED, metric_by_name
 
 _STAMP = pa.timestamp("us", tz="UTC")
 _KEPT_BACK = 50_000
@@ -159,14 +159,16 @@ class Case:
         mask = pa.array(keep, pa.bool_())
         scores = [_first(text) for text in rows["score"].to_pylist()]
         self.counts.responses += sum(keep)
+        beside = rows["beside_us"] if "beside_us" in rows.column_names else _none(rows)
+        is_compared = pc.fill_null(pc.not_equal(beside, NOT_COMPARED), True)
         return pa.table(
             {
                 "request_id": pa.array(ids, pa.int64()),
                 "arm": pa.array(arms, pa.string()),
                 "ts": rows["event_time"],
                 "wall_ts": rows["wall_time"],
-                "latency_ms": _ms(rows["latency_us"]),
-                "beside_ms": _ms(rows["beside_us"]) if "beside_us" in rows.column_names else _none(rows),
+                "latency_ms": _ms(pc.if_else(is_compared, rows["latency_us"], None)),
+                "beside_ms": _ms(pc.if_else(is_compared, beside, None)),
                 "status": rows["status"],
                 "score": pa.array(scores, pa.float64()),
                 "served": rows["served"],

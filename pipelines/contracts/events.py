@@ -95,6 +95,10 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment", tag_field="kind"
     sampled: bool = True
 
 
+NOT_COMPARED = -1
+"""`Response.beside_us` of a second arm whose time says nothing beside that of the other arm."""
+
+
 class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw_only=True, omit_defaults=True):
     """One arm's outcome for one request. `served` tells whether the client got this one as its answer.
 
@@ -104,7 +108,8 @@ class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw
     Without `sampled` the features were not logged, as the assignment's inputs.
     `beside_us`, of a second arm (`shadow`): what the other arm took for the same request when both were scored beside
     each other, by the clock of `latency_us`. Evidence compares these two, and not what the client's answer took. None:
-    was not measured (older logs, failed).
+    was not measured (older logs, failed, no such stage). `NOT_COMPARED`: the request was scored in company, and another
+    one's pair has the times of all of it, which are one observation; or the other arm could not be scored there.
     """
 
     id: EventId

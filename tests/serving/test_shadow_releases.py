@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.contracts.events import Override
+from pipelines.contracts.events import NOT_COMPARED, Override
 from pipelines.contracts.routes import Breaker
 from serving import pairs as sending
 from serving import shadow
@@ -184,3 +184,18 @@ async def test_the_processor_time_of_second_arms_is_counted(
         monkeypatch.setattr(shadow, "_REST_S", 0.0)
         await running.until(lambda: not psutil.pid_exists(pid))
         assert counted() > own_s + 0.9 * others_s
+
+
+async def test_of_a_company_that_is_scored_by_one_call_one_pair_carries_the_times(
+    home: Installation, start: Start
+) -> None:
+    home.publish("shadow")
+    async with start() as running:
+        pid = await two_on_the_way(running)
+        for k in range(8):
+            await running.infer(f"q{k}", x=HARMLESS)
+        os.kill(pid, signal.SIGCONT)
+        await running.shadows_done()
+    company = [one.beside_us for name, one in pairs(home).items() if name.startswith("q")]
+    assert company[0] not in (None, NOT_COMPARED)
+    assert company[1:] == [NOT_COMPARED] * 7
