@@ -137,7 +137,7 @@ def main() -> None:
         setup = Setup(Path(folder), asked.port)
         measure: dict[str, Callable[[], dict[str, Any]]] = {
             "batch": lambda: batch(setup, asked.seconds),
-            "shadow": lambda: shadow(setup, asked.seconds / 2),
+            "shadow": lambda: shadow(setup, asked.seconds),
             "memory": lambda: memory(setup, asked.requests),
         }
         for name in asked.claims:

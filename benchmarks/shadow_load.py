@@ -48,9 +48,9 @@ def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
     """The champion's latencies in each mode, at shares of what the gateway saturates at with second arms."""
     setup.route("shadow")
     with server(setup.gateway(), setup.port, setup.environment) as pid, _somebody_else(setup) as other:
-        saturation = closed_loop(setup.port, pid, body(1), 16, 2 * seconds)["requests_per_s"]
+        saturation = closed_loop(setup.port, pid, body(1), 16, seconds)["requests_per_s"]
         print(f"\nshadow 100 %: saturates at {saturation:,} requests/s")
-        loads = {share: _rounds(setup, pid, other, saturation * share, seconds) for share in LOADS}
+        loads = {share: _rounds(setup, pid, other, saturation * share, seconds / 2) for share in LOADS}
         time.sleep(2.0)  # the last second arms are scored
         pairs = _second_arms(setup)
     print(f"in the log: {pairs['promised']:,} second arms promised, {pairs['written']:,} written")

@@ -59,9 +59,7 @@ class Exchange(msgspec.Struct):
         challenger = self.plan.challenger
         return challenger if arm == "challenger" and challenger is not None else self.plan.champion
 
-    def respond(
-        self, arm: Arm, outcome: Outcome, *, served: bool, shadow: bool = False, fallback: bool = False
-    ) -> bool:
+    def respond(self, arm: Arm, outcome: Outcome, *, served: bool, fallback: bool = False) -> bool:
         """Count the arm's outcome and write its Response event. False when it could not be written."""
         self.count(arm, outcome, served=served)
         if not self.logged:
@@ -69,7 +67,7 @@ class Exchange(msgspec.Struct):
         log = self.gateway.log
         event_id = log.next_id()
         try:
-            log.write(self.response(event_id, arm, outcome, served=served, shadow=shadow, fallback=fallback))
+            log.write(self.response(event_id, arm, outcome, served=served, fallback=fallback))
         except LogWriteError:
             return False
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
-from pipelines.contracts.events import Arm, Response
+from pipelines.contracts.events import OTHER, Arm, Response
 from serving.exchange import Exchange
 from serving.handing_over import hand_over
 from serving.inference_log import LogWriteError
@@ -16,8 +16,6 @@ from serving.shadow_messages import Company as Sent
 from serving.shadow_messages import Scored, packed, sent_request
 
 _log = logging.getLogger("slipway.pairs")
-
-OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
 
 
 def put(exchanges: Iterable[Exchange]) -> None:

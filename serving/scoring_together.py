@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from time import perf_counter_ns
 from typing import Protocol, TypeVar
@@ -18,7 +18,7 @@ def score_together(model: LoadedModel, scorers: Sequence[Scorer], clock: Clock =
     from the beginning of the first. Where one of them would fail, each is scored by itself, so that only that one does.
     """
     outcomes: list[Outcome] = []
-    for few in of_few_rows(scorers, model.most_rows) if model.row_by_row else [[one] for one in scorers]:
+    for few in in_companies(scorers, (model,)):
         if len(few) > 1:
             with suppress(Exception):  # each by itself tells whose it is
                 outcomes += _by_one_call(model, few, clock)
@@ -39,7 +39,14 @@ class OfRows(Protocol):
 _Request = TypeVar("_Request", bound=OfRows)
 
 
-def of_few_rows(requests: Sequence[_Request], most: int) -> Iterator[list[_Request]]:
+def in_companies(requests: Sequence[_Request], models: Sequence[LoadedModel]) -> Iterable[list[_Request]]:
+    """The requests, as many together as suits every model, so that each gives them the same company."""
+    if all(model.row_by_row for model in models):
+        return _of_few_rows(requests, min(model.most_rows for model in models))
+    return [[one] for one in requests]
+
+
+def _of_few_rows(requests: Sequence[_Request], most: int) -> Iterator[list[_Request]]:
     """The requests in their order, as many together as have no more rows than a batch was tried with."""
     few: list[_Request] = []
     rows = 0

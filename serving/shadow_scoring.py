@@ -11,15 +11,15 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 
-from pipelines.contracts.events import ARMS, NOT_COMPARED, Arm
+from pipelines.contracts.events import ARMS, NOT_COMPARED, OTHER, Arm
 from pipelines.contracts.pii import KeyedHash
 from serving.models import LoadedModel, why_not_loaded
 from serving.scoring import Clock, Outcome
-from serving.scoring_together import of_few_rows, score_together
+from serving.scoring_together import in_companies, score_together
 from serving.shadow_messages import Company, Done, Loading, Scored, SentRequest, packed, scorer_of
 
 _log = logging.getLogger("slipway.shadow")
@@ -91,7 +91,7 @@ class PairScorer:
         allowed_us = company.timeout_us if wanted == "challenger" else None
         return [
             one
-            for few in _alike(company.requests, models.values())
+            for few in in_companies(company.requests, list(models.values()))
             for one in self._score_alike(company, few, models, allowed_us)
         ]
 
@@ -115,16 +115,14 @@ class PairScorer:
             and any(_has_failed(outcome) for of_arm in made.values() for outcome in of_arm)
         ):
             return [one for request in few for one in self._score_alike(company, [request], models, allowed_us)]
-        other = made.get("champion" if company.wanted == "challenger" else "challenger")
-        scored: list[Scored] = []
-        for at, outcome in enumerate(made[company.wanted]):
-            beside = None
-            if company.beside:
-                # All of a company have its times: they are one observation, and one pair has it.
-                is_told = at == 0 and other is not None and not _has_failed(other[at])
-                beside = other[at].latency_us if other is not None and is_told else NOT_COMPARED
-            scored.append(_scored(outcome, beside, allowed_us, len(few)))
-        return scored
+        other = made.get(OTHER[company.wanted])
+        # All of a company have its times: they are one observation, and one pair has it.
+        untold = NOT_COMPARED if company.beside else None
+        told = untold if other is None or _has_failed(other[0]) else other[0].latency_us
+        return [
+            _scored(outcome, untold if at else told, allowed_us, len(few))
+            for at, outcome in enumerate(made[company.wanted])
+        ]
 
     def _model(self, digest: str) -> LoadedModel:
         now = time.monotonic()
@@ -136,13 +134,6 @@ class PairScorer:
                 del self._models[old], self._asked_at[old]
             model = self._models[digest] = LoadedModel(self._releases / digest, digest, self._keyed)
         return model
-
-
-def _alike(requests: Sequence[SentRequest], models: Iterable[LoadedModel]) -> Iterable[Sequence[SentRequest]]:
-    """The requests as few together as suits every release, so that an arm has the company that the other has."""
-    if all(model.row_by_row for model in models):
-        return of_few_rows(requests, min(model.most_rows for model in models))
-    return [[one] for one in requests]
 
 
 def _scored(outcome: Outcome, beside_us: int | None, timeout_us: int | None, together: int) -> Scored:

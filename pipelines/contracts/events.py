@@ -30,6 +30,7 @@ def metric_by_name(kpis: Sequence[str]) -> dict[str, str]:
 
 Arm = Literal["champion", "challenger"]
 ARMS: tuple[Arm, Arm] = ("champion", "challenger")
+OTHER: dict[Arm, Arm] = {"champion": "challenger", "challenger": "champion"}
 
 
 class EventId(msgspec.Struct, frozen=True, array_like=True, order=True):
