@@ -163,7 +163,9 @@ def alive(process: psutil.Process) -> bool:
 @pytest.mark.parametrize("seed", [20260])
 def test_a_killed_worker_loses_nothing_that_was_acknowledged(home: Installation, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    home.publish("split", share_ppm=500_000)
+    # Slow enough that at any moment requests are on their way.
+    champion, challenger = (home.release(score, semver="2.0.0", sleep_s=0.01) for score in (0.3, 0.7))
+    home.publish("split", champion=champion, challenger=challenger, share_ppm=500_000)
     acknowledged = tmp_path / "acknowledged"
     with bentoml_serve(home.home) as gateway:
         load = Load(gateway.url, acknowledged, threads=6)
