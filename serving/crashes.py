@@ -19,7 +19,7 @@ _log = logging.getLogger("slipway.gateway")
 _FAULTS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE})
 _WITHIN_US = 60_000_000
 BOUND = 3
-"""So many deaths within a minute switch off every challenger in place."""
+"""So many deaths within a minute withdraw every challenger in place; one that bakes gives way to its fallback."""
 
 
 def note_crashes(watcher: Any, folder: Path) -> None:

@@ -95,7 +95,7 @@ class Gateway:
         """Take up overrides that were cut short, load the routes' releases (bounded by `load_timeout_s`), be ready."""
         await asyncio.to_thread(self._recover_overrides)
         await asyncio.to_thread(self.table.start, self.limits.load_timeout_s)
-        self._switch_off_after_crashes(await asyncio.to_thread(crashes.recent, self._crashes))
+        self._withdraw_after_crashes(await asyncio.to_thread(crashes.recent, self._crashes))
         await self.store.start()
         self.freshness.start()
         self.shadow.start()
@@ -165,7 +165,7 @@ class Gateway:
         return self._ids[at : at + 32]
 
     def count_challenger_call(self, plan: Plan, *, failed: bool) -> None:
-        """Count a challenger's call; past the route's bound, switch the challenger off."""
+        """Count a call of the challenger, of one that bakes too; past the route's bound, withdraw it."""
         rollout = plan.route.rollout_id or plan.route.challenger or ""
         known = self._windows.get(plan.route.model)
         if known is None or known[0] != rollout or known[1].bound != plan.route.breaker:
@@ -173,12 +173,12 @@ class Gateway:
         if known[1].record(failed=failed) and self.standing_override(plan.route.model) is None:
             self.persist_later(self.override(plan, known[1].reason(), BREAKER))
 
-    def _switch_off_after_crashes(self, deaths: int) -> None:
-        """Every challenger in place: which of them it was, nobody has lived to tell."""
+    def _withdraw_after_crashes(self, deaths: int) -> None:
+        """Every challenger in place, those that bake too: which of them it was, nobody has lived to tell."""
         if deaths < crashes.BOUND:
             return
         for plan in list(self.table.plans.values()):
-            if plan.effective.challenger is not None:
+            if plan.on_trial is not None:
                 reason = f"{deaths} workers died of a fault within a minute (bound: {crashes.BOUND})"
                 self.persist_later(self.override(plan, reason, BREAKER))
 

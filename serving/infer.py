@@ -7,6 +7,9 @@ response event before the answer leaves, and only then does the other arm score.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import msgspec
 
 from pipelines.contracts.events import Arm
@@ -93,7 +96,25 @@ def _log_served(exchange: Exchange, outcome: Outcome) -> bool:
     if exchange.arm == "challenger":
         return True
     stand_in(exchange, outcome)
-    return exchange.respond("champion", outcome, served=True, fallback=exchange.fallback)
+    logged = exchange.respond("champion", outcome, served=True, fallback=exchange.fallback)
+    if exchange.plan.on_trial == "champion":
+        count_baking(exchange.gateway, exchange.plan, (outcome,))
+    return logged
+
+
+def count_baking(gateway: Gateway, plan: Plan, outcomes: Sequence[Outcome]) -> None:
+    """Count calls of a challenger that bakes, scored together. Nothing ends one that takes too long: it has failed
+    when it is over. However many it held up, it was slow once.
+    """
+    # The time of a batch is that of its queue, too.
+    timeout_us = plan.route.breaker.timeout_ms * 1000 if plan.champion.batching is None else sys.maxsize
+    was_late = False
+    for outcome in outcomes:
+        is_late = outcome.latency_us - outcome.features_us > timeout_us
+        if outcome.unavailable or (is_late and was_late and outcome.status == "ok"):
+            continue
+        was_late = was_late or is_late
+        gateway.count_challenger_call(plan, failed=is_late or outcome.status != "ok")
 
 
 async def _on_disk(gateway: Gateway) -> bool:

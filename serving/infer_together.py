@@ -16,7 +16,7 @@ from serving.assigning import assign, check, go_unlogged
 from serving.exchange import Exchange
 from serving.gateway import Gateway
 from serving.handing_over import hand_over
-from serving.infer import Answer, go_on, step_back
+from serving.infer import Answer, count_baking, go_on, step_back
 from serving.inference_log import LogWriteError
 from serving.oip.request import InferRequest
 from serving.online_features.plan import ReadPlan, Reads
@@ -139,7 +139,17 @@ def _finish(gateway: Gateway, exchanges: Sequence[Exchange]) -> list[Finished]:
         if exchange.paired:
             paired.add(id(exchange))
     pairs.put(exchange for alike in by_arm for exchange in alike if id(exchange) in paired)
+    _count_those_that_bake(by_arm, exchanges, outcomes)
     return finished
+
+
+def _count_those_that_bake(
+    by_arm: Iterable[Sequence[Exchange]], exchanges: Sequence[Exchange], outcomes: Sequence[Outcome | None]
+) -> None:
+    for first, *_ in by_arm:
+        if (plan := first.plan).on_trial == "champion":
+            made = [one for exchange, one in zip(exchanges, outcomes, strict=True) if exchange.plan is plan]
+            count_baking(first.gateway, plan, [one for one in made if one is not None])
 
 
 def _is_replaced(exchange: Exchange, outcome: Outcome) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.contracts.clocks import wall_us
+from pipelines.contracts.events import Arm
 from pipelines.contracts.pii import KeyedHash
 from pipelines.contracts.release import InputField
 from pipelines.contracts.routes import Route
@@ -26,7 +27,7 @@ from serving.online_features.plan import ReadPlan
 from serving.overrides import OverrideStore
 from serving.privacy import Privacy, binder_of, together
 from serving.route_source import RouteSource
-from serving.routing import Effective, effective
+from serving.routing import Effective, effective, on_trial
 
 _log = logging.getLogger("slipway.routes")
 
@@ -48,6 +49,8 @@ class Plan(msgspec.Struct, frozen=True):
     privacy: Privacy
     since_us: int
     """When this worker took up the route (wall)."""
+    on_trial: Arm | None
+    """The arm whose failures are the circuit breaker's (`serving/routing.py`)."""
 
 
 class RouteTable:
@@ -180,7 +183,8 @@ class RouteTable:
         reads = ReadPlan({arm.digest: arm.manifest.views for arm in arms})
         again = before is not None and before.route.version == route.version
         since_us = before.since_us if before is not None and again else wall_us()
-        made = Plan(route, plan, champion, challenger, fields, binder, Pace(), reads, privacy, since_us)
+        trial = on_trial(route, plan)
+        made = Plan(route, plan, champion, challenger, fields, binder, Pace(), reads, privacy, since_us, trial)
         self.plans = {**self.plans, route.model: made}
 
     def _all_loaded(self, route: Route) -> bool:

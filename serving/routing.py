@@ -72,6 +72,14 @@ def effective(route: Route, overrides: Iterable[HeldOverride]) -> Effective:
     return Effective(mode="single", champion=champion, override=str(standing[-1].event.id))
 
 
+def on_trial(route: Route, plan: Effective) -> Arm | None:
+    """Whose calls the circuit breaker counts: the challenger's; while it bakes it is champion, with a fallback."""
+    if plan.challenger is not None:
+        return "challenger"
+    bakes = route.rollout_id is not None and route.fallback is not None and plan.override is None
+    return "champion" if bakes else None
+
+
 class ArmMemory:
     """The first arm of each client id, bounded: the oldest is forgotten first."""
 

@@ -23,7 +23,7 @@ Mode = Literal["single", "shadow", "split"]
 
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
-    """Bound of the gateway's own circuit breaker, for the challenger alone.
+    """Bound of the gateway's own circuit breaker, for the challenger alone; while it bakes it is champion.
 
     Trips when, of the last `window` challenger calls, at least `failures` failed (error, timeout, invalid value).
     """

@@ -58,6 +58,40 @@ async def test_a_challenger_past_its_bound_goes_off_and_stays_off_over_a_restart
     assert len(home.events(Override)) == 1
 
 
+BAD = {"error": {"error": True}, "invalid": {"high": 0.5}, "late": {"sleep_s": 0.02}}
+
+
+@pytest.mark.parametrize("fault", [*BAD, "none"])
+async def test_while_it_bakes_a_challenger_past_its_bound_gives_way_to_the_fallback(
+    home: Installation, start: Start, fault: str
+) -> None:
+    baking = home.release(0.7, semver="2.0.0", **BAD.get(fault, {}))
+    timeout_ms = 10 if fault == "late" else 60_000
+    breaker = Breaker(window=10, failures=3, timeout_ms=timeout_ms)
+    home.publish(champion=baking, fallback=home.champion, rollout_id="r1", stage="bake", breaker=breaker)
+    async with start() as running:
+        releases = [(await running.infer(f"q{k}")).json().get("parameters", {}).get("release") for k in range(5)]
+    if fault == "none":
+        assert (releases, home.events(Override)) == ([baking] * 5, [])
+        return
+    assert releases == [None if fault == "error" else baking] * 3 + [home.champion] * 2
+    (override,) = home.events(Override)
+    assert (override.rollout_id, override.action, override.withdrawn) == ("r1", "champion_to_fallback", baking)
+    assert (override.actor, override.reason[:46]) == (
+        "circuit-breaker",
+        "3 of the last 3 challenger calls failed (bound",
+    )
+    assert [event.rollout_id for event in home.events(Assignment)] == ["r1"] * 3 + [None] * 2
+
+
+async def test_a_champion_of_long_standing_is_never_withdrawn_by_the_breaker(home: Installation, start: Start) -> None:
+    failing = home.release(0.7, semver="2.0.0", error=True)
+    home.publish(champion=failing, fallback=home.champion, breaker=Breaker(window=10, failures=3))
+    async with start() as running:
+        assert {(await running.infer(f"q{k}")).status_code for k in range(5)} == {500}
+    assert home.events(Override) == []
+
+
 async def test_a_hanging_challenger_costs_nobody_an_answer_and_is_switched_off(
     home: Installation, start: Start
 ) -> None:

@@ -40,6 +40,19 @@ async def test_after_some_deaths_within_a_minute_every_challenger_in_place_goes_
 
 
 @pytest.mark.anyio
+async def test_a_challenger_that_bakes_gives_way_to_its_fallback(home: Installation, start: Start) -> None:
+    home.publish(champion=home.challenger, fallback=home.champion, rollout_id="r1", stage="bake")
+    for ago_s in range(crashes.BOUND):
+        folder(home).mkdir(parents=True, exist_ok=True)
+        (folder(home) / str(wall_us() - ago_s * 1_000_000)).touch()
+    async with start() as running:
+        assert (await running.infer()).json()["parameters"]["release"] == home.champion
+    (override,) = home.events(Override)
+    assert (override.action, override.withdrawn) == ("champion_to_fallback", home.challenger)
+    assert "workers died" in override.reason
+
+
+@pytest.mark.anyio
 async def test_without_a_challenger_deaths_change_nothing(home: Installation, start: Start) -> None:
     home.publish(fallback=home.challenger)
     for _ in range(5):
@@ -67,9 +80,13 @@ def test_only_faults_of_the_process_itself_are_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.proof
-def test_a_challenger_that_ends_its_workers_is_off_within_seconds(home: Installation) -> None:
+@pytest.mark.parametrize("stage", ["canary_50", "bake"])
+def test_a_challenger_that_ends_its_workers_is_off_within_seconds(home: Installation, stage: str) -> None:
     crashing = home.release(0.9, semver="3.0.0", crash_share=1.0)
-    home.publish("split", challenger=crashing, share_ppm=500_000)
+    if stage == "bake":
+        home.publish(champion=crashing, fallback=home.champion, rollout_id="r1", stage=stage)
+    else:
+        home.publish("split", challenger=crashing, share_ppm=500_000, stage=stage)
     body = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [1.0]}]}
     with bentoml_serve(home.home) as gateway:
 

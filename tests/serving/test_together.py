@@ -13,8 +13,10 @@ import pytest
 
 from pipelines.contracts import events, segments
 from pipelines.contracts.events import ARMS, Assignment, Response
+from pipelines.contracts.routes import Breaker
 from serving import short_way
 from serving.arms import _PROVEN
+from serving.infer import count_baking
 from serving.models import LoadedModel
 from serving.row_by_row import MOST_ROWS, scores_row_by_row
 from serving.scoring import Outcome
@@ -222,6 +224,26 @@ async def test_where_all_requests_are_the_challengers_they_are_scored_together_a
         ("challenger", "error", False, False),
         ("champion", "ok", True, True),
     ]
+
+
+async def test_failures_of_a_challenger_that_bakes_are_counted_in_company_too(home: Installation, start: Start) -> None:
+    baking = home.release(0.7, semver="1.2.0", error_share=0.5)
+    breaker = Breaker(failures=3, timeout_ms=60_000)
+    home.publish(champion=baking, fallback=home.champion, rollout_id="r1", stage="bake", breaker=breaker)
+    async with start() as running, together(running, 4) as turn:
+        assert [status for status, _ in await turn.ask(*(post(f"a{k}", x=HARMFUL) for k in range(4)))] == [500] * 4
+        after = await turn.ask(*(post(f"b{k}", x=HARMFUL) for k in range(4)))
+        assert {answer["parameters"]["release"] for _, answer in after} == {home.champion}
+
+
+async def test_a_company_that_came_late_was_held_up_once(home: Installation, start: Start) -> None:
+    breaker = Breaker(failures=2, timeout_ms=50)
+    home.publish(champion=home.challenger, fallback=home.champion, rollout_id="r1", stage="bake", breaker=breaker)
+    async with start() as running:
+        for standing in (True, False):
+            plan = running.gateway.table.plans["m"]
+            count_baking(running.gateway, plan, [Outcome("ok", 50_001)] * 8)
+            assert (running.gateway.standing_override("m") is None) == standing
 
 
 async def test_a_challengers_answer_of_a_turn_that_the_log_did_not_take_is_not_given(
