@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -94,7 +94,8 @@ class PostgresServer:
             return
         family = self._family()
         for one in family:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):  # the others end by themselves once the first is gone
+                one.kill()
         self._process.wait(20)
         wait_until_ended(family)
         self._process = None

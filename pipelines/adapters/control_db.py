@@ -21,6 +21,7 @@ from pipelines.adapters.control_engine import named_lock, open_engine, reading, 
 from pipelines.contracts import routes
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import NotFoundError
+from pipelines.registry.versions import parse
 from pipelines.settings import Settings
 
 
@@ -125,14 +126,15 @@ class ControlDb:
             )
 
     def releases(self, model: str | None = None) -> list[ReleaseRow]:
-        """Releases, oldest first."""
+        """Releases, oldest first: by the event time they were made as of, and of equal ones by version."""
         table = schema.release
-        query = sa.select(table).order_by(table.c.created_us, table.c.digest)
+        query = sa.select(table).order_by(table.c.model)
         if model is not None:
             query = query.where(table.c.model == model)
         with self.read() as connection:
             rows = connection.execute(query).mappings().all()
-        return [ReleaseRow(**(dict(row) | {"metrics": msgspec.json.decode(row["metrics"])})) for row in rows]
+        found = [ReleaseRow(**(dict(row) | {"metrics": msgspec.json.decode(row["metrics"])})) for row in rows]
+        return sorted(found, key=lambda row: (row.created_us, parse(row.semver)))
 
     def release(self, name: str, model: str | None = None) -> ReleaseRow:
         """The release with this digest, a unique prefix of it (6 characters or more), or this semantic version.

@@ -46,6 +46,10 @@ class DagRuns:
             raise TerminalError(f"DAG run {run.dag_id} {run.dag_run_id}", got=ended.state, hint=self._why(run))
         return ended
 
+    def result(self, run: DagRun, task_id: str) -> Any:
+        """What a task of the run has returned."""
+        return self._admin.xcom(run.dag_id, run.dag_run_id, task_id)
+
     def run(self, dag_id: str, name: str, as_of_us: int, conf: Mapping[str, str] | None = None) -> DagRun:
         """Start and finish."""
         return self.finish(self.start(dag_id, name, as_of_us, conf))
@@ -56,9 +60,12 @@ class DagRuns:
         with ThreadPoolExecutor(max_workers=4) as pool:
             return list(pool.map(self.finish, runs))
 
-    def started_by_assets(self, dag_ids: Sequence[str], before: Mapping[str, int], *, timeout_s: float = 300.0) -> None:
+    def started_by_assets(
+        self, dag_ids: Sequence[str], before: Mapping[str, int], *, timeout_s: float = 300.0
+    ) -> list[DagRun]:
         """Wait until each DAG has one more finished run than `before`: those that asset events started."""
         end = time.monotonic() + timeout_s
+        started: list[DagRun] = []
         for dag_id in dag_ids:
             while True:
                 runs = self._admin.runs(dag_id)
@@ -67,10 +74,12 @@ class DagRuns:
                 if time.monotonic() > end:
                     raise TerminalError(f"DAG {dag_id}", got="no run", expected="a run started by asset events")
                 time.sleep(0.3)  # Airflow's API has no way to be told of a run's end
+            started += runs[before[dag_id] :]
             for run in runs[before[dag_id] :]:
                 self._note(run)
                 if run.state != "success":
                     raise TerminalError(f"DAG run {dag_id} {run.dag_run_id}", got=run.state, hint=self._why(run))
+        return started
 
     def counts(self, dag_ids: Sequence[str]) -> dict[str, int]:
         """How many runs each DAG has."""

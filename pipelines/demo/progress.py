@@ -47,7 +47,9 @@ class Show:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        # Where no terminal is, a bar would leave nothing but an empty line.
+        disable = not self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=disable) as progress:
             yield Bar(progress, progress.add_task(name, total=total))
 
 

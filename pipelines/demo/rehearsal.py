@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -102,10 +102,11 @@ def train(rehearsal: Rehearsal, told: Told, as_of_us: int, model: str = MODEL) -
     """A training DAG run; the digest of the release it registered."""
     name = f"act-{told.act.key}"
     with rehearsal.show.part(f"model.{model}.train"):
-        rehearsal.runs.run(f"model.{model}.train", name, as_of_us)
-    newest = control_db(rehearsal.settings).releases(model)[-1]
-    told.facts.append((f"release of {model}", f"{newest.semver}, {newest.digest[:12]}, MLflow run {newest.mlflow_run}"))
-    return newest.digest
+        run = rehearsal.runs.run(f"model.{model}.train", name, as_of_us)
+    made = rehearsal.runs.result(run, "registered")
+    what = f"{made['semver']}, {made['digest'][:12]}, MLflow run {made['mlflow_run']}"
+    told.facts.append((f"release of {model}", what))
+    return str(made["digest"])
 
 
 def first_champion(rehearsal: Rehearsal, told: Told, model: str, digest: str, as_of_us: int) -> None:
@@ -164,7 +165,7 @@ async def play(rehearsal: Rehearsal, told: Told, replay: Replay, digest: str) ->
     rollout_id = await started(settings, digest)
     told.rollout_ids.append(rollout_id)
     replay.keep = 1
-    seen = Seen(settings, rollout_id)
+    seen = Seen(settings, rollout_id, tell=rehearsal.show.line)
     with rehearsal.show.bar("backtest", 1) as bar:
         while not seen.ended:
             if seen.status == "held":
@@ -225,12 +226,16 @@ async def started(settings: Settings, digest: str) -> str:
 
 
 class Seen:
-    """A rollout as the driver sees it, read anew by `read()`; keeps the verdicts it saw for the report's charts."""
+    """A rollout as the driver sees it, read anew by `read()`, which tells each decision once; keeps the verdicts it saw
+    for the report's charts.
+    """
 
-    def __init__(self, settings: Settings, rollout_id: str) -> None:
+    def __init__(self, settings: Settings, rollout_id: str, *, tell: Callable[[str], None] = lambda _: None) -> None:
         self._settings = settings
         self._id = rollout_id
         self.history: list[dict[str, Any]] = []
+        self._tell = tell
+        self._told = 0
         self._total = -1
         self.read()
 
@@ -239,6 +244,9 @@ class Seen:
         shown = rollouts.show(self._settings, self._id)
         self.status, self.stage, self.requests = shown["status"], shown["stage"], shown["requests"]
         self.reason = shown["decisions"][-1].get("reason", "") if shown["decisions"] else ""
+        for one in shown["decisions"][self._told :]:
+            self._tell(f"{self._id} {one['kind']}: {one['reason']}")
+        self._told = len(shown["decisions"])
         stages = {stage["name"]: stage for stage in shown["stages"]}
         self.wanted = int(stages.get(self.stage, {}).get("requests", 0))
         self.live = self.stage in stages and stages[self.stage]["kind"] not in ("backtest", "approval")

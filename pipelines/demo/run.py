@@ -179,16 +179,19 @@ async def _drift(rehearsal: Rehearsal, told: Told, act: Act, replay: Replay) -> 
         return
     told.facts.append(("retraining asked for", asked[-1].reason))
     with rehearsal.show.part(f"model.{MODEL}.train, started by drift://{MODEL}"):
-        rehearsal.runs.started_by_assets([f"model.{MODEL}.train"], trainings)
-    newest = database.releases(MODEL)[-1]
-    told.facts.append(("retrained release", f"{newest.semver}, {newest.digest[:12]}"))
-    await play(rehearsal, told, replay, newest.digest)
+        run = rehearsal.runs.started_by_assets([f"model.{MODEL}.train"], trainings)[-1]
+    made = rehearsal.runs.result(run, "registered")
+    told.facts.append(("retrained release", f"{made['semver']}, {made['digest'][:12]}"))
+    await play(rehearsal, told, replay, made["digest"])
     with rehearsal.show.part(f"model.{MODEL}.score"):
         rehearsal.runs.run(f"model.{MODEL}.score", "act-4", replay.now_us)
 
 
 def _checks(installation: Settings, found: list[dict[str, Any]], logged: int) -> list[dict[str, Any]]:
     checks = [summary.check(f"act {act['key']} ends in", act["outcome"], act["expected"], act["ok"]) for act in found]
+    named = [(one["rollout_id"], one["challenger"], one["champion"]) for act in found for one in act["rollouts"]]
+    itself = [rollout_id for rollout_id, challenger, champion in named if challenger == champion]
+    checks.append(summary.check("rollouts of a champion against itself", ", ".join(itself) or 0, 0, not itself))
     checks += [
         summary.check(
             f"exposed by {rollout['rollout_id']}, counted in the log",

@@ -13,7 +13,7 @@ import msgspec
 
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.rollout_store import EvidenceRow, RolloutStore
-from pipelines.contracts.errors import NotFoundError, StaleDecisionError
+from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError
 from pipelines.contracts.events import Override
 from pipelines.rollout.commands import Command
 from pipelines.rollout.decide import begin, decide
@@ -93,15 +93,20 @@ def start(
 
     It runs at once when no other rollout of the model does; one that waits already is replaced. Starting the release
     that is under way returns its rollout. The plan is the model spec's unless given. Raises NotFoundError for an
-    unknown release, SpecError or ContractError for a plan that cannot be.
+    unknown release, TerminalError for the champion's own, SpecError or ContractError for a plan that cannot be.
     """
     release = find_release(settings, model, challenger)
     if plan is None:
         plan = planned(settings, model, release)
     store, moment = rollout_store(settings), now(settings, as_of_us)
-    for rollout in store.rollouts(model):
-        if rollout.slot != "ended" and rollout.challenger == release:
+    open_ones = [rollout for rollout in store.rollouts(model) if rollout.slot != "ended"]
+    for rollout in open_ones:
+        if rollout.challenger == release:
             return rollout
+    if release == control_db(settings).champion(model):
+        got, hint = f"release {release[:12]}, which is its champion", "Train a release to put forward."
+        raise TerminalError(f"rollout of {model}", got=got, expected="another release", hint=hint)
+    for rollout in open_ones:
         if rollout.slot == "waiting":
             replace = Command(verb="replace", actor=actor, reason=f"release {release[:12]} takes its place")
             store.commit(rollout, decide(rollout, Standing(), moment, command=replace))

@@ -317,3 +317,9 @@ def test_a_new_route_is_told_when_its_transaction_commits(postgres: PostgresServ
         (told,) = listener.notifies(timeout=5, stop_after=1)
         assert told.payload == "m"
     db.engine.dispose()
+
+
+def test_of_releases_made_as_of_one_moment_the_higher_version_is_the_newer(db: ControlDb) -> None:
+    for digest, semver, created_us in (("a", "1.10.0", 5), ("b", "1.9.0", 5), ("c", "1.0.0", 5), ("0", "3.0.0", 4)):
+        db.put_release(ReleaseRow(model="m", digest=digest, semver=semver, created_us=created_us))
+    assert [row.semver for row in db.releases("m")] == ["3.0.0", "1.0.0", "1.9.0", "1.10.0"]

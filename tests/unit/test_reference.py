@@ -31,14 +31,31 @@ def _pages() -> list[Path]:
     return [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 
 
+def _anchors(page: Path) -> set[str]:
+    """What can stand behind `#` in a link to the page: its headings, spelt as they are on the web."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
 def test_every_relative_link_of_the_docs_leads_somewhere() -> None:
-    broken = [
-        f"{page.relative_to(PROJECT)}: {target}"
-        for page in _pages()
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
-        if "://" not in target and not (page.parent / target).exists()
-    ]
+    broken = []
+    for page in _pages():
+        for path, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8")):
+            target = page.parent / path if path else page
+            if "://" not in path and (not target.exists() or (anchor and anchor not in _anchors(target))):
+                broken.append(f"{page.relative_to(PROJECT)}: {path}#{anchor}")
     assert broken == []
+
+
+def test_commands_of_the_docs_can_be_copied_as_they_stand() -> None:
+    """Nothing puts `slipway` on the PATH: a command to copy names it as `.venv/bin/slipway`."""
+    bare = [
+        f"{page.relative_to(PROJECT)}: {line}"
+        for page in _pages()
+        if page.name != "cli.md"
+        for line in re.findall(r"^ +(?:\$ )?slipway .*$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    ]
+    assert bare == []
 
 
 VERBS = dict(reference.verbs(get_command(app), "slipway"))

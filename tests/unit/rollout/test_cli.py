@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli.main import main
+from pipelines.contracts.errors import TerminalError
 from pipelines.settings import Settings
 from pipelines.wiring import rollouts
 from tests.builders import constant_release
@@ -93,3 +94,11 @@ def test_a_second_challenger_waits_and_a_third_takes_its_place(first: str, setti
 def test_starting_a_release_that_is_under_way_returns_its_rollout(first: str, settings: Settings) -> None:
     release = rollouts.load(settings, first).challenger
     assert rollouts.start(settings, "m", release, actor="again", plan=PLAN).id == first
+
+
+def test_the_champion_is_no_challenger_of_its_own(first: str, settings: Settings, slipway: Any) -> None:
+    slipway("rollout", "approve", first, "--actor", "anna")
+    champion = rollouts.load(settings, first).challenger
+    with pytest.raises(TerminalError, match="which is its champion; expected another release"):
+        rollouts.start(settings, "m", champion, actor="test", plan=PLAN)
+    assert len(rollouts.list(settings, "m")) == 1
