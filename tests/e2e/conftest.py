@@ -14,6 +14,9 @@ from pipelines.contracts.clocks import parse_event_time
 from pipelines.settings import PROJECT, Settings
 from pipelines.stack import PartStatus, down, up
 from tests.free_ports import free_ports
+from tests.patience import patient
+
+__all__ = ["patient"]
 
 FIRST = ("test_rehearsal", "test_kills", "test_steel_thread")
 """The order in which files begin. A worker has one more test than the one it runs: behind a rehearsal a short one."""

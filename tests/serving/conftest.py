@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patient
+
+__all__ = ["patient"]
+
 if importlib.util.find_spec("bentoml") is None:
     # The other environment: these tests run with serving/.venv.
     collect_ignore_glob = ["test_*.py"]
@@ -37,9 +41,6 @@ else:
         hypothesis_settings.load_profile("no deadline")
 
 TOKEN = "sesame"
-
-# What a machine that is busy with something else for a second must not change; tests of these limits set their own.
-PATIENT = {"max_queue_ms": 60_000.0, "features_budget_ms": 10_000.0, "slow_disk_ms": 60_000}
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def start(home: Installation) -> Start:
     async def starting(
         limits: dict[str, Any] | None = None, at: Installation = home, **settings: Any
     ) -> AsyncIterator[Running]:
-        gateway = Gateway(at.settings(**settings), Limits(fsync_ms=5, **(PATIENT | (limits or {}))))
+        gateway = Gateway(at.settings(**settings), Limits(fsync_ms=5, **(limits or {})))
         await gateway.start()
         app = GatewayApp(gateway)
         transport = httpx.ASGITransport(app=app)

@@ -164,9 +164,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
 
 @pytest.fixture(scope="module")
 def gateway(installation: Installation) -> Iterator[GatewayProcess]:
-    # A busy machine's slow disk, or a wait for a turn, is no answer to garbage.
-    patient = {"SLIPWAY_GATEWAY_SLOW_DISK_MS": "60000", "SLIPWAY_GATEWAY_MAX_QUEUE_MS": "60000"}
-    with bentoml_serve(installation.home, **patient) as process:
+    with bentoml_serve(installation.home) as process:
         yield process
 
 
