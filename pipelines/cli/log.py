@@ -33,9 +33,11 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         print("no events yet")
     else:
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
 
-        table = Table("stream", "on the bus", "in the lake", "lost", "missing", "twice", "waiting", "torn bytes", "")
+        stream = Column("stream", no_wrap=True)  # what the collector's log calls it, too
+        table = Table(stream, "on the bus", "in the lake", "lost", "missing", "twice", "waiting", "torn bytes", "")
+        table.box, table.pad_edge = None, False
         for report in reports:
             lost = ", ".join(f"{a}..{b}" if a != b else str(a) for a, b in report.lost) or "0"
             so_far = "" if report.ended else " so far"

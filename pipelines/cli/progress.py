@@ -17,6 +17,7 @@ class PartProgress:
     def __init__(self, title: str, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._started = time.monotonic()
+        self.told = False
         self._title = title
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(
@@ -36,10 +37,11 @@ class PartProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        if kind is None:
+        if kind is None and self.told:
             self._console.print(f"{self._title} took {time.monotonic() - self._started:.0f} s")
 
     def __call__(self, part: str, happening: str) -> None:
+        self.told = True
         if not self._console.is_terminal:
             self._console.print(f"{time.monotonic() - self._started:5.1f} s  {part:<22} {happening}", highlight=False)
             return

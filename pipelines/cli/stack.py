@@ -48,6 +48,8 @@ def down(parts: Parts = None, json: Json = False) -> None:
             stack_down(Settings(home=rehearsal), parts, progress)
     if json:
         _print(statuses, json)
+    elif not progress.told:
+        sys.stderr.write(f"nothing of {settings.root} was running\n")
 
 
 def status(parts: Parts = None, json: Json = False) -> None:

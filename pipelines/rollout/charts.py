@@ -27,6 +27,16 @@ def _ticks(low: float, high: float) -> list[int]:
     return list(range(math.ceil(low), math.floor(high) + 1, step))
 
 
+def _apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Heights as near to the `wanted` ones as lines `gap` apart between `low` and `high` can be, each in its place."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    placed, above, below = [0.0] * len(wanted), low - gap, high - gap * (len(wanted) - 1)
+    for index in order:
+        placed[index] = above = min(max(wanted[index], above + gap), below)
+        below += gap
+    return placed
+
+
 def evidence_chart(title: str, series: Sequence[Series], stages: Sequence[tuple[int, str]], width: int = 640) -> str:
     """An SVG of log10 e-values against requests; `stages` are (first request, name) marks. Empty without points."""
     ten = math.log(10)
@@ -60,7 +70,8 @@ def evidence_chart(title: str, series: Sequence[Series], stages: Sequence[tuple[
             continue  # a short stage: its name would lie on its neighbour's
         free = px(at) + 6 * len(name)
         parts.append(f'<text x="{px(at) + 3:.1f}" y="{HEIGHT - BOTTOM - 4}" class="tick">{escape(name)}</text>')
-    label_y: list[float] = []
+    ends = [py(points[-1][1]) + 4 for _, points in shown]
+    places = _apart(ends, 11, TOP + 8, HEIGHT - 4)
     for index, (one, points) in enumerate(shown):
         colour = one.colour or COLOURS[index % len(COLOURS)]
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
@@ -71,13 +82,8 @@ def evidence_chart(title: str, series: Sequence[Series], stages: Sequence[tuple[
                 f'<line x1="{LEFT}" x2="{width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{colour}" '
                 'stroke-dasharray="4 4" opacity=".7"/>'
             )
-        place = py(points[-1][1]) + 4
-        while any(abs(place - other) < 11 for other in label_y):
-            place += 11
-        label_y.append(place)
-        parts.append(
-            f'<text x="{width - RIGHT + 6}" y="{place:.1f}" fill="{colour}" font-size="10.5">{escape(one.name)}</text>'
-        )
+        at_y, name = f"{places[index]:.1f}", escape(one.name)
+        parts.append(f'<text x="{width - RIGHT + 6}" y="{at_y}" fill="{colour}" font-size="10.5">{name}</text>')
     parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}" class="tick">0</text>')
     parts.append(
         f'<text x="{width - RIGHT}" y="{HEIGHT - 8}" class="tick" text-anchor="end">{x_high:,} requests</text>'

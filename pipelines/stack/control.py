@@ -56,7 +56,7 @@ def down(
             tell(part.name, "stopping")
             processes.stop(record, part.grace_s)
             processes.forget(part.name, settings.run_dir)
-        tell(part.name, "stopped")
+            tell(part.name, "stopped")
 
     with _one_at_a_time(settings), ThreadPoolExecutor(max_workers=len(chosen)) as pool:
         list(pool.map(stop, chosen))

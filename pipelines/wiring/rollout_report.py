@@ -123,6 +123,8 @@ def explain(settings: Settings, rollout_id: str, verb: Verb | None = None, actor
     asked = Command(verb=verb, actor=actor) if verb is not None else None
     decision = decide(view.rollout, standing_of(view), now(settings), overrides=view.overrides, command=asked)
     planned = () if decision.is_wait else plan_actions(view.rollout, decision, f"{view.rollout.model}:next")
+    if asked is None and view.rollout.slot == "ended":
+        return [*lines, "[now]", f"nothing to decide: {decision.reason}"]
     return [*lines, "[now]", *explain_decision(decision, planned)]
 
 
