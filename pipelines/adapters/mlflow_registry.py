@@ -143,7 +143,13 @@ def attach(settings: Settings, run_id: str, name: str, content: bytes) -> None:
 
 
 def answers(settings: Settings) -> bool:
-    """Whether the tracking server answers now."""
+    """Whether the installation's tracking server answers now; one that another installation started does not count.
+
+    It was started in this home, or its address was given to the part that asks (as in containers).
+    """
+    started = (settings.run_dir / "mlflow.json").exists()
+    if not started and os.environ.get("MLFLOW_TRACKING_URI") != settings.mlflow_url:
+        return False
     try:
         return httpx.get(f"{settings.mlflow_url}/health", timeout=0.5).status_code == httpx.codes.OK
     except httpx.HTTPError:
