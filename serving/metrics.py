@@ -122,7 +122,9 @@ class Metrics:
             "batch_rows", "Rows scored together, of releases that are batched", ("model", "release"), _ROW_BUCKETS
         )
         self.refused = self._counter("refused", "Requests answered with an error", ("status",))
-        self.shed = self._counter("shadow_shed", "Requests that no second arm scored, the queue being full", ("model",))
+        self.shed = self._counter(
+            "shadow_shed", "Requests that no second arm scored: no place, or the challenger off", ("model",)
+        )
         self.unlogged = self._counter("unlogged", "Answers whose events could not be written", ("model",))
         self.retries = self._counter("retries", "Requests that repeated a client's id", ("model",))
         self.fallbacks = self._counter(

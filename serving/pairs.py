@@ -25,14 +25,18 @@ def put(exchanges: Iterable[Exchange]) -> None:
         plan, arm = exchange.plan, exchange.arm
         # One of many rows goes alone: to send it, and to log it, holds up whoever comes meanwhile.
         kind = (id(plan), arm) if exchange.bound.rows <= MOST_ROWS else id(exchange)
-        # One that takes longer than its route's timeout has failed. It is waited for all the same, until both arms
-        # could have been scored, since to end it is to end its process.
-        patience_s = 2 * plan.route.breaker.timeout_ms / 1000
+        # A challenger that takes longer than its route's timeout has failed. It is waited for all the same, twice as
+        # long, since to end it is to end its process.
+        patience_s = 2 * plan.route.breaker.timeout_ms / 1000 if arm == "champion" else None
         exchange.gateway.shadow.put(Company(kind, (exchange,), _message, _settle, _fail, patience_s))
 
 
-def _message(exchanges: Sequence[Exchange], number: int) -> bytes:
-    plan, wanted = exchanges[0].plan, OTHER[exchanges[0].arm]
+def _message(exchanges: Sequence[Exchange], number: int, alone: bool) -> bytes | None:
+    """What is sent; None where the challenger has been switched off while they waited: they are shed."""
+    gateway, plan, wanted = exchanges[0].gateway, exchanges[0].plan, OTHER[exchanges[0].arm]
+    if wanted == "challenger" and gateway.standing_override(plan.route.model) is not None:
+        gateway.metrics.shed.labels(plan.route.model).inc(len(exchanges))
+        return None
     releases: dict[Arm, str] = {"champion": plan.champion.digest}
     if plan.challenger is not None:
         releases["challenger"] = plan.challenger.digest
@@ -44,6 +48,7 @@ def _message(exchanges: Sequence[Exchange], number: int) -> bytes:
             exchanges[0].scorer.reads.plan.by_release,
             # Drawn arms are compared by what clients have waited for.
             beside=plan.effective.mode == "shadow",
+            alone=alone,
             timeout_us=plan.route.breaker.timeout_ms * 1000,
             requests=[sent_request(exchange.scorer) for exchange in exchanges],
         )

@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from pipelines.contracts.errors import ContractError
-from serving.shadow_link import Link
+from serving.shadow_link import Link, name_of
 from serving.shadow_messages import Begin, Done, Loading, Scored, ToWorker, Up
 
 _log = logging.getLogger("slipway.shadow")
@@ -34,7 +34,9 @@ _ON_THE_WAY = 2
 """Companies sent at a time: one is scored, and the next is there. Those that wait here grow, and cost less."""
 _TICK_S = 0.5
 _PATIENCE_S = 2.0
-"""The least that a company may keep the process busy before it is given up."""
+"""The least that a company may keep the process busy, with one arm, before it is given up."""
+_UNBOUND_S = 30.0
+"""The same of an arm that no route bounds: a champion, for which clients wait as long as it takes."""
 _LOADING_S = 60.0
 """How long starting, and loading a release, may keep the process busy."""
 _REST_S = 60.0
@@ -50,18 +52,21 @@ _FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM})
 
 
 class Company(NamedTuple):
-    """Requests that are scored together, with what comes with it: how they are sent, under a number; who takes their
-    outcomes; who is told that there are none, and why; how long each may keep the process busy before it is given up.
+    """Requests that are scored together, with what comes with it: how they are sent, under a number, with or without
+    the arm beside (None: they are no longer wanted); who takes their outcomes; who is told that there are none, and
+    why; how long each may keep the process busy with the arm asked for before it is given up (None: no bound).
 
-    Those of one `kind` are sent together when they wait.
+    Those of one `kind` are sent together when they wait. `alone`: the arm beside has ended their process, or held it
+    up.
     """
 
     kind: Hashable
     requests: tuple[Any, ...]
-    message: Callable[[Sequence[Any], int], bytes]
+    message: Callable[[Sequence[Any], int, bool], bytes | None]
     settle: Callable[[Sequence[Any], Sequence[Scored]], None]
     fail: Callable[[Sequence[Any], str], None]
-    patience_s: float
+    patience_s: float | None
+    alone: bool = False
 
 
 class ShadowQueue:
@@ -155,16 +160,23 @@ class ShadowQueue:
         elif self._link is not None and self._has_to_send():
             company = self._next()
             try:
-                self._link.send(company.message(company.requests, self._number + 1))
+                message = company.message(company.requests, self._number + 1, company.alone)
             except Exception:  # noqa: BLE001 - its own failure, not that of those behind it
                 _log.exception("a second arm's request cannot be sent")
                 self._end(company, lambda: company.fail(company.requests, "its request cannot be sent"))
             else:
-                if not self._sent:
-                    self._moved_at = monotonic()
-                self._number += 1
-                self._sent.append(company)
+                if message is None:
+                    self._end(company, lambda: None)
+                else:
+                    self._send(self._link, company, message)
         self._go_on()
+
+    def _send(self, link: Link, company: Company, message: bytes) -> None:
+        link.send(message)
+        if not self._sent:
+            self._moved_at = monotonic()
+        self._number += 1
+        self._sent.append(company)
 
     def _has_to_send(self) -> bool:
         return bool(self._waiting) and len(self._sent) < _ON_THE_WAY
@@ -236,18 +248,22 @@ class ShadowQueue:
             idle_s = 0.0 if self._sent or self._waiting or self._answered else idle_s + _TICK_S
             if idle_s > _REST_S:
                 return
-            if self._sent and link.stuck_s > self._allowed_s():
+            if self._sent and link.stuck_s > self._allowed_s(link):
                 link.kill()
 
-    def _allowed_s(self) -> float:
+    def _allowed_s(self, link: Link) -> float:
         """How long the process may be busy with what it is at."""
         first = self._sent[0]
         if self._is_loading or not self._is_up:
             return _LOADING_S
+        if first.patience_s is None or link.is_beside:
+            return _UNBOUND_S
         return max(_PATIENCE_S, first.patience_s * len(first.requests))
 
     def _go_over(self, link: Link, code: int, *, give_up: bool) -> None:
-        """What becomes of what was sent: the first is to blame for an end of its own making, the others go again."""
+        """What becomes of what was sent: the first is to blame for an end of its own making, the others go again. So
+        does the first where it was the arm beside, which nobody has asked for: without it.
+        """
         first = self._sent[0] if self._sent else None
         if give_up:
             _log.error("no shadow process comes up: the second arms of %d requests are lost", self._taken)
@@ -260,11 +276,16 @@ class ShadowQueue:
         elif first is not None and self._is_up:
             self._killed_with_first += 1
             if link.gave_up or code not in _FROM_OUTSIDE or self._killed_with_first >= _TRIES:
-                how = "gave no answer" if link.gave_up else f"ended the process that scored it ({_name_of(code)})"
-                _log.error("a second arm %s", how)
-                self._sent.popleft()
+                how = "gave no answer" if link.gave_up else f"ended the process that scored it ({name_of(code)})"
                 self._killed_with_first = 0
-                self._end(first, lambda: first.fail(first.requests, how))
+                if link.is_beside:
+                    _log.error("an arm scored for its times alone %s: its company goes again without it", how)
+                    # Of a kind of its own: those that wait behind it are compared.
+                    self._sent[0] = first._replace(kind=object(), alone=True)
+                else:
+                    _log.error("a second arm %s", how)
+                    self._sent.popleft()
+                    self._end(first, lambda: first.fail(first.requests, how))
         self._waiting.extendleft(reversed(self._sent))
         self._sent.clear()
 
@@ -276,10 +297,3 @@ class ShadowQueue:
         self.release(len(company.requests))
         if not (self._waiting or self._sent or self._answered):
             self._done.set()
-
-
-def _name_of(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    # Most real-time signals have no name.
-    return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import serving
+from serving.shadow_mark import Mark
 from serving.shadow_messages import Begin, Incoming, ToWorker, packed
 
 _log = logging.getLogger("slipway.shadow")
@@ -35,19 +36,27 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._used_s = 0.0
+        self._mark: Mark | None = None
+        self._begun = 0
         self.stuck_s = 0.0
-        """How long the process has computed or slept since it was last heard of. Waiting for a processor is neither."""
+        """How long the process has computed or slept since it was last heard of, or began with another arm. Waiting for
+        a processor is neither.
+        """
         self.gave_up = False
 
     async def open(self) -> None:
         """Start the process. Raises OSError when that cannot be."""
+        memory = Mark.descriptor()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = _started(theirs)
+                self._mark = Mark(memory)
+                self._process = _started(theirs, memory)
         except OSError:
             ours.close()
             raise
+        finally:
+            os.close(memory)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
         self.send(packed(self._begin))
 
@@ -56,6 +65,11 @@ class Link(asyncio.Protocol):
         """Of the process."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the arm that the process began with last is the one beside."""
+        return self._mark is not None and self._mark.is_beside
 
     def send(self, data: bytes) -> None:
         """Send a whole message."""
@@ -72,6 +86,8 @@ class Link(asyncio.Protocol):
             state, used_s = self.account()
             self.stuck_s += used_s - self._used_s if state == "R" else timeout_s
             self._used_s = used_s
+            if self._mark is not None and self._mark.begun != self._begun:
+                self.stuck_s, self._begun = 0.0, self._mark.begun
             return False
         return True
 
@@ -121,7 +137,16 @@ class Link(asyncio.Protocol):
         return fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
 
 
-def _started(end: socket.socket) -> subprocess.Popen[bytes]:
+def name_of(code: int) -> str:
+    """A process's exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    # Most real-time signals have no name.
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+
+
+def _started(end: socket.socket, memory: int) -> subprocess.Popen[bytes]:
     """The process at the other end; in this thread, with which the kernel would end it."""
-    command = [sys.executable, "-m", "serving.shadow_process", str(end.fileno()), str(os.getpid())]
-    return subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL, pass_fds=(end.fileno(),))
+    descriptors = (end.fileno(), memory)
+    command = [sys.executable, "-m", "serving.shadow_process", *map(str, descriptors), str(os.getpid())]
+    return subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL, pass_fds=descriptors)

@@ -63,8 +63,8 @@ class Company(msgspec.Struct, array_like=True, tag="company"):
     """Requests whose arm `wanted` is to be scored, all of one plan.
 
     `releases` are the digests by arm; `places` says where among a request's views each digest finds its own.
-    `beside`: the other arm is to be scored, too, to compare the times. A challenger's scoring that takes longer than
-    `timeout_us` has failed.
+    `beside`: the other arm is to be scored, too, to compare the times; `alone`: not for these, and they are compared
+    with none. A challenger's scoring that takes longer than `timeout_us` has failed.
     """
 
     number: int
@@ -72,6 +72,7 @@ class Company(msgspec.Struct, array_like=True, tag="company"):
     releases: dict[Arm, str]
     places: dict[str, list[int]]
     beside: bool
+    alone: bool
     timeout_us: int
     requests: list[SentRequest]
 

@@ -1,4 +1,4 @@
-"""The shadow process of one worker: `python -m serving.shadow_process SOCKET WORKER` (descriptor, pid).
+"""The shadow process of one worker: `python -m serving.shadow_process SOCKET MARK WORKER` (two descriptors, pid).
 
 It has the lowest priority there is: it gets the processor while the worker has nothing to do, and gives it up at once
 when something has come. It ends with its socket, or with its worker.
@@ -27,13 +27,14 @@ def _step_back() -> None:
 
 def main() -> None:
     """Answer companies until the worker has no more."""
-    descriptor, worker = int(sys.argv[1]), int(sys.argv[2])
+    descriptor, mark, worker = map(int, sys.argv[1:])
     _step_back()  # before anything is imported: that, too, has time
     end_with(worker, signal.SIGKILL)
     # Sent to the whole group: the worker first finishes what it promised.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     from pipelines.contracts.pii import KeyedHash
+    from serving.shadow_mark import Mark
     from serving.shadow_messages import Begin, Incoming, Up, packed
     from serving.shadow_scoring import PairScorer, own_time
 
@@ -45,7 +46,7 @@ def main() -> None:
             for message in incoming.of_worker(data):
                 if isinstance(message, Begin):
                     keyed = KeyedHash(message.pii_key) if message.pii_key else None
-                    scorer = PairScorer(Path(message.releases), keyed, own_time(), connection.sendall)
+                    scorer = PairScorer(Path(message.releases), keyed, own_time(), connection.sendall, Mark(mark))
                 else:
                     assert scorer is not None, "the worker begins with Begin"
                     connection.sendall(scorer.answer(message))

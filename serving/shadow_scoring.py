@@ -20,6 +20,7 @@ from pipelines.contracts.pii import KeyedHash
 from serving.models import LoadedModel, why_not_loaded
 from serving.scoring import Clock, Outcome
 from serving.scoring_together import in_companies, score_together
+from serving.shadow_mark import Mark
 from serving.shadow_messages import Company, Done, Loading, Scored, SentRequest, packed, scorer_of
 
 _log = logging.getLogger("slipway.shadow")
@@ -61,13 +62,18 @@ def own_time() -> Clock:
 
 
 class PairScorer:
-    """Scores companies, with the releases that they name. `tell` sends a message to the worker at once."""
+    """Scores companies, with the releases that they name. `tell` sends a message to the worker at once; `mark` is for
+    whatever it cannot tell any more.
+    """
 
-    def __init__(self, releases: Path, keyed: KeyedHash | None, clock: Clock, tell: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, releases: Path, keyed: KeyedHash | None, clock: Clock, tell: Callable[[bytes], None], mark: Mark
+    ) -> None:
         self._releases = releases
         self._keyed = keyed
         self._clock = clock
         self._tell = tell
+        self._mark = mark
         self._models: dict[str, LoadedModel] = {}
         self._asked_at: dict[str, float] = {}
 
@@ -84,8 +90,9 @@ class PairScorer:
         wanted = company.wanted
         models: dict[Arm, LoadedModel] = {}
         for arm in ARMS:
-            if arm != wanted and not company.beside:
+            if arm != wanted and (company.alone or not company.beside):
                 continue
+            self._mark.begin(beside=arm != wanted)
             try:
                 models[arm] = self._model(company.releases[arm])
             except Exception as error:  # noqa: BLE001 - of whatever kind: this release does not score
@@ -105,7 +112,8 @@ class PairScorer:
     ) -> list[Scored]:
         """Requests that every arm scores by one call. Should one call fail, all are scored alone, by every arm.
 
-        Else the arm that failed would have its times of requests alone, and the other one of all together.
+        Else the arm that failed would have its times of requests alone, and the other one of all together. A call that
+        takes longer than one request may is no answer to whether each would have come in time.
         """
         order = list(models)
         random.shuffle(order)
@@ -113,21 +121,16 @@ class PairScorer:
         for arm in order:
             # Its own columns: a release may write into them.
             scorers = [scorer_of(one, company.places) for one in few]
+            self._mark.begin(beside=arm != company.wanted)
             made[arm] = score_together(models[arm], scorers, self._clock)
-        if (
-            len(few) > 1
-            and len(made) > 1
-            and any(_has_failed(outcome) for of_arm in made.values() for outcome in of_arm)
-        ):
+        failed = len(made) > 1 and any(_has_failed(outcome) for of_arm in made.values() for outcome in of_arm)
+        if len(few) > 1 and (failed or _is_late(made[company.wanted][0], allowed_us)):
             return [one for request in few for one in self._score_alike(company, [request], models, allowed_us)]
         other = made.get(OTHER[company.wanted])
         # All of a company have its times: they are one observation, and one pair has it.
         untold = NOT_COMPARED if company.beside else None
         told = untold if other is None or _has_failed(other[0]) else other[0].latency_us
-        return [
-            _scored(outcome, untold if at else told, allowed_us, len(few))
-            for at, outcome in enumerate(made[company.wanted])
-        ]
+        return [_scored(outcome, untold if at else told, allowed_us) for at, outcome in enumerate(made[company.wanted])]
 
     def _model(self, digest: str) -> LoadedModel:
         now = time.monotonic()
@@ -141,8 +144,12 @@ class PairScorer:
         return model
 
 
-def _scored(outcome: Outcome, beside_us: int | None, timeout_us: int | None, together: int) -> Scored:
-    if timeout_us is not None and outcome.latency_us - outcome.features_us > timeout_us * together:
+def _is_late(outcome: Outcome, timeout_us: int | None) -> bool:
+    return timeout_us is not None and outcome.latency_us - outcome.features_us > timeout_us
+
+
+def _scored(outcome: Outcome, beside_us: int | None, timeout_us: int | None) -> Scored:
+    if timeout_us is not None and _is_late(outcome, timeout_us):
         outcome = Outcome("error", timeout_us, error=f"timeout after {timeout_us / 1000:.0f} ms")
     return Scored(
         outcome.status,
@@ -162,7 +169,7 @@ def _has_failed(outcome: Outcome) -> bool:
 
 
 def _failed(why: str) -> Scored:
-    return _scored(Outcome("error", 0, error=why), None, None, 1)
+    return _scored(Outcome("error", 0, error=why), None, None)
 
 
 def _travels(one: Scored) -> bool:

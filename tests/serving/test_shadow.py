@@ -288,7 +288,7 @@ def test_a_request_is_scored_there_from_the_same_columns_as_here(
     plan.by_release = {"d": [0], "e": []}
     view = ViewRead(FeatureRead("v", ["f"], [1], [[1]]), {"f": read}, "v: missing", unavailable=True)
     sent = sent_request(Scorer(bound, Reads(plan, [view], 7)))
-    company = Company(1, "challenger", {"champion": "d"}, plan.by_release, True, 5, [sent])
+    company = Company(1, "challenger", {"champion": "d"}, plan.by_release, True, False, 5, [sent])
     incoming, data = Incoming(), packed(company) * 2
     came = [one for at in range(0, len(data), cut) for one in incoming.of_worker(data[at : at + cut])]
     assert len(came) == 2

@@ -147,9 +147,9 @@ async def test_a_request_of_many_rows_is_sent_alone(
 ) -> None:
     sent: list[list[int]] = []
 
-    def message(exchanges: Sequence[Exchange], number: int) -> bytes:
+    def message(exchanges: Sequence[Exchange], number: int, alone: bool) -> bytes:
         sent.append([exchange.bound.rows for exchange in exchanges])
-        return original(exchanges, number)
+        return original(exchanges, number, alone)
 
     original: Any = sending._message
     monkeypatch.setattr(sending, "_message", message)
