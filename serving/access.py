@@ -37,6 +37,14 @@ class Bearer:
         if not hmac.compare_digest(sent.strip(), self._token):
             raise Forbidden("authorization", got="another token", expected=f"the gateway's {self._setting}")
 
+    def allows(self, header: bytes | None) -> bool:
+        """Whether `check` passes."""
+        try:
+            self.check(header)
+        except (Unauthorized, Forbidden):
+            return False
+        return True
+
 
 class ClientAccess(Bearer):
     """Of predictions, labels and KPIs: without a token set, everyone may ask."""
@@ -46,12 +54,8 @@ class ClientAccess(Bearer):
         if self.is_set:
             super().check(header)
 
-    def allows(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    def allows_any_of(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Whether HTTP headers (names in lower case) hold what `check` asks for."""
         if not self.is_set:
             return True
-        try:
-            self.check(next((value for name, value in headers if name == b"authorization"), None))
-        except (Unauthorized, Forbidden):
-            return False
-        return True
+        return self.allows(next((value for name, value in headers if name == b"authorization"), None))

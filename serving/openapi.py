@@ -40,7 +40,7 @@ _SCHEMAS = "#/components/schemas/{name}"
 
 
 class _Operation(NamedTuple):
-    """One method of a path; `scheme` is of the token that it needs, if any."""
+    """One method of a path; `scheme` is of the token that it takes, if any, and needs unless `optional`."""
 
     path: str
     method: str
@@ -48,6 +48,7 @@ class _Operation(NamedTuple):
     body: type | None = None
     status: int = 200
     scheme: str = ""
+    optional: bool = False
 
 
 OPERATIONS = (
@@ -66,7 +67,9 @@ OPERATIONS = (
     _Operation("/v1/models/{model}/labels", "post", "What became true", LabelsBody, 202, "client"),
     _Operation("/v1/models/{model}/kpis", "post", "What it was worth", KpisBody, 202, "client"),
     _Operation("/v1/models/{model}/rollback", "post", "Reduce exposure now", RollbackBody, scheme="operator"),
-    _Operation("/v1/routes", "get", "Routes and overrides in force"),
+    _Operation(
+        "/v1/routes", "get", "Routes and overrides in force; salts with the token", scheme="operator", optional=True,
+    ),
     _Operation("/metrics", "get", "Series for Prometheus"),
 )  # fmt: skip
 
@@ -104,5 +107,5 @@ def _described(one: _Operation) -> dict[str, Any]:
         made["requestBody"] = {"content": {"application/json": {"schema": schema}}}
     if one.scheme:
         # Predictions, labels and KPIs need a token only where the gateway has one.
-        made["security"] = [{one.scheme: []}] + [{}] * (one.scheme == "client")
+        made["security"] = [{one.scheme: []}] + [{}] * (one.optional or one.scheme == "client")
     return made

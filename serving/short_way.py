@@ -82,7 +82,7 @@ class ShortWay:
         plan = gateway.table.plans.get(model)
         if plan is None or not gateway.answers_at_once(plan) or len(body) > gateway.limits.max_body_bytes:
             return None
-        if not gateway.clients.allows(headers):
+        if not gateway.clients.allows_any_of(headers):
             return None
         asked = Asked(connection, model, plan, headers, body, since)
         try:

@@ -51,6 +51,18 @@ async def test_over_http_requests_without_the_clients_token_are_refused_and_chan
     assert len(home.events(Label)) == 1
 
 
+@pytest.mark.parametrize(("sent", "is_shown"), [(None, False), (WRONG, False), (RIGHT, False), (OPERATORS, True)])
+async def test_a_salt_which_lets_a_client_choose_its_arm_is_shown_to_operators_alone(
+    home: Installation, start: Start, sent: str | None, is_shown: bool
+) -> None:
+    home.publish("split", share_ppm=500_000, salt="a5a5a5")
+    async with start(client_token=CLIENTS) as running:
+        answer = await running.client.get("/v1/routes", headers={"authorization": sent} if sent else {})
+    assert answer.status_code == 200
+    assert answer.json()["routes"][0]["route"]["share_ppm"] == 500_000
+    assert ("a5a5a5" in answer.text) == is_shown
+
+
 async def test_calls_over_grpc_need_it_as_metadata(home: Installation, start: Start) -> None:
     home.publish()
     async with start(client_token=CLIENTS) as running, opened(running) as client:
