@@ -10,9 +10,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from pipelines.contracts import events, segments
+from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import EventId
 from pipelines.contracts.segment_folder import CLOSED, REMOVED, folder_of, segment_starts, streams
 from pipelines.contracts.streams import StreamKey
@@ -74,7 +73,7 @@ def _overrides_in(segment: Path) -> Iterator[HeldOverride]:
             continue
         try:
             event = events.decode(frame.payload)
-        except msgspec.MsgspecError as error:
+        except ContractError as error:
             _log.error("%s, event %d is unreadable: %s", segment, frame.n, error)
             continue
         if isinstance(event, events.Override):

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipelines.adapters.delta_commits import log_was_cut
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.collect import quarantine
 from pipelines.contracts.errors import TransientError
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class InferenceTables:
                 raise TransientError(f"inference log {kind}", got="a table that was swept just now") from error
             raise
         return True
+
+    def set_aside(self, data: pa.Table, batch: int) -> bool:
+        """Put the frames of a batch that no event can be made of into quarantine, unless that was done before."""
+        return self._lake.append(quarantine.TABLE, data, txn=(APP, batch))
 
     def _table(self, kind: str, columns: Sequence[str]) -> DeltaTable | None:
         """The table; None where there is none yet, or one without some of the columns."""

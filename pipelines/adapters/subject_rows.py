@@ -1,8 +1,8 @@
 """A subject's rows in the lake: found and removed, table by table.
 
-Datasets, views, quarantine and batch scores lose the rows. Tables of the inference log keep them without payload: ids,
-counters, scores and truths are what evidence is folded from and completeness is counted by; nothing reads a blanked
-payload as anything but one that was not sampled.
+Datasets, views, quarantine and batch scores lose the rows. Tables of the inference log, its own quarantine among them,
+keep them without payload: ids, counters, scores and truths are what evidence is folded from and completeness is counted
+by; nothing reads a blanked payload as anything but one that was not sampled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.adapters.delta_lake import DeltaLake, connect
-from pipelines.adapters.lake_maintenance import delete, merge
+from pipelines.adapters.lake_maintenance import delete, merge, update
+from pipelines.collect import quarantine
 from pipelines.datasets.subject import Subject, quoted
 
 FOLDERS = ("datasets", "features", "quarantine", "scores")
@@ -36,8 +37,18 @@ def rows_of(lake: DeltaLake, table: str, subject: Subject) -> int:
 
 
 def remove(lake: DeltaLake, table: str, subject: Subject) -> int:
-    """Delete the subject's rows from a table; how many there were."""
-    return sum(delete(lake, table, where) for where in _selected(lake, table, subject))
+    """Delete the subject's rows from a table, or their payload; how many there were."""
+    found = _selected(lake, table, subject)
+    if table == quarantine.TABLE:
+        nothing = {"row": _NULL, "payload": "CAST(NULL AS BYTEA)"}
+        return sum(update(lake, table, where, nothing) for where in found)
+    return sum(delete(lake, table, where) for where in found)
+
+
+def tables(lake: DeltaLake) -> list[str]:
+    """The lake's tables that `rows_of` and `remove` are for: all that may hold the subject, but the log's events."""
+    found = [table for folder in FOLDERS for table in lake.tables(folder)]
+    return [*found, quarantine.TABLE] if lake.exists(quarantine.TABLE) else found
 
 
 def _first_column(lake: DeltaLake, table: str) -> str:
@@ -47,9 +58,10 @@ def _first_column(lake: DeltaLake, table: str) -> str:
 def _selected(lake: DeltaLake, table: str, subject: Subject) -> list[str]:
     """Conditions that select the subject's rows, each row once."""
     folder = table.partition("/")[0]
+    if table == quarantine.TABLE:
+        return _one_of("row", [text for text in _texts(lake, table) if _worded(text, subject)])
     if folder == "quarantine":
-        texts = sorted({text for text in lake.read(table, ["row"]).column("row").to_pylist() if _told(text, subject)})
-        return _one_of("row", texts)
+        return _one_of("row", [text for text in _texts(lake, table) if _told(text, subject)])
     if folder == "scores":
         telling = [text for text in subject.texts if len(text) >= _TELLING_CHARS]
         ids = lake.read(table, ["request_id"]).column("request_id").to_pylist() if telling else []
@@ -63,15 +75,23 @@ def _one_of(column: str, values: Sequence[str]) -> list[str]:
     return [f'"{column}" IN ({", ".join(map(quoted, part))})' for part in parts]
 
 
-def _told(text: str | None, subject: Subject) -> bool:
+def _texts(lake: DeltaLake, table: str) -> list[str]:
+    """The rows in a quarantine as text, each once."""
+    return sorted(set(lake.read(table, ["row"]).column("row").drop_null().to_pylist()))
+
+
+def _told(text: str, subject: Subject) -> bool:
     """Whether a row in quarantine is the subject's: by its columns, or, where it cannot be read, by a word of it."""
-    if text is None:
-        return False
     try:
         row = json.loads(text)
     except ValueError:
-        return all(any(_holds(text, one) for one in texts) for texts in subject.keys.values())
+        return _worded(text, subject)
     return isinstance(row, dict) and subject.marks({name: [value] for name, value in row.items()})[0]
+
+
+def _worded(text: str, subject: Subject) -> bool:
+    """Whether a text has the subject's keys among its words."""
+    return all(any(_holds(text, one) for one in texts) for texts in subject.keys.values())
 
 
 def _holds(text: str, word: str) -> bool:

@@ -46,15 +46,16 @@ def once(json: Json = False) -> None:
     from pipelines.wiring.collect import Collector
 
     collector = Collector(Settings())
-    batches = events = 0
+    batches = events = quarantined = 0
     while (report := collector.once()).batch:
-        batches, events = batches + 1, events + report.events
+        batches, events, quarantined = batches + 1, events + report.events, quarantined + report.quarantined
     collector.close()
     problems = collector.problems()
     if json:
-        print(msgspec.json.encode({"batches": batches, "events": events, "problems": problems}).decode())
+        told = {"batches": batches, "events": events, "quarantined": quarantined, "problems": problems}
+        print(msgspec.json.encode(told).decode())
     else:
-        print(f"{events} events in {batches} batches")
+        print(f"{events} events in {batches} batches" + (f", {quarantined} in quarantine" if quarantined else ""))
         for stream, problem in problems.items():
             print(f"{stream} stands still: {problem}")
     if problems:

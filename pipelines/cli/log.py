@@ -18,6 +18,8 @@ def _group() -> None:
 def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Compare counters, bus and lake per worker epoch; exit 1 when anything is lost, damaged or stored twice.
 
+    Events that could not be read are in quarantine: they are counted, with the reasons, and are not lost.
+
     Example: slipway log verify
     """
     from pipelines.settings import Settings
@@ -36,15 +38,21 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         from rich.table import Column, Table
 
         stream = Column("stream", no_wrap=True)  # what the collector's log calls it, too
-        table = Table(stream, "on the bus", "in the lake", "lost", "missing", "twice", "waiting", "torn bytes", "")
+        names = ("on the bus", "in the lake", "quarantined", "lost", "missing", "twice", "waiting", "torn bytes")
+        table = Table(stream, *names, "")
         table.box, table.pad_edge = None, False
         for report in reports:
             lost = ", ".join(f"{a}..{b}" if a != b else str(a) for a, b in report.lost) or "0"
             so_far = "" if report.ended else " so far"
             verdict = f"[green]whole{so_far}[/]" if report.whole else f"[red]not whole[/] {'; '.join(report.damaged)}"
             written = "gone" if report.written is None else str(report.written)
-            cells = (written, report.stored, lost, report.missing, report.twice, report.waiting, report.torn, verdict)
+            aside = sum(report.quarantined.values())
+            counts = (report.missing, report.twice, report.waiting, report.torn)
+            cells = (written, report.stored, aside, lost, *counts, verdict)
             table.add_row(report.stream, *(str(cell) for cell in cells))
         Console().print(table)
+        for report in reports:
+            for reason, count in report.quarantined.items():
+                print(f"{report.stream}: {count} in quarantine: {reason}")
     if not all(report.whole for report in reports):
         raise typer.Exit(1)

@@ -248,7 +248,7 @@ def _of_rollout(rows: pa.Table, rollout_id: str) -> pa.Table:
 
 
 def _ms(micros: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.divide(pc.cast(micros, pa.float64()), 1000.0).cast(pa.float32())
+    return pc.divide(pc.cast(micros, pa.float64(), safe=False), 1000.0).cast(pa.float32())
 
 
 def _none(rows: pa.Table) -> pa.Array:

@@ -1,7 +1,11 @@
-"""Is every event that a gateway wrote in the lake, once? Compares counters on the bus, positions and the lake."""
+"""Is every event that a gateway wrote in the lake, once? Compares counters on the bus, positions and the lake.
+
+An event in quarantine is accounted for: its bytes are in the lake, and the reason why no row was made of them.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -11,17 +15,19 @@ from pipelines.contracts.streams import Gap, Position, Present, StreamKey, finis
 
 
 class StreamReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker epoch. `written`: whole frames on the bus (None: it has left the bus); `stored`: events in the lake.
+    """One worker epoch. `written`: whole frames on the bus (None: it has left the bus); `stored`: events in the lake's
+    tables; `quarantined`: how many were set aside for each reason.
 
     `lost` are ranges of counters that no frame has; `damaged` says where frames are unreadable, or why the stream
-    stands still; `missing` counters are on the bus and collected, but not in the lake; `twice` are in the lake more
-    than once; `waiting` frames are not collected yet; `torn` bytes at the end of an ended epoch were never
-    acknowledged. `ended`: the collector has read the epoch to its end, and nothing more will come.
+    stands still; `missing` counters are on the bus and collected, but neither in the lake's tables nor in quarantine;
+    `twice` are there more than once; `waiting` frames are not collected yet; `torn` bytes at the end of an ended epoch
+    were never acknowledged. `ended`: the collector has read the epoch to its end, and nothing more will come.
     """
 
     stream: str
     written: int | None
     stored: int
+    quarantined: dict[str, int]
     lost: list[tuple[int, int]]
     damaged: list[str]
     missing: int
@@ -42,13 +48,17 @@ def check(
     positions: Mapping[StreamKey, Position],
     gaps: Sequence[Gap],
     stored: Mapping[StreamKey, np.ndarray],
+    quarantined: Mapping[StreamKey, Sequence[tuple[int, str]]],
 ) -> list[StreamReport]:
-    """One report a stream; `stored` holds the counters found in the lake by stream (with repeats, any order)."""
+    """One report a stream; `stored` holds the counters found in the lake by stream (with repeats, any order),
+    `quarantined` those in quarantine with their reasons.
+    """
     reports = []
-    for key in sorted({*on_bus, *positions, *stored}):
+    for key in sorted({*on_bus, *positions, *stored, *quarantined}):
         position = positions.get(key) or Position(key=key)
         present = on_bus.get(key)
-        there = np.sort(stored.get(key, np.zeros(0, dtype=np.int64)))
+        rows, aside = stored.get(key, np.zeros(0, dtype=np.int64)), quarantined.get(key, ())
+        there = np.concatenate([rows, np.array([n for n, _ in aside], dtype=np.int64)])
         unique = np.unique(there)
         lost = {(gap.first_n, gap.last_n) for gap in gaps if gap.key == key}
         damaged = [position.problem] if stands_still(position) else []
@@ -64,7 +74,8 @@ def check(
             StreamReport(
                 stream=str(key),
                 written=None if present is None else len(counters),
-                stored=len(there),
+                stored=len(rows),
+                quarantined=dict(Counter(reason for _, reason in aside).most_common()),
                 lost=sorted(lost),
                 damaged=damaged,
                 missing=len(np.setdiff1d(expected, unique)),

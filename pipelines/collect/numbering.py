@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipelines.contracts import events
-from pipelines.contracts.errors import ContractError
-from pipelines.contracts.events import Assignment, Event
-from pipelines.contracts.segments import Frame
+from pipelines.collect.quarantine import Refused
+from pipelines.contracts.events import Assignment, Event, EventId
 
 BLOCK = 500
 """Assignments of a rollout in one block: predictable parts of bets are frozen in it."""
@@ -56,20 +54,9 @@ class Counters(msgspec.Struct, kw_only=True):
         return Counters(seq=dict(self.seq), rollout_seq=dict(self.rollout_seq))
 
 
-def decode(parts: Sequence[Sequence[Frame]]) -> list[list[Event]]:
-    """The events of each part's frames. Raises ContractError for a payload that no event type has."""
-    decoded: list[list[Event]] = []
-    for frames in parts:
-        try:
-            decoded.append([events.decode(frame.payload) for frame in frames])
-        except msgspec.MsgspecError as error:
-            raise ContractError("event", got=str(error), expected="an event of this schema", hint="Upgrade.") from error
-    return decoded
-
-
-def merge(parts: Sequence[Sequence[Event]]) -> Iterator[Event]:
+def merge(parts: Sequence[Sequence[Event | Refused]]) -> Iterator[Event | Refused]:
     """All events in the collector's order. Parts of one stream must come in their order."""
-    streams: dict[tuple[str, int, int], list[Event]] = {}
+    streams: dict[tuple[str, int, int], list[Event | Refused]] = {}
     for part in parts:
         for event in part[:1]:
             streams.setdefault((event.id.gateway, event.id.worker, event.id.epoch), []).extend(part)
@@ -81,7 +68,7 @@ def merge(parts: Sequence[Sequence[Event]]) -> Iterator[Event]:
         yield event
 
 
-def _keyed(stream: Iterable[Event]) -> Iterator[tuple[int, events.EventId, Event]]:
+def _keyed(stream: Iterable[Event | Refused]) -> Iterator[tuple[int, EventId, Event | Refused]]:
     latest = 0
     for event in stream:
         latest = max(latest, event.wall_us)
@@ -89,16 +76,23 @@ def _keyed(stream: Iterable[Event]) -> Iterator[tuple[int, events.EventId, Event
 
 
 def number(
-    ordered: Iterable[Event], counters: Counters, seen: Mapping[str, Mapping[str, int] | set[str]]
+    ordered: Iterable[Event | Refused], counters: Counters, seen: Mapping[str, Mapping[str, int] | set[str]]
 ) -> tuple[list[Numbered], list[Block]]:
     """Number the events, moving `counters` on; `seen` holds the request ids that rollouts have had before this batch.
 
-    Returns the numbered events and the blocks that they close.
+    Returns the numbered events and the blocks that they close. What is refused is not among them, but an assignment
+    takes a number of its rollout with it, which then no row has.
     """
     numbered: list[Numbered] = []
     blocks: list[Block] = []
     fresh: dict[str, set[str]] = {}
     for event in ordered:
+        if isinstance(event, Refused):
+            rollout = event.claim("rollout_id")
+            # A rollout without numbers has not begun, or is none at all.
+            if rollout in counters.rollout_seq and _is_lost(event, seen.get(rollout, {}), fresh.get(rollout, set())):
+                counters.rollout_seq[rollout] += 1
+            continue
         seq = counters.seq[event.model] = counters.seq.get(event.model, 0) + 1
         if type(event) is not Assignment or event.rollout_id is None:
             is_retry = type(event) is Assignment and event.retry
@@ -124,3 +118,11 @@ def number(
                 )
             )
     return numbered, blocks
+
+
+def _is_lost(event: Refused, seen: Mapping[str, int] | set[str], mine: set[str]) -> bool:
+    """Whether it would have been another request of its rollout, as far as its payload can be believed."""
+    if event.claim("kind") != "assignment" or event.claims.get("retry"):
+        return False
+    request = event.claim("request_id")
+    return request not in mine and request not in seen

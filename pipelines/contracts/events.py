@@ -10,11 +10,23 @@ arrival under wall), `wall_us` is the machine's clock and measures latency and d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+from pipelines.contracts.clocks import EARLIEST_US, LATEST_US
+from pipelines.contracts.errors import ContractError
 
 SCHEMA = 1
+
+# What every store on the way holds: a Delta column, a folder's name, a key of the control database. The gateway writes
+# nothing else, and `decode` refuses it.
+Int32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Micros = Annotated[int, Meta(ge=EARLIEST_US, le=LATEST_US)]
+ModelName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,128}\Z")]
+RolloutId = Annotated[str, Meta(pattern=r"\A[^\x00]{0,255}\Z")]
 
 UNNAMED = "kpi"
 """The name of a KPI value that came without one."""
@@ -40,9 +52,9 @@ class EventId(msgspec.Struct, frozen=True, array_like=True, order=True):
     """
 
     gateway: str
-    worker: int
-    epoch: int
-    n: int
+    worker: Int32
+    epoch: Int64
+    n: Int64
 
     def __str__(self) -> str:
         return f"{self.gateway}/{self.worker}/{self.epoch}/{self.n}"
@@ -73,21 +85,21 @@ class Assignment(msgspec.Struct, frozen=True, tag="assignment", tag_field="kind"
 
     id: EventId
     schema: int = SCHEMA
-    model: str
+    model: ModelName
     request_id: str
-    event_us: int
-    wall_us: int
+    event_us: Micros
+    wall_us: Micros
     arm: Arm
-    share_ppm: int
+    share_ppm: Int32
     salt: str
     unit: str
     mode: str
     stage: str
-    rollout_id: str | None
-    route_version: int
+    rollout_id: RolloutId | None
+    route_version: Int64
     champion: str
     challenger: str | None = None
-    rows: int = 1
+    rows: Int32 = 1
     slices: dict[str, str] = {}
     inputs: dict[str, list[float | int | str | bool | None]] = {}
     retry: bool = False
@@ -115,13 +127,13 @@ class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw
 
     id: EventId
     schema: int = SCHEMA
-    model: str
+    model: ModelName
     request_id: str
     arm: Arm
     release: str
-    rollout_id: str | None
-    event_us: int
-    wall_us: int
+    rollout_id: RolloutId | None
+    event_us: Micros
+    wall_us: Micros
     status: Literal["ok", "error", "invalid"]
     served: bool
     shadow: bool = False
@@ -129,10 +141,10 @@ class Response(msgspec.Struct, frozen=True, tag="response", tag_field="kind", kw
     raw: list[float] = []
     score: list[float] = []
     outputs: dict[str, list[float | int | str | bool | None]] = {}
-    latency_us: int = 0
-    beside_us: int | None = None
-    features_us: int = 0
-    model_us: int = 0
+    latency_us: Int64 = 0
+    beside_us: Int64 | None = None
+    features_us: Int64 = 0
+    model_us: Int64 = 0
     features: list[FeatureRead] = []
     degraded: list[str] = []
     error: str = ""
@@ -144,12 +156,12 @@ class Label(msgspec.Struct, frozen=True, tag="label", tag_field="kind", kw_only=
 
     id: EventId
     schema: int = SCHEMA
-    model: str
+    model: ModelName
     request_id: str
-    row: int = 0
+    row: Int32 = 0
     value: float
-    event_us: int
-    wall_us: int
+    event_us: Micros
+    wall_us: Micros
 
 
 class Kpi(msgspec.Struct, frozen=True, tag="kpi", tag_field="kind", kw_only=True, omit_defaults=True):
@@ -157,12 +169,12 @@ class Kpi(msgspec.Struct, frozen=True, tag="kpi", tag_field="kind", kw_only=True
 
     id: EventId
     schema: int = SCHEMA
-    model: str
+    model: ModelName
     request_id: str
     name: str = UNNAMED
     value: float
-    event_us: int
-    wall_us: int
+    event_us: Micros
+    wall_us: Micros
 
 
 class Override(msgspec.Struct, frozen=True, tag="override", tag_field="kind", kw_only=True, omit_defaults=True):
@@ -174,13 +186,13 @@ class Override(msgspec.Struct, frozen=True, tag="override", tag_field="kind", kw
 
     id: EventId
     schema: int = SCHEMA
-    model: str
-    rollout_id: str | None
-    route_version: int
+    model: ModelName
+    rollout_id: RolloutId | None
+    route_version: Int64
     reason: str
     actor: str
-    event_us: int
-    wall_us: int
+    event_us: Micros
+    wall_us: Micros
     action: Literal["challenger_off", "champion_to_fallback"] = "challenger_off"
     withdrawn: str = ""
 
@@ -198,5 +210,8 @@ def encode(event: Event) -> bytes:
 
 
 def decode(payload: bytes | memoryview) -> Event:
-    """The event in `payload`. Raises `msgspec.ValidationError` or `msgspec.DecodeError` for anything else."""
-    return _decoder.decode(payload)
+    """The event in `payload`. Raises ContractError for anything else: an unknown kind, a value out of range."""
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ContractError("event", got=str(error)[:300], expected=f"an event of schema {SCHEMA}") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines.contracts import segments
-from pipelines.contracts.streams import ENDED, Position, Present, Range, Scan, StreamKey, finished, take
+from pipelines.contracts.streams import ENDED, Position, Present, Range, Scan, StreamKey, finished, key_of, take
 
 CLOSED = "closed"
 """Ends an epoch in order; holds the number of its events."""
@@ -30,8 +30,8 @@ def streams(bus: Path) -> list[StreamKey]:
     found = []
     for folder in bus.glob("*/*-*"):
         worker, _, epoch = folder.name.partition("-")
-        if worker.isdigit() and epoch.isdigit() and folder.is_dir():
-            found.append(StreamKey(folder.parent.name, int(worker), int(epoch)))
+        if (key := key_of(folder.parent.name, worker, epoch)) is not None and folder.is_dir():
+            found.append(key)
     return sorted(found)
 
 

@@ -23,6 +23,8 @@ MAGIC = b"SLIPLOG1"
 HEADER = struct.Struct("<IQI")
 _COVERED = struct.Struct("<IQ")
 MAX_PAYLOAD = 64 * 1024 * 1024
+MAX_COUNTER = 2**62
+"""No writer comes so far: a frame with a greater counter is not intact, whatever its CRC says."""
 
 
 class Frame(NamedTuple):
@@ -58,7 +60,7 @@ def parse(data: bytes | memoryview, at: int = 0) -> Iterator[Frame]:
     while at + HEADER.size <= len(view):
         length, n, crc = HEADER.unpack_from(view, at)
         start = at + HEADER.size
-        if length > MAX_PAYLOAD or start + length > len(view):
+        if length > MAX_PAYLOAD or n > MAX_COUNTER or start + length > len(view):
             return
         payload = bytes(view[start : start + length])
         if google_crc32c.extend(google_crc32c.value(_COVERED.pack(length, n)), payload) != crc:

@@ -51,12 +51,14 @@ def parse(key: bytes | None, value: bytes | None, headers: Headers | dict[str, s
     given = {name: text.encode() if isinstance(text, str) else text or b"" for name, text in pairs}
     try:
         gateway, worker, epoch = (key or b"").decode().rsplit("/", 2)
-        stream = StreamKey(gateway, int(worker), int(epoch))
+        stream = streams.key_of(gateway, worker, epoch)
         after = int(given["after"])
         note = given.get("note", b"").decode()
     except (KeyError, ValueError) as error:
         raise ContractError("message on the bus", got=f"key {key!r}", expected="one of a shipper") from error
-    if given.get("slipway") != VERSION or after < 0:
+    if stream is None:
+        raise ContractError("message on the bus", got=f"key {key!r}", expected="<gateway>/<worker>/<epoch>")
+    if given.get("slipway") != VERSION or not 0 <= after <= segments.MAX_COUNTER:
         raise ContractError("message on the bus", got=f"version {given.get('slipway')!r}", expected=VERSION.decode())
     return Message(stream, after, value or b"", note)
 

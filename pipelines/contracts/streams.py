@@ -12,6 +12,8 @@ import msgspec
 
 from pipelines.contracts.segments import Frame
 
+_LONGEST = 255
+
 
 class StreamKey(NamedTuple):
     """One start of one worker of one gateway."""
@@ -22,6 +24,14 @@ class StreamKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.gateway}/{self.worker}-{self.epoch}"
+
+
+def key_of(gateway: str, worker: str, epoch: str) -> StreamKey | None:
+    """The stream of these names on the bus; None for what no gateway is called and no store could keep."""
+    if not (0 < len(gateway) <= _LONGEST and "\0" not in gateway and worker.isdecimal() and epoch.isdecimal()):
+        return None
+    key = StreamKey(gateway, int(worker), int(epoch))
+    return key if key.worker < 2**31 and key.epoch < 2**63 else None
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):

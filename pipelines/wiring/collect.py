@@ -19,14 +19,16 @@ import pyarrow as pa
 
 from pipelines.adapters.collector_store import BatchDone, BatchPlan, CollectorStore
 from pipelines.adapters.control_db import control_db
-from pipelines.adapters.delta_lake import open_lake
+from pipelines.adapters.delta_lake import DeltaLake, open_lake
 from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.adapters.kafka_bus import KafkaBus
-from pipelines.collect import numbering
+from pipelines.collect import numbering, quarantine
 from pipelines.collect.bus import Bus, SegmentBus
 from pipelines.collect.completeness import StreamReport, check
+from pipelines.collect.quarantine import Refused
 from pipelines.collect.tables import to_tables
 from pipelines.contracts import segment_retention
+from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import ContractError, TransientError
 from pipelines.contracts.events import KINDS, Override
 from pipelines.contracts.kafka import connection
@@ -49,10 +51,13 @@ _log = logging.getLogger("slipway.collector")
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One pass: the batch done (0: nothing was new), its events, and the streams that stand still with the reason."""
+    """One pass: the batch done (0: nothing was new), its events, those of its frames that went into quarantine, and
+    the streams that stand still with the reason.
+    """
 
     batch: int
     events: int
+    quarantined: int = 0
     by_kind: dict[str, int]
     lag_us: int
     problems: dict[str, str]
@@ -99,12 +104,16 @@ class Collector:
         if self._erased.changed():  # what is folded in memory may know a unit by another name than the lake
             self._live = {name: one for name, one in self._live.items() if one.ended_s is not None}
         live = self._running(plan.n)
-        ordered = numbering.merge(numbering.decode(parts))
+        decoded = quarantine.decode([one.key for one in plan.ranges], parts)
+        refused = [item for part in decoded for item in part if isinstance(item, Refused)]
+        ordered = numbering.merge(decoded)
         seen = {rollout: one.case.requests for rollout, one in live.items()}
         numbered, blocks = numbering.number(ordered, counters, seen)
         tables = self._erased.blank(to_tables(numbered, plan.n))
         for kind, table in tables.items():
             self.tables.append(kind, table, plan.n)
+        if refused:
+            self._set_aside(refused, plan.n)
         touched = [one for one in live.values() if self._fold(one, tables)]
         overrides = [item.event for item in numbered if isinstance(item.event, Override)]
         self.store.complete(
@@ -126,10 +135,18 @@ class Collector:
         return Report(
             batch=plan.n,
             events=len(numbered),
+            quarantined=len(refused),
             by_kind={kind: table.num_rows for kind, table in tables.items()},
             lag_us=max(0, time.time_ns() // 1000 - newest) if newest else 0,
             problems=self.problems(),
         )
+
+    def _set_aside(self, refused: list[Refused], batch: int) -> None:
+        """Put what is no event into quarantine."""
+        rows = quarantine.to_table(self._erased.withhold(refused), batch, wall_us())
+        self.tables.set_aside(rows, batch)
+        reasons = quarantine.summary(one.reason for one in refused)
+        _log.error("batch %d: %d events are in quarantine (%s): %s", batch, len(refused), quarantine.TABLE, reasons)
 
     def remove_old_segments(self) -> int:
         """Remove from this machine's bus what the lake holds and is old. Kafka's topic has its own retention."""
@@ -281,4 +298,15 @@ def verify_log(settings: Settings) -> list[StreamReport]:
             parts.setdefault(key, []).append(np.array(row["n_list"], dtype=np.int64))
     stored = {key: np.concatenate(found) for key, found in parts.items()}
     with closing(bus_of(settings)) as bus:
-        return check(bus.survey(), store.positions(), store.gaps(), stored)
+        return check(bus.survey(), store.positions(), store.gaps(), stored, _quarantined(lake))
+
+
+def _quarantined(lake: DeltaLake) -> dict[StreamKey, list[tuple[int, str]]]:
+    """Counters of the events in quarantine by stream, with the reasons."""
+    found: dict[StreamKey, list[tuple[int, str]]] = {}
+    if lake.exists(quarantine.TABLE):
+        for row in lake.read(quarantine.TABLE, columns=["gateway", "worker", "epoch", "n", "reason"]).to_pylist():
+            found.setdefault(StreamKey(row["gateway"], row["worker"], row["epoch"]), []).append(
+                (row["n"], row["reason"])
+            )
+    return found

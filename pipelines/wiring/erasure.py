@@ -92,10 +92,9 @@ def find(settings: Settings, subject: Subject) -> Found:
     """What there is of a subject in the lake, online and in training sets. Changes nothing."""
     lake, inputs_of = open_lake(settings), _inputs(settings, subject)
     tables = {}
-    for folder in subject_rows.FOLDERS:
-        for table in lake.tables(folder):
-            if count := subject_rows.rows_of(lake, table, subject):
-                tables[table] = count
+    for table in subject_rows.tables(lake):
+        if count := subject_rows.rows_of(lake, table, subject):
+            tables[table] = count
     log: dict[str, dict[str, int]] = {}
     for model in _models(lake):
         requests = subject_rows.requests_of(lake, model, inputs_of(model), subject)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.erasure_record import ErasureRecord
+from pipelines.collect.quarantine import Refused
 from pipelines.contracts import release
 from pipelines.contracts.errors import NotFoundError, SlipwayError, SpecError
 from pipelines.contracts.pii import KeyedHash
@@ -93,6 +96,23 @@ class ErasedRequests:
             blanked["response"] = _without(rows, hit, ("features", "outputs"))
         return blanked
 
+    def withhold(self, refused: Sequence[Refused]) -> list[Refused]:
+        """What goes into quarantine, without the payload where it tells of an erased subject."""
+        return [
+            msgspec.structs.replace(one, payload=None) if self._stones and self._is_told_by(one) else one
+            for one in refused
+        ]
+
+    def _is_told_by(self, refused: Refused) -> bool:
+        model = refused.claim("model")
+        inputs = [
+            pairs
+            for keys in self._stones.key_names()
+            for pairs in (inputs_of(self._settings, model, keys) if model.isidentifier() else [{k: k for k in keys}])
+        ]
+        unit = self._of_unit(refused.claim("unit") or None, inputs)
+        return bool(unit or ("inputs" in refused.claims and self._tells(refused.claims["inputs"], inputs)))
+
     def _assignments(self, rows: pa.Table) -> pa.Table:
         inputs: dict[str, list[dict[str, str]]] = {}
         units, hit = rows.column("unit").to_pylist(), []
@@ -102,7 +122,7 @@ class ErasedRequests:
                 names = self._stones.key_names()
                 inputs[model] = [pairs for keys in names for pairs in inputs_of(self._settings, model, keys)]
             by_unit = self._of_unit(units[at], inputs[model])
-            by_input = self._of_inputs(text, inputs[model])
+            by_input = text is not None and self._tells(json.loads(text), inputs[model])
             hit.append(bool(by_unit or by_input))
             units[at] = by_unit or units[at]
             if hit[-1]:
@@ -116,14 +136,12 @@ class ErasedRequests:
         single = [next(iter(pairs)) for pairs in inputs if len(pairs) == 1]
         return self._stones.of({key: [unit] for key in single}).get(0) if unit is not None and single else None
 
-    def _of_inputs(self, text: str | None, inputs: list[dict[str, str]]) -> str | None:
-        if text is None:
-            return None
-        columns: dict[str, list[Any]] = json.loads(text)
-        for pairs in inputs:
-            if found := self._stones.of(columns, pairs):
-                return next(iter(found.values()))
-        return None
+    def _tells(self, columns: Any, inputs: list[dict[str, str]]) -> bool:
+        """Whether inputs of a request may be an erased subject's."""
+        try:
+            return any(self._stones.of(columns, pairs) for pairs in inputs)
+        except (AttributeError, TypeError, ValueError):  # no columns of one length: nobody can tell whose they are
+            return True
 
 
 def _without(rows: pa.Table, hit: pa.Array, columns: tuple[str, ...]) -> pa.Table:

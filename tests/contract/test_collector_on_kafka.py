@@ -65,11 +65,13 @@ def test_a_collector_that_dies_at_any_step_stores_every_event_once(site: Site, m
     steps: list[tuple[type, str]] = [
         (CollectorStore, "plan"),
         (InferenceTables, "append"),
+        (InferenceTables, "set_aside"),
         (CollectorStore, "complete"),
     ]
     for number, (owner, name) in enumerate(steps):
         for is_done in (False, True):
             site.serve(20 * number + 10 * is_done, 10)
+            site.worker.frame(b"no event")
             site.ship()
             real = getattr(owner, name)
 
@@ -85,7 +87,9 @@ def test_a_collector_that_dies_at_any_step_stores_every_event_once(site: Site, m
     site.worker.close()
     site.ship()
     collect_all(site.on_kafka)
-    assert sorted(site.installation.stored()) == events(site.worker)
+    aside = [event_id for event_id, _ in site.installation.quarantined()]
+    assert len(aside) == 2 * len(steps)
+    assert sorted([*site.installation.stored(), *aside]) == events(site.worker)
     (report,) = verify_log(site.on_kafka)
     assert (report.whole, report.ended, report.waiting) == (True, True, 0)
     assert report.written == site.worker.n

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
 
+import msgspec
 import pytest
 from pyarrow import fs
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from pipelines.adapters.erasure_record import ERASURES
 from pipelines.adapters.feast_online import open_online
 from pipelines.adapters.subject_rows import ASSIGNMENT, RESPONSE
 from pipelines.cli.main import app
+from pipelines.collect import quarantine
 from pipelines.contracts.errors import NotFoundError, SpecError, TransientError
 from pipelines.features.online_layout import keys_of
 from pipelines.training import training_set
@@ -162,6 +164,29 @@ def test_it_does_not_come_back_from_its_source_nor_from_the_gateway(park: Park) 
     assert hash_of(2) not in lake.read(f"features/{park.version}").column("pump").to_pylist()
     assert hash_of(2) not in pumps_online(park)
     assert erasure.erase(settings, erasure.subject_of(settings, "pump", [SUBJECT]), REASON, "anna") is None
+
+
+def test_what_tells_of_the_subject_leaves_the_logs_quarantine_and_no_more_of_it_comes_in(park: Park) -> None:
+    settings, lake = park.settings, open_lake(park.settings)
+    about = {name: {"kind": "weather", "model": MODEL, "unit": hash_of(pump)} for name, pump in (("it", 2), ("no", 1))}
+    for payload in (*map(msgspec.msgpack.encode, about.values()), b"\xff no event of " + hash_of(2).encode()):
+        park.worker.frame(payload)
+    collect_all(settings)
+    erase(park)
+    asked = {"inputs": {"pump": [hash_of(2)]}} | about["no"]
+    for payload in ({"inputs": {"pump": 2}} | about["no"], asked, about["it"], about["no"]):
+        park.worker.frame(msgspec.msgpack.encode(payload))
+    collect_all(settings)
+
+    rows = lake.read(quarantine.TABLE).sort_by("n")
+    kept = [None, about["no"], None, None, None, None, about["no"]]
+    payloads = rows.column("payload").to_pylist()
+    assert [payload and msgspec.msgpack.decode(payload) for payload in payloads] == kept
+    assert [text and json.loads(text) for text in rows.column("row").to_pylist()] == kept
+    told = {path.partition(": ")[0].partition("/")[0] for path in holding(settings.root, hash_of(2), SUBJECT)}
+    assert told == {"bus"}
+    (report,) = verify_log(settings)
+    assert (report.whole, sum(report.quarantined.values())) == (True, 7)
 
 
 class Collecting:

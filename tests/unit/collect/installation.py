@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
+from pipelines.collect import quarantine
 from pipelines.contracts.events import KINDS
 from pipelines.contracts.routes import Route
 from pipelines.rollout.policy import Policy
@@ -81,7 +83,24 @@ class Installation:
             found += [(row["seq"], (row["gateway"], row["worker"], row["epoch"], row["n"])) for row in rows]
         return [event_id for _, event_id in sorted(found)]
 
+    def quarantined(self) -> list[tuple[tuple[str, int, int, int], str]]:
+        """Event ids in quarantine with the reasons."""
+        lake = DeltaLake(self.settings.lake)
+        rows = lake.read(quarantine.TABLE).to_pylist() if lake.exists(quarantine.TABLE) else []
+        return sorted(((row["gateway"], row["worker"], row["epoch"], row["n"]), row["reason"]) for row in rows)
+
     def evidence(self) -> str:
         """The rollout's evidence as stored."""
         rows = rollouts.rollout_store(self.settings).view(self.rollout).evidence
         return next(row.document for row in rows if row.part == "live")
+
+
+def copied(template: Path, home: Path) -> Installation:
+    """An installation of its own over a copy of `template`."""
+    shutil.copytree(template, home)
+    made = Installation.__new__(Installation)
+    made.settings = Settings(home=home)
+    made.db = control_db(made.settings)
+    route = made.route
+    made.champion, made.challenger, made.rollout = route.champion, str(route.challenger), str(route.rollout_id)
+    return made

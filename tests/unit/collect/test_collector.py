@@ -13,7 +13,6 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.adapters.collector_store import CollectorStore
-from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.cli import log
@@ -26,12 +25,11 @@ from pipelines.contracts.events import Label
 from pipelines.rollout.decide import Now, Standing, decide
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.state import Plan
-from pipelines.settings import Settings
 from pipelines.stats.evidence import Evidence
 from pipelines.wiring import rollouts
 from pipelines.wiring.collect import Collector, collect_all, collect_once, verify_log
 from pipelines.wiring.live_evidence import read_log
-from tests.unit.collect.installation import PLAN, POLICY, Installation
+from tests.unit.collect.installation import PLAN, POLICY, Installation, copied
 from tests.unit.collect.traffic import Worker
 
 
@@ -46,17 +44,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def installation(template: Path, tmp_path: Path) -> Installation:
     return copied(template, tmp_path / "home")
-
-
-def copied(template: Path, home: Path) -> Installation:
-    """An installation of its own over a copy of `template`."""
-    shutil.copytree(template, home)
-    made = Installation.__new__(Installation)
-    made.settings = Settings(home=home)
-    made.db = control_db(made.settings)
-    route = made.route
-    made.champion, made.challenger, made.rollout = route.champion, str(route.challenger), str(route.rollout_id)
-    return made
 
 
 ARMS = ("champion", "challenger")
@@ -177,7 +164,7 @@ class Death(BaseException):
     """The process dies here."""
 
 
-STEPS = ["plan", "append:assignment", "append:response", "append:label", "fold", "complete"]
+STEPS = ["plan", "append:assignment", "append:response", "append:label", "set_aside", "fold", "complete"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -189,7 +176,10 @@ def test_a_death_at_any_step_leaves_each_event_stored_once_and_the_same_evidence
     for installation in (calm, killed):
         drive(Worker(installation.bus), installation, 0, 40)
         collect_once(installation.settings)
-        drive(Worker(installation.bus, worker=1), installation, 40, 40)
+        worker = Worker(installation.bus, worker=1)
+        drive(worker, installation, 40, 20)
+        worker.frame(b"no event")
+        drive(worker, installation, 60, 20)
     collect_all(calm.settings)
 
     with monkeypatch.context() as patch:
@@ -203,6 +193,8 @@ def test_a_death_at_any_step_leaves_each_event_stored_once_and_the_same_evidence
     collect_all(calm.settings)
 
     assert killed.stored() == calm.stored()
+    assert len(killed.quarantined()) == 1
+    assert killed.quarantined() == calm.quarantined()
     assert len(set(killed.stored())) == len(killed.stored())
     assert killed.evidence() == calm.evidence()
     assert all(report.whole for report in verify_log(killed.settings))
@@ -211,7 +203,7 @@ def test_a_death_at_any_step_leaves_each_event_stored_once_and_the_same_evidence
 def die(patch: pytest.MonkeyPatch, step: str, when: str) -> None:
     """Let the process die before or after one step of a batch."""
     name, _, kind = step.partition(":")
-    owner: Any = {"plan": CollectorStore, "complete": CollectorStore, "append": InferenceTables, "fold": Fold}[name]
+    owner: Any = {"plan": CollectorStore, "complete": CollectorStore, "fold": Fold}.get(name, InferenceTables)
     method = "add" if name == "fold" else name
     real = getattr(owner, method)
 

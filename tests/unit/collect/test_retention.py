@@ -110,7 +110,7 @@ def test_a_kill_at_any_step_leaves_nothing_missing_and_the_next_pass_ends_it(
             patch.setattr(Path, name, dying(getattr(Path, name)))
         with suppress(Death):
             segment_retention.remove_read(tmp_path, positions, time.time() + 1)
-    reports = check(survey(tmp_path), positions, [], {KEY: np.arange(worker.n)})
+    reports = check(survey(tmp_path), positions, [], {KEY: np.arange(worker.n)}, {})
     assert [report for report in reports if not report.whole] == []
     segment_retention.remove_read(tmp_path, positions, time.time() + 1)
     assert streams(tmp_path) == [StreamKey("gw0", 0, 2)]

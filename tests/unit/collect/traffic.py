@@ -39,10 +39,14 @@ class Worker:
         event_id = EventId(self.gateway, self.worker, self.epoch, self.n)
         stamps = {"event_us": self.now_us, "wall_us": self.now_us}
         event = kind(id=event_id, **(stamps | fields))
-        with self.path.open("ab") as handle:
-            handle.write(segments.frame(self.n, events.encode(event)))
-        self.n += 1
+        self.frame(events.encode(event))
         return event_id
+
+    def frame(self, payload: bytes) -> None:
+        """The next frame, whatever it holds."""
+        with self.path.open("ab") as handle:
+            handle.write(segments.frame(self.n, payload))
+        self.n += 1
 
     def skip(self) -> None:
         """Use up a counter without writing its event: a lost event."""
