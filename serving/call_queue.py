@@ -44,7 +44,7 @@ class CallQueue:
             self._worked_s = 0.0
         while self._waiting:
             if self._worked_s > _PAUSE_AFTER_S:
-                await self._let_in()
+                await self.let_in(_AT_MOST_S)
                 self._worked_s = 0.0
             began = monotonic()
             one = self._waiting.popleft()
@@ -55,8 +55,13 @@ class CallQueue:
             self._worked_s += self._last_end - began
         self._giving = None
 
-    async def _let_in(self) -> None:
-        until = monotonic() + _AT_MOST_S
+    def count(self) -> None:
+        """A call came that needs no turn."""
+        self._came += 1
+
+    async def let_in(self, at_most_s: float) -> None:
+        """Return when no more calls come, or after `at_most_s` (wall)."""
+        until = monotonic() + at_most_s
         came = -1
         while came != self._came and monotonic() < until:
             came = self._came

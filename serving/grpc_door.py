@@ -41,6 +41,8 @@ STATUS: dict[int, grpc.StatusCode] = {
 }
 """What a refusal's HTTP status is in gRPC."""
 
+_LET_IN_S = 1.0
+"""How long a door that closes goes on taking up calls, to refuse them (wall)."""
 _DETAIL_CHARS = 4000  # a status travels in HTTP/2 trailers, whose size clients bound at 8 KiB
 
 
@@ -53,6 +55,7 @@ class GrpcDoor:
         self._admission = admission
         self._calls = CallQueue()
         self._server: grpc.aio.Server | None = None
+        self._closes = False
 
     async def start(self, address: str) -> None:
         """Listen on `address` (host:port). Raises RuntimeError when that cannot be."""
@@ -78,8 +81,14 @@ class GrpcDoor:
         self._server = server
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls, and answer those begun within `grace_s` (wall)."""
+        """Take no more calls, and answer those begun within `grace_s` (wall).
+
+        gRPC ends what it has read and nobody has taken up as CANCELLED, which no client may send again. So that is
+        taken up first, to be refused as UNAVAILABLE.
+        """
         if self._server is not None:
+            self._closes = True
+            await self._calls.let_in(_LET_IN_S)
             await self._server.stop(grace_s)
 
     def _handler(self, name: str) -> Any:
@@ -139,7 +148,10 @@ class GrpcDoor:
         return model_metadata(plan.champion.manifest, list(versions))
 
     async def _admitted(self, message: Any, traceparent: str | None) -> Any:
-        """`_infer` under the limits that HTTP has. The other methods are never shed. Raises Overloaded."""
+        """`_infer` under the limits that HTTP has. The other methods are never shed. Raises Overloaded, Unavailable."""
+        if self._closes:
+            self._calls.count()
+            raise Unavailable("gateway", got="a worker that ends", expected="one that goes on", hint="Send it again.")
         self._admission.inflight += 1
         try:
             self._admission.check_number()

@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -33,14 +34,16 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.anyio
 
 Request = message_class("ModelInferRequest")
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
 class Client:
     """Calls methods of a door with messages or with any bytes."""
 
-    def __init__(self, running: Running, door: GrpcDoor, channel: grpc.aio.Channel) -> None:
+    def __init__(self, running: Running, door: GrpcDoor, channel: grpc.aio.Channel, address: str) -> None:
         self.running = running
         self.door = door
+        self.address = address
         self._channel = channel
 
     async def call(self, method: str, message: Any, **options: Any) -> Any:
@@ -65,7 +68,7 @@ async def opened(running: Running) -> AsyncIterator[Client]:
     await door.start(address)
     async with grpc.aio.insecure_channel(address) as channel:
         try:
-            yield Client(running, door, channel)
+            yield Client(running, door, channel, address)
         finally:
             await door.stop(0)
 
@@ -261,6 +264,25 @@ async def test_a_stopping_door_answers_the_calls_that_have_begun(home: Installat
         assert (await client.refusal(typed(x=("FP64", [1.0])))).code() == grpc.StatusCode.UNAVAILABLE
 
 
+async def test_a_closing_door_refuses_calls_that_nobody_has_taken_up_so_that_they_can_be_sent_again(
+    home: Installation, start: Start
+) -> None:
+    home.publish()
+    body = typed(x=("FP64", [1.0])).SerializeToString()
+    async with start() as running, opened(running) as client, AsyncExitStack() as stack:
+        ends = []
+        for _ in range(3):  # connections of their own, read by threads of gRPC's
+            channel = stack.enter_context(grpc.insecure_channel(client.address, options=OWN_CONNECTION))
+            method = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            await asyncio.to_thread(method, body, wait_for_ready=True)
+            ends += [method.future(body) for _ in range(8)]
+        time.sleep(0.5)  # noqa: ASYNC251 - the loop is busy, and gRPC reads what it cannot take up
+        await client.door.stop(5.0)
+        codes = [await asyncio.to_thread(one.code) for one in ends]
+    assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    assert grpc.StatusCode.UNAVAILABLE in codes
+
+
 def test_a_killed_workers_port_is_taken_over_and_sigterm_answers_the_calls_on_their_way(home: Installation) -> None:
     home.publish("split", champion=home.release(0.4, semver="3.0.0", sleep_s=0.5), share_ppm=1)
     port = free_port()
@@ -268,7 +290,7 @@ def test_a_killed_workers_port_is_taken_over_and_sigterm_answers_the_calls_on_th
 
     def connected() -> Any:
         """A channel with a connection of its own: one that is shared may not know yet that its worker is gone."""
-        return grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)])
+        return grpc.insecure_channel(f"127.0.0.1:{port}", options=OWN_CONNECTION)
 
     def infer_of(channel: Any) -> Any:
         answers = message_class("ModelInferResponse").FromString
