@@ -193,6 +193,7 @@ def advance(rollout: Id, json: Json = False) -> None:
 
 
 def _command(rollout: str, verb: Verb, actor: str, reason: str, evidence: str, stage: str, json: bool) -> None:
+    from pipelines.cli import airflow_question
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
@@ -200,6 +201,8 @@ def _command(rollout: str, verb: Verb, actor: str, reason: str, evidence: str, s
     who = actor or getpass.getuser()
     rollouts.command(settings, rollout, verb, who, reason, evidence_digest=evidence, stage=stage)
     _report(settings, rollout, rollouts.advance(settings, rollout), json)
+    if (run := airflow_question.close(settings, rollout)) and not json:
+        print(f"  done  Airflow's question is closed: its run {run} goes on")
 
 
 def _report(settings: Any, rollout: str, effects: Any, json: bool) -> None:

@@ -291,7 +291,17 @@ def test_two_people_have_to_answer_where_the_spec_says_so_and_one_of_them_does_n
     assert "2 different people have to agree; so far: approver" in question.body
     with pytest.raises(TerminalError, match="not a respondent"):
         approver.answer(CAREFUL_DAG, again, "approve", "Approve")
-    admin.answer(CAREFUL_DAG, again, "approve", "Approve", {"reason": "so do I say"})
+    by_command = ["rollout", "approve", first.id, "--actor", "admin", "--reason", "so do I say"]
+    told = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli.main", *by_command],
+        cwd=PROJECT,
+        env=os.environ | part_environment(settings),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert f"Airflow's question is closed: its run {again} goes on" in told.stdout
     assert admin.wait(CAREFUL_DAG, again, timeout_s=PATIENCE_S).state == "success"
     assert control_db(settings).champion(CAREFUL) == release
     said = [(each["actor"], each["kind"]) for each in rollouts.show(settings, first.id)["decisions"][1:]]
