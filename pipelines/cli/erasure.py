@@ -67,10 +67,9 @@ def _show_found(found: Found, *, json: bool) -> None:
     if json:
         _print_json(found)
         return
-    from rich.console import Console
-    from rich.table import Table
+    from pipelines.cli.tables import open_console, table_of
 
-    table = Table("where", "what", "happens")
+    table = table_of("where", "what", "happens")
     if found.online:
         table.add_row("online store", f"{found.online} entities", "removed")
     for name, rows in found.tables.items():
@@ -82,7 +81,7 @@ def _show_found(found: Found, *, json: bool) -> None:
     for release in found.releases:
         table.add_row(f"release {release.semver}", f"of {release.model}", "stays, and is named in the record")
     if found.anything:
-        Console().print(table)
+        open_console().print(table)
     else:
         print("There is nothing of it.")
 

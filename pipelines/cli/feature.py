@@ -67,10 +67,9 @@ def show(view: Annotated[str, typer.Argument(help="The view's name.")], json_: J
     if json_:
         print(json.dumps(msgspec.to_builtins(entry), indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from pipelines.cli.tables import open_console, table_of
 
-    console = Console()
+    console = open_console()
     console.print(f"[bold]{entry.version}[/bold]  {entry.description}")
     facts = {
         "owner": entry.owner,
@@ -92,7 +91,7 @@ def show(view: Annotated[str, typer.Argument(help="The view's name.")], json_: J
     }
     for name, value in facts.items():
         console.print(f"  {name:17} {value}")
-    table = Table("feature", "type", "unit", "range", "description")
+    table = table_of("feature", "type", "unit", "range", "description")
     for name, feature in entry.features.items():
         low, high = feature.get("min"), feature.get("max")
         bounds = (
@@ -134,16 +133,16 @@ def parity(
     elif markdown:
         print("\n".join(parity_page.markdown(report) for report in reports))
     else:
-        from rich.console import Console
-        from rich.table import Table
+        from pipelines.cli.tables import open_console, table_of
 
+        console = open_console()
         for report in reports:
-            Console().print(parity_page.summary(report), highlight=False)
-            table = Table(*parity_page.HEAD)
+            console.print(parity_page.summary(report), highlight=False)
+            table = table_of(*parity_page.HEAD)
             for row in parity_page.table(report):
                 table.add_row(*row)
             if table.rows:
-                Console().print(table)
+                console.print(table)
     if any(report.verdict == "fail" for report in reports):
         raise typer.Exit(1)
 

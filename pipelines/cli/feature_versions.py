@@ -26,18 +26,17 @@ def lineage(
     if json_:
         print(json.dumps(msgspec.to_builtins(found), indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from pipelines.cli.tables import open_console, table_of
 
     sources: dict[str, list[str]] = {}
     names = {node.id: f"{node.kind} {node.name}" for node in found.nodes}
     for source, product in found.edges:
         sources.setdefault(product, []).append(names[source])
-    table = Table("what", "name", "owner", "made of", "note")
+    table = table_of("what", "name", "owner", "made of", "note")
     order = ["dataset", "view", "model", "release"]
     for node in sorted(found.nodes, key=lambda one: (order.index(one.kind), one.name)):
         table.add_row(node.kind, node.name, node.owner, "\n".join(sources.get(node.id, [])) or "-", node.note)
-    Console().print(table)
+    open_console().print(table)
 
 
 def diff(

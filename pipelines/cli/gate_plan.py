@@ -7,20 +7,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipelines.wiring.gate_plan import ModelPlan
 
-_WIDE = 140
-"""Columns of a file or a pipe."""
-
 
 def show(planned: ModelPlan) -> None:
     """The traffic, the stages, a row a question, and what does not fit."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from pipelines.cli.tables import open_console, table_of
     from pipelines.rollout.bars import levels
 
-    console, rates = Console(), planned.traffic.rates
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDE)
+    console, rates = open_console(), planned.traffic.rates
     console.print(
         f"[bold]{planned.model}[/]: {rates.requests_per_hour * 24:,.0f} requests/day, {rates.labelled:.0%} labelled "
         f"(from {planned.traffic.source})",
@@ -29,7 +22,7 @@ def show(planned: ModelPlan) -> None:
     spent = levels(planned.policy)
     budget, start = planned.policy.budget.rollback, spent["from the start"]
     console.print(f"error budget: {budget:.2%}; {start:.3%} for harm from the start", highlight=False)
-    stages = Table("stage", "requests", "days", "budget for harm that begins here", box=None, pad_edge=False)
+    stages = table_of("stage", "requests", "days", "budget for harm that begins here", plain=True)
     for stage in planned.policy.stages:
         auto = " (auto)" if stage.name in planned.settled else ""
         size = "as logged" if stage.requests is None else f"{stage.requests:,}{auto}"
@@ -37,9 +30,8 @@ def show(planned: ModelPlan) -> None:
         days = f"{(stage.requests or 0) / rates.requests_per_hour / 24:.1f}" if live else ""
         stages.add_row(stage.name, size, days, f"{spent[stage.name]:.3%}" if stage.name in spent else "")
     console.print(stages)
-    needs = Table(box=None, pad_edge=False)
-    for column in ("metric", "question", "requests", "exposed", "hours", "fits", "answered in", "rates from"):
-        needs.add_column(column, overflow="fold")  # no digit is cut off
+    heads = ("metric", "question", "requests", "exposed", "hours", "fits", "answered in", "rates from")
+    needs = table_of(*heads, plain=True)
     for need in planned.needs:
         question = {"proof": "promotion", "pause": "pause"}.get(need.question, f"harm of {need.effect:.3g}")
         numbers = [

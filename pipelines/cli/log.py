@@ -34,13 +34,10 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     elif not reports:
         print("no events yet")
     else:
-        from rich.console import Console
-        from rich.table import Column, Table
+        from pipelines.cli.tables import open_console, table_of
 
-        stream = Column("stream", no_wrap=True)  # what the collector's log calls it, too
         names = ("on the bus", "in the lake", "quarantined", "lost", "missing", "twice", "waiting", "torn bytes")
-        table = Table(stream, *names, "")
-        table.box, table.pad_edge = None, False
+        table = table_of("stream", *names, "")
         for report in reports:
             lost = ", ".join(f"{a}..{b}" if a != b else str(a) for a, b in report.lost) or "0"
             so_far = "" if report.ended else " so far"
@@ -50,7 +47,7 @@ def verify(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
             counts = (report.missing, report.twice, report.waiting, report.torn)
             cells = (written, report.stored, aside, lost, *counts, verdict)
             table.add_row(report.stream, *(str(cell) for cell in cells))
-        Console().print(table)
+        open_console().print(table)
         for report in reports:
             for reason, count in report.quarantined.items():
                 print(f"{report.stream}: {count} in quarantine: {reason}")

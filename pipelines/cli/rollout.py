@@ -237,9 +237,9 @@ def _print_json(value: Any) -> None:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from pipelines.cli.tables import open_console
 
-    return Console()
+    return open_console()
 
 
 _COLOUR = {"promoted": "green", "running": "cyan", "held": "yellow", "rolled_back": "red", "rejected": "red"}
