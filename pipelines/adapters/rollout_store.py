@@ -13,7 +13,7 @@ from pipelines.adapters.control_db import ControlDb
 from pipelines.adapters.effect_tables import EffectTables
 from pipelines.adapters.record_tables import RecordTables, decision_of, head, insert_entry
 from pipelines.contracts.clocks import wall_us
-from pipelines.contracts.errors import NotFoundError, StaleDecisionError, TerminalError
+from pipelines.contracts.errors import ContractError, NotFoundError, StaleDecisionError, TerminalError
 from pipelines.rollout import actions as acts
 from pipelines.rollout import record
 from pipelines.rollout.plan_actions import plan_actions
@@ -101,16 +101,31 @@ class RolloutStore(RecordTables, EffectTables):
         with self.db.read() as connection:
             return _load(connection, rollout_id)
 
-    def rollouts(self, model: str | None = None, slot: str | None = None) -> list[Rollout]:
-        """Rollouts, oldest first per model."""
+    def rollouts(
+        self, model: str | None = None, slot: str | None = None, *, unreadable: dict[str, str] | None = None
+    ) -> list[Rollout]:
+        """Rollouts, oldest first per model.
+
+        Raises ContractError for one that this version cannot read; with `unreadable`, such are left out, and put in
+        there by their id, with the reason.
+        """
         table = schema.rollout
-        query = sa.select(table.c.document).order_by(table.c.model, table.c.n)
+        query = sa.select(table.c.id, table.c.document).order_by(table.c.model, table.c.n)
         if model is not None:
             query = query.where(table.c.model == model)
         if slot is not None:
             query = query.where(table.c.slot == slot)
         with self.db.read() as connection:
-            return [_decode_rollout(document) for document in connection.execute(query).scalars()]
+            rows = connection.execute(query).all()
+        found = []
+        for rollout_id, document in rows:
+            try:
+                found.append(_rollout(rollout_id, document))
+            except ContractError as error:
+                if unreadable is None:
+                    raise
+                unreadable[rollout_id] = str(error)
+        return found
 
     def in_its_way(self, rollout: Rollout) -> str | None:
         """The running rollout, of its model or of one that feeds or is fed by it, that it has to wait for."""
@@ -227,12 +242,21 @@ class RolloutStore(RecordTables, EffectTables):
 def _in_its_way(connection: sa.Connection, rollout: Rollout) -> str | None:
     """What has been promoted goes back whatever runs on models beside it: only its own model's is in its way then."""
     table = schema.rollout
-    running = connection.execute(sa.select(table.c.document).where(table.c.slot == "running")).scalars()
-    for other in map(_decode_rollout, running):
-        same_model = other.model == rollout.model
-        if other.id != rollout.id and (same_model or (rollout.status == "waiting" and rollout.touches(other))):
-            return other.id
+    query = sa.select(table.c.id, table.c.model, table.c.document).where(table.c.slot == "running")
+    for other_id, model, document in connection.execute(query).all():
+        if other_id != rollout.id and (model == rollout.model or _touches(rollout, other_id, model, document)):
+            return str(other_id)
     return None
+
+
+def _touches(waiting: Rollout, other_id: str, model: str, document: str) -> bool:
+    """Whether a rollout that waits has to wait for that of another model, too."""
+    if waiting.status != "waiting":
+        return False
+    try:
+        return waiting.touches(_rollout(other_id, document))
+    except ContractError:  # what feeds it is not known: what it feeds is
+        return model in waiting.plan.fed_by
 
 
 def _check_turn(connection: sa.Connection, rollout: Rollout) -> None:
@@ -263,7 +287,19 @@ def _load(connection: sa.Connection, rollout_id: str) -> Rollout:
         near = connection.execute(sa.select(table.c.id).order_by(table.c.n.desc()).limit(5)).scalars()
         hint = "`slipway rollout list` shows all; `slipway rollout start MODEL` begins one."
         raise NotFoundError("rollout", got=rollout_id, expected=list(near) or "a started rollout", hint=hint)
-    return _decode_rollout(document)
+    return _rollout(rollout_id, document)
+
+
+def _rollout(rollout_id: str, document: str) -> Rollout:
+    try:
+        return _decode_rollout(document)
+    except msgspec.MsgspecError as error:
+        raise ContractError(
+            f"rollout {rollout_id}",
+            got=f"a state that this version cannot read ({error})",
+            expected="one of this version",
+            hint="End it with the version that wrote it, and start it again.",
+        ) from error
 
 
 def _columns(rollout: Rollout) -> Mapping[str, Any]:

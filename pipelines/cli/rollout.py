@@ -30,7 +30,10 @@ def list_(model: Annotated[str | None, typer.Argument(help="Only this model's.")
     from pipelines.settings import Settings
     from pipelines.wiring import rollouts
 
-    found = rollouts.list(Settings(), model)
+    unreadable: dict[str, str] = {}
+    found = rollouts.list(Settings(), model, unreadable=unreadable)
+    for why in unreadable.values():
+        typer.echo(why, err=True)
     if json:
         names = ("id", "model", "status", "stage", "challenger", "champion", "provisional", "paused")
         _print_json([{name: getattr(rollout, name) for name in names} for rollout in found])

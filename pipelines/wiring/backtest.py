@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipelines.adapters.delta_lake import connect, open_lake
 from pipelines.contracts.clocks import from_us
+from pipelines.rollout.frozen_policy import frozen_policy
 from pipelines.rollout.policy import Policy
 from pipelines.rollout.state import Rollout
 from pipelines.settings import Settings
@@ -53,7 +54,7 @@ def backtest(settings: Settings, rollout: Rollout) -> dict[str, pa.Table]:
 
     Without enough to judge, all are empty and the schema metadata of `assignments` has the reason (`no_data_reason`).
     """
-    policy = Policy.parse(rollout.plan.policy)
+    policy = frozen_policy(rollout)
     if rollout.champion is None:
         return _nothing(policy, "there is no champion to compare with")
     stage = rollout.current

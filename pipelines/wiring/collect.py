@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
 from pipelines.adapters.collector_store import BatchDone, BatchPlan, CollectorStore
 from pipelines.adapters.control_db import control_db
@@ -29,7 +28,7 @@ from pipelines.collect.quarantine import Refused
 from pipelines.collect.tables import to_tables
 from pipelines.contracts import segment_retention
 from pipelines.contracts.clocks import wall_us
-from pipelines.contracts.errors import ContractError, TransientError
+from pipelines.contracts.errors import TransientError
 from pipelines.contracts.events import KINDS, Override
 from pipelines.contracts.kafka import connection
 from pipelines.contracts.segments import Frame
@@ -81,7 +80,7 @@ class Collector:
         self.lake = open_lake(settings)
         self.tables = InferenceTables(self.lake)
         self._live: dict[str, LiveEvidence] = {}
-        self._broken: dict[str, str] = {}
+        self._unreadable: dict[str, str] = {}
         self._positions = self.store.positions()
         self._offsets = self.store.offsets()
         self._counters = self.store.counters()
@@ -114,7 +113,7 @@ class Collector:
             self.tables.append(kind, table, plan.n)
         if refused:
             self._set_aside(refused, plan.n)
-        touched = [one for one in live.values() if self._fold(one, tables)]
+        touched = [one for one in live.values() if one.take(tables)]
         overrides = [item.event for item in numbered if isinstance(item.event, Override)]
         self.store.complete(
             plan,
@@ -159,22 +158,10 @@ class Collector:
             _log.error("old segments stay: %s", error)
             return 0
 
-    def _fold(self, one: LiveEvidence, tables: dict[str, pa.Table]) -> bool:
-        """Fold one batch for one rollout. Rows that its policy cannot take stop its evidence, and nothing else."""
-        rollout_id = one.case.rollout_id
-        if rollout_id in self._broken:
-            return False
-        try:
-            return one.take(tables)
-        except ContractError as error:
-            _log.error("evidence of %s stands still: %s", rollout_id, error)
-            self._broken[rollout_id] = str(error)
-            return False
-
     def problems(self) -> dict[str, str]:
         """Streams and rollouts that stand still until a person has looked, with the reason."""
         still = {str(key): at.problem for key, at in self._positions.items() if stands_still(at)}
-        return still | self._broken
+        return still | self._unreadable | {name: one.problem for name, one in self._live.items() if one.problem}
 
     def _begin(self) -> tuple[BatchPlan | None, list[list[Frame]]]:
         begun = self.store.planned()
@@ -202,7 +189,9 @@ class Collector:
         Of a rollout that did not run yet when the batch before was looked at, after it had been taken from the bus, the
         lake holds nothing: its route came later. It is not searched for one, which would take as long as the log is.
         """
-        running = {rollout.id: rollout for rollout in self.rollouts.rollouts(slot="running")}
+        self._unreadable = {}
+        found = self.rollouts.rollouts(slot="running", unreadable=self._unreadable)
+        running = {rollout.id: rollout for rollout in found}
         for gone in self._live.keys() - running.keys():
             ended = self._live[gone].ended_s = self._live[gone].ended_s or time.monotonic()
             if time.monotonic() - ended > COUNTED_AFTER_S:
@@ -211,8 +200,8 @@ class Collector:
             if rollout_id not in self._live:
                 self._live[rollout_id] = live = LiveEvidence(rollout)
                 if rollout_id in self._met or self._met_at != batch - 1:
-                    self._fold(live, read_log(self.lake, rollout, before_batch=batch))
-        self._met |= running.keys()
+                    live.take(read_log(self.lake, rollout, before_batch=batch))
+        self._met |= running.keys() | self._unreadable.keys()
         self._met_at = batch
         return self._live
 
@@ -271,8 +260,8 @@ def run(
         on_report(report)
         if report.problems != told:
             told = report.problems
-            for stream, problem in told.items():
-                _log.error("stream %s stands still: %s", stream, problem)
+            for name, problem in told.items():
+                _log.error("%s stands still: %s", name, problem)
         pause = commit_s if report.batch else poll_s
         _sleep(max(0.0, pause - (time.monotonic() - began)), stopping)
     if collector is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import msgspec
 import pyarrow as pa
 
@@ -9,34 +11,55 @@ from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.adapters.rollout_store import EvidenceRow
 from pipelines.collect.case import Case
 from pipelines.collect.fold import Fold
-from pipelines.rollout.policy import Policy
+from pipelines.contracts.errors import ContractError
+from pipelines.rollout.frozen_policy import frozen_policy
 from pipelines.rollout.state import Rollout
+
+_log = logging.getLogger("slipway.collector")
 
 
 class LiveEvidence:
     """One running rollout's case and fold, in memory; rebuilt from the lake after a restart.
 
-    Raises ContractError for a policy that today's code cannot read.
+    `problem` says why its evidence stands still (empty: it does not): today's code cannot read its policy, or its
+    policy cannot take some rows. Its requests are known all the same, so that repeated ones are told.
     """
 
     def __init__(self, rollout: Rollout) -> None:
-        policy = Policy.parse(rollout.plan.policy)
+        self.problem = ""
+        self.ended_s: float | None = None
+        self.case = Case(rollout.id, rollout.model)
+        self.fold: Fold | None = None
+        try:
+            policy = frozen_policy(rollout)
+        except ContractError as error:
+            self._stop(error)
+            return
         self.case = Case(rollout.id, rollout.model, policy.slices, policy.kpis)
         self.fold = Fold(policy)
-        self.ended_s: float | None = None
 
     def take(self, tables: dict[str, pa.Table]) -> bool:
-        """Fold one batch; whether any of its rows belonged to the rollout.
+        """Fold one batch; whether its evidence or its counts are others now.
 
         What comes after its end (a gateway follows a route a moment later) is counted, and is no evidence.
         """
         made = self.case.take(tables)
-        if made and self.ended_s is None:
-            self.fold.add(**made)
-        return bool(made)
+        if not made or self.fold is None:
+            return False
+        if self.ended_s is None:
+            try:
+                self.fold.add(**made)
+            except ContractError as error:
+                self._stop(error)
+        return self.fold is not None
+
+    def _stop(self, error: ContractError) -> None:
+        self.problem, self.fold = str(error), None
+        _log.error("evidence of %s stands still: %s", self.case.rollout_id, error)
 
     def row(self, batch: int) -> EvidenceRow:
-        """The evidence so far, as it is stored."""
+        """The evidence so far, as it is stored, while it does not stand still."""
+        assert self.fold is not None
         counts = self.case.counts
         return EvidenceRow.of(
             self.case.rollout_id,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from pipelines.contracts.assignment import PPM
 from pipelines.contracts.clocks import wall_us
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.routes import Breaker
+from pipelines.rollout.frozen_policy import frozen_policy
 from pipelines.rollout.judge import judge
 from pipelines.rollout.judgement import Judgement
 from pipelines.rollout.policy import Policy
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 ASIDE = 0.1
 """The weight of a backtest and of a bake where a spec declares none."""
 _CODE = ("rollout", "stats", "collect")
+PLAN = "plan"
+"""What stands against a rollout whose policy or evidence only other code can read."""
 
 
 def rollout_store(settings: Settings) -> RolloutStore:
@@ -127,11 +129,17 @@ def now(settings: Settings, as_of_us: int | None = None) -> Now:
 
 
 def standing_of(view: RolloutView) -> Standing:
-    """What the judge says of the rollout's current stage; a rollout without live or backtest stage stands still."""
+    """What the judge says of the rollout's current stage; a rollout without live or backtest stage stands still.
+
+    One whose policy or evidence this version cannot read is to be held.
+    """
     rollout = view.rollout
     if rollout.champion is None or not rollout.stage:
         return Standing()
-    judged = _judged(rollout, view.evidence)
+    try:
+        judged = _judged(rollout, view.evidence)
+    except ContractError as error:  # frozen by other code: a person is called, and the other rollouts go on
+        return Standing(ready=False, word="hold", metrics=(PLAN,), sentence=str(error))
     ready = rollout.current.kind != "backtest" or any(row.part == "backtest" for row in view.evidence)
     nothing = next((row.counts.get("no_data", "") for row in view.evidence if row.part == "backtest"), "")
     word: str = "continue"
@@ -159,12 +167,7 @@ def _judged(rollout: Rollout, rows: Sequence[EvidenceRow]) -> Judgement:
     for index, row in enumerate(rows):
         part = Evidence.from_json(row.document)
         evidence = part if index == 0 else evidence + part
-    return judge(_policy(rollout.policy_digest, json.dumps(rollout.plan.policy)), evidence, rollout.stage)
-
-
-@cache
-def _policy(_digest: str, document: str) -> Policy:
-    return Policy.parse(json.loads(document))
+    return judge(frozen_policy(rollout), evidence, rollout.stage)
 
 
 def verdict_rows(judged: Judgement) -> list[dict[str, Any]]:
@@ -180,7 +183,7 @@ def fold_backtest(rollout: Rollout, tables: Mapping[str, Any]) -> tuple[Evidence
     """Evidence of the backtest's four tables, by the same fold as live traffic; and the number of requests."""
     from pipelines.collect.fold import Fold
 
-    fold = Fold(Policy.parse(rollout.plan.policy))
+    fold = Fold(frozen_policy(rollout))
     given = {name: table for name, table in tables.items() if table is not None and table.num_rows}
     if "assignments" in given:
         fold.add(**given)

@@ -12,10 +12,10 @@ from pipelines.contracts.errors import ContractError, DataError
 from pipelines.features import parity_page
 from pipelines.rollout.base_rates import measured
 from pipelines.rollout.explainer import explain
+from pipelines.rollout.frozen_policy import frozen_policy
 from pipelines.rollout.judge import judge
 from pipelines.rollout.page import Point, render
 from pipelines.rollout.planner import Need, plan
-from pipelines.rollout.policy import Policy
 from pipelines.settings import Settings
 from pipelines.stats.evidence import Evidence
 from pipelines.wiring.parity import kept
@@ -50,7 +50,7 @@ def _history(settings: Settings, view: RolloutView, backtest: Evidence | None) -
     rollout = view.rollout
     if rollout.champion is None or not rollout.stage:
         return []
-    policy = Policy.parse(rollout.plan.policy)
+    policy = frozen_policy(rollout)
     names = [stage.name for stage in rollout.stages]
     before, points = 0, []
     if backtest is not None and backtest.counters:
@@ -70,7 +70,7 @@ def _promised(settings: Settings, view: RolloutView, backtest: Evidence | None) 
     rollout = view.rollout
     if rollout.champion is None:
         return (), "There was no champion, and so no traffic to plan with: a named person decided."
-    policy = Policy.parse(rollout.plan.policy)
+    policy = frozen_policy(rollout)
     # While it bakes the challenger answers alone: nothing is compared there that a plan could count on.
     compared = tuple(stage for stage in policy.stages if stage.kind != "bake")
     policy = msgspec.structs.replace(policy, stages=compared)

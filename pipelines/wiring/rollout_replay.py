@@ -24,7 +24,7 @@ from pipelines.contracts.canonical import canonical_json
 from pipelines.contracts.errors import ContractError, SlipwayError
 from pipelines.datasets.erasure import Erasure
 from pipelines.rollout import conditions
-from pipelines.rollout.policy import Policy
+from pipelines.rollout.frozen_policy import frozen_policy
 from pipelines.rollout.record import Entry, verify
 from pipelines.rollout.state import Decision, Rollout
 from pipelines.settings import Settings
@@ -79,8 +79,14 @@ def replay(settings: Settings, model: str | None = None, *, lake_only: bool = Fa
     if lake_only:
         erasures = erasures_in(copied(settings).get(ERASURES, []))
         return [replayed(settings, each, erasures) for each in from_lake(settings, model)]
-    store = rollout_store(settings)
-    return [replay_rollout(settings, one.id) for one in store.rollouts(model) if one.status != "waiting"]
+    store, unreadable = rollout_store(settings), dict[str, str]()
+    found = store.rollouts(model, unreadable=unreadable)
+    played = [replay_rollout(settings, one.id) for one in found if one.status != "waiting"]
+    return [*played, *(_unread(name.rpartition("-r")[0], name, 0, why) for name, why in unreadable.items())]
+
+
+def _unread(model: str, rollout_id: str, decisions: int, why: str) -> Replayed:
+    return Replayed(model=model, rollout_id=rollout_id, batches=0, decisions=decisions, other_code=0, differences=[why])
 
 
 def replay_rollout(settings: Settings, rollout_id: str) -> Replayed:
@@ -155,6 +161,10 @@ def replayed(settings: Settings, recorded: Recorded, erasures: Sequence[Erasure]
     """
     rollout = recorded.rollout
     decisions = [(line, found) for line in recorded.lines if (found := decision_of(line)) is not None]
+    try:
+        frozen_policy(rollout)
+    except ContractError as error:
+        return _unread(rollout.model, rollout.id, len(decisions), str(error))
     differences = [] if rollout.plan.digest() == rollout.policy_digest else ["the plan is not what its digest names"]
     wanted = {found.evidence_digest for _, found in decisions}
     erased, taken = erased_rows(rollout, erasures), taken_from_backtest(settings, rollout, erasures)
@@ -195,7 +205,7 @@ def states(settings: Settings, rollout: Rollout, cuts: int | None = None) -> Ite
     log = read_log(open_lake(settings), rollout)
     if not log:
         return
-    policy = Policy.parse(rollout.plan.policy)
+    policy = frozen_policy(rollout)
     case, fold = Case(rollout.id, rollout.model, policy.slices, policy.kpis), Fold(policy)
     column = "batch" if cuts is None else "seq"
     marks = {kind: table.column(column).to_numpy() for kind, table in log.items()}

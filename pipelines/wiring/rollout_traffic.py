@@ -79,7 +79,7 @@ LAST_US = 4_102_444_800_000_000
 def _compared(settings: Settings, model: str) -> Evidence | None:
     """The evidence of the model's newest rollout that compared pairs: how far two releases differ."""
     store = rollout_store(settings)
-    for rollout in reversed(store.rollouts(model)):
+    for rollout in reversed(store.rollouts(model, unreadable={})):
         rows = store.view(rollout.id).evidence
         if rows:
             parts = [Evidence.from_json(row.document) for row in rows]

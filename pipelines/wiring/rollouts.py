@@ -99,7 +99,7 @@ def start(
     if plan is None:
         plan = planned(settings, model, release)
     store, moment = rollout_store(settings), now(settings, as_of_us)
-    open_ones = [rollout for rollout in store.rollouts(model) if rollout.slot != "ended"]
+    open_ones = [rollout for rollout in store.rollouts(model, unreadable={}) if rollout.slot != "ended"]
     for rollout in open_ones:
         if rollout.challenger == release:
             return rollout
@@ -245,7 +245,7 @@ def advance(settings: Settings, rollout_id: str) -> Effects:
     model = store.load(rollout_id).model
     effects = execute(store, mirrors(settings), model)
     touched = [model]
-    for waiting in store.rollouts(slot="waiting"):
+    for waiting in store.rollouts(slot="waiting", unreadable={}):
         if begin_waiting(settings, waiting.model) is not None:
             effects += execute(store, mirrors(settings), waiting.model)
             touched.append(waiting.model)
@@ -293,7 +293,7 @@ def withdraw_harm(settings: Settings) -> int:
     `advance`. Returns how many were withdrawn.
     """
     store, withdrawn = rollout_store(settings), 0
-    for rollout in store.rollouts(slot="running"):
+    for rollout in store.rollouts(slot="running", unreadable={}):  # the collector tells of those
         view = store.view(rollout.id)
         standing = standing_of(view)
         if standing.word != "rollback":
@@ -310,10 +310,10 @@ def withdraw_harm(settings: Settings) -> int:
 
 def _concerned(store: RolloutStore, model: str, rollout_id: str | None, action: str) -> Rollout | None:
     """The rollout an override is about: its own while that runs, or the one that made the champion."""
-    running = store.rollouts(model, slot="running")
+    running = store.rollouts(model, slot="running", unreadable={})
     if running:
         return running[0] if rollout_id in (None, running[0].id) else None
-    promoted = [rollout for rollout in store.rollouts(model) if rollout.status == "promoted"]
+    promoted = [rollout for rollout in store.rollouts(model, unreadable={}) if rollout.status == "promoted"]
     if promoted and action == "champion_to_fallback" and promoted[-1].champion is not None:
         newest = promoted[-1]
         return newest if store.db.champion(model) == newest.challenger else None
@@ -326,6 +326,8 @@ def load(settings: Settings, rollout_id: str) -> Rollout:
     return rollout_store(settings).load(rollout_id)
 
 
-def list(settings: Settings, model: str | None = None) -> Rollouts:  # noqa: A001  # the job's public name
-    """Every rollout, oldest first."""
-    return rollout_store(settings).rollouts(model)
+def list(  # noqa: A001  # the job's public name
+    settings: Settings, model: str | None = None, *, unreadable: dict[str, str] | None = None
+) -> Rollouts:
+    """Every rollout, oldest first. `unreadable`: as in `RolloutStore.rollouts`."""
+    return rollout_store(settings).rollouts(model, unreadable=unreadable)
