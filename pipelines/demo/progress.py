@@ -25,7 +25,8 @@ class Show:
 
     def line(self, text: str) -> None:
         """One line, with the time since the start."""
-        self.console.print(f"[dim]{time.monotonic() - self._start:7.1f} s[/dim]  {text}", highlight=False)
+        elapsed = f"[dim]{time.monotonic() - self._start:7.1f} s[/dim]"
+        self.console.print(f"{elapsed}  {text}", highlight=False, soft_wrap=True)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from rich.markup import escape
+
 from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import open_lake
 from pipelines.contracts.clocks import from_us
@@ -245,7 +247,7 @@ class Seen:
         self.status, self.stage, self.requests = shown["status"], shown["stage"], shown["requests"]
         self.reason = shown["decisions"][-1].get("reason", "") if shown["decisions"] else ""
         for one in shown["decisions"][self._told :]:
-            self._tell(f"{self._id} {one['kind']}: {one['reason']}")
+            self._tell(escape(f"{self._id} {one['kind']}: {one['reason']}"))
         self._told = len(shown["decisions"])
         stages = {stage["name"]: stage for stage in shown["stages"]}
         self.wanted = int(stages.get(self.stage, {}).get("requests", 0))
