@@ -78,10 +78,12 @@ class Turn:
 @asynccontextmanager
 async def together(running: Running, clients: int) -> AsyncIterator[Turn]:
     async with AsyncExitStack() as stack:
-        port = await stack.enter_async_context(served(running))
+        port = await stack.enter_async_context(served(running, keep_alive_s=600))  # second arms may be waited for
         connections = [await stack.enter_async_context(connected(port)) for _ in range(clients)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(short_way, "_TOGETHER_S", 600.0)  # a busy machine is no reason to part them
+            # A busy machine is no reason to part them, nor to think that a challenger hangs.
+            patch.setattr(short_way, "_TOGETHER_S", 600.0)
+            patch.setattr("serving.arms._ALARM_S", 600.0)
             turn = Turn(running, connections, patch)
             for client in connections:  # the server has accepted them all, and knows what a request costs
                 client.send(post("warm"))
