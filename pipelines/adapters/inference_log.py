@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.adapters.delta_lake import DeltaLake, connect
 from pipelines.contracts.clocks import from_us
+from pipelines.contracts.events import metric_by_name
 from pipelines.monitoring.columns import Category, Column, Numbers, Window
 from pipelines.rollout.base_rates import Answers
 
@@ -41,14 +42,21 @@ _ANSWERS = """
     ), truth AS (
         SELECT request_id, arg_min(value, seq) AS value, arg_min(event_time, seq) AS at
         FROM label WHERE model = $model AND "row" = 0 AND event_time <= $before GROUP BY 1
+    ), named AS (
+        SELECT unnest($names::VARCHAR[]) AS name, unnest($metrics::VARCHAR[]) AS metric
     ), cost AS (
-        SELECT request_id, arg_min(value, seq) AS value, arg_min(event_time, seq) AS at
-        FROM kpi WHERE model = $model AND event_time <= $before AND (len($kpis) = 0 OR list_contains($kpis, name))
-        GROUP BY 1
+        SELECT request_id, map(list(metric), list(value)) AS value, map(list(metric), list(came)) AS came FROM (
+            SELECT request_id, coalesce(metric, '') AS metric, arg_min(value, seq) AS value,
+                   arg_min(event_time, seq) AS came
+            FROM kpi LEFT JOIN named USING (name)
+            WHERE model = $model AND event_time <= $before AND (len($names) = 0 OR metric IS NOT NULL)
+            GROUP BY 1, 2
+        ) GROUP BY 1
     )
     SELECT epoch_us(assignment.event_time), answered.status <> 'ok', answered.score, answered.latency_us / 1000.0,
            truth.value, cost.value, assignment.unit, assignment.slices,
-           epoch_us(coalesce(truth.at, assignment.event_time)), epoch_us(coalesce(cost.at, assignment.event_time))
+           epoch_us(coalesce(truth.at, assignment.event_time)),
+           epoch_us(coalesce(cost.came[$first], assignment.event_time))
     FROM assignment JOIN answered USING (request_id)
     LEFT JOIN truth USING (request_id) LEFT JOIN cost USING (request_id)
     WHERE assignment.model = $model AND NOT assignment.duplicate AND assignment.event_time < $before
@@ -110,7 +118,7 @@ def answers(
     lake: DeltaLake, model: str, release: str, before_us: int, kpis: Sequence[str] = (), most: int = 50_000
 ) -> Answers:
     """The newest `most` requests that `release` was to answer before an event time, and what was known then: of KPI
-    values, those of these names, or all.
+    values, those that count for each of these mean metrics of a policy (without any, all as those of one).
     """
     kinds = ("assignment", "response", "label", "kpi")
     if not (lake.exists("inference/assignment") and lake.exists("inference/response")):
@@ -122,7 +130,9 @@ def answers(
                 lake.bind(connection, kind, f"inference/{kind}")
             else:
                 connection.execute(f"CREATE VIEW {kind} AS {_EMPTY}")
-        given = {"model": model, "release": release, "before": from_us(before_us), "kpis": list(kpis), "most": most}
+        counted, first = metric_by_name(kpis), kpis[0] if kpis else ""
+        given = {"model": model, "release": release, "before": from_us(before_us), "most": most, "first": first}
+        given |= {"names": list(counted), "metrics": list(counted.values())}
         found = connection.execute(_ANSWERS, given).fetchall()[::-1]
     scores = [msgspec.json.decode(row[2]) for row in found]
     return Answers(
@@ -131,7 +141,8 @@ def answers(
         _numbers(score[0] if score else None for score in scores),
         latency_ms=_numbers(row[3] for row in found),
         label=_numbers(row[4] for row in found),
-        kpi=_numbers(row[5] for row in found),
+        kpi=_numbers((row[5] or {}).get(first) for row in found),
+        by_kpi={name: _numbers((row[5] or {}).get(name) for row in found) for name in kpis},
         unit=[row[6] for row in found],
         slices=[_slices(row[7]) for row in found],
         label_us=[row[8] for row in found],

@@ -24,8 +24,9 @@ LEAST = 100
 
 class Answers(NamedTuple):
     """n answers of one release in order of event time: time in microseconds, whether it was an error, score, latency in
-    milliseconds, label and KPI; NaN where there is none. `unit`, `slices` (the values of one request by name) and when
-    label and KPI arrived are empty where nobody has asked for them.
+    milliseconds, label and KPI (where there are several, the policy's first); NaN where there is none. `unit`, `slices`
+    (the values of one request by name), when label and KPI arrived, and the values of every KPI by its metric are empty
+    where nobody has asked for them.
     """
 
     event_us: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -38,6 +39,7 @@ class Answers(NamedTuple):
     slices: Sequence[Mapping[str, str]] = ()
     label_us: Sequence[int] = ()
     kpi_us: Sequence[int] = ()
+    by_kpi: Mapping[str, Floats] = {}
 
 
 def measured(policy: Policy, answers: Answers, backtest: Evidence | None = None) -> Rates:
@@ -110,9 +112,8 @@ def _base(policy: Policy, metric: Metric, answers: Answers, backtest: Evidence |
     if metric.loss == RANK:
         return _ranking(answers, _paired_sd(metric, backtest))
     if metric.kind == "mean":
-        if metric.name != policy.kpis[0]:
-            return None  # the KPI values of `answers` are the first one's
-        values = answers.kpi[np.isfinite(answers.kpi)]
+        values = answers.by_kpi.get(metric.name, answers.kpi[:0])
+        values = values[np.isfinite(values)]
     else:
         values = answers.score[np.isfinite(answers.score)]
         if metric.kind == "paired_loss":

@@ -14,7 +14,6 @@ import msgspec
 
 from pipelines.contracts.canonical import digest
 from pipelines.contracts.errors import ContractError
-from pipelines.contracts.events import metric_by_name
 from pipelines.stats.losses import Loss
 
 SCHEMA = "slipway-gate/1"
@@ -165,11 +164,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     def kpis(self) -> tuple[str, ...]:
         """The mean metrics: each is of the KPI values of its name."""
         return tuple(metric.name for metric in self.metrics if metric.kind == "mean")
-
-    @property
-    def planned_kpis(self) -> tuple[str, ...]:
-        """The names of the KPI values that logged traffic is planned by: those that count for the first mean metric."""
-        return tuple(name for name, metric in metric_by_name(self.kpis).items() if metric == self.kpis[0])
 
     def stage(self, name: str) -> Stage:
         """The stage called `name`. Raises ContractError with the nearest name."""

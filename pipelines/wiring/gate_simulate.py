@@ -159,7 +159,7 @@ def _log(settings: Settings, planned: ModelPlan, policy: Policy) -> Log | None:
     champion = control_db(settings).champion(planned.model)
     if champion is None:
         return None
-    found = answers(open_lake(settings), planned.model, champion, LAST_US, policy.planned_kpis)
+    found = answers(open_lake(settings), planned.model, champion, LAST_US, policy.kpis)
     if len(found.event_us) < LEAST:
         return None
     paired = next((m.name for m in policy.metrics if m.kind == "paired_loss"), "")

@@ -75,7 +75,7 @@ def _promised(settings: Settings, view: RolloutView, backtest: Evidence | None) 
     compared = tuple(stage for stage in policy.stages if stage.kind != "bake")
     policy = msgspec.structs.replace(policy, stages=compared)
     lake, until = open_lake(settings), rollout.created_event_us
-    served = answers(lake, rollout.model, rollout.champion, until, policy.planned_kpis)
+    served = answers(lake, rollout.model, rollout.champion, until, policy.kpis)
     try:
         return plan(policy, measured(policy, served, backtest)).needs, ""
     except (ContractError, DataError) as error:

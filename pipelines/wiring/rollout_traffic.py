@@ -66,7 +66,7 @@ def logged(settings: Settings, model: str, policy: Policy) -> Rates | None:
     if champion is None:
         return None
     try:
-        found = answers(open_lake(settings), model, champion, LAST_US, policy.planned_kpis)
+        found = answers(open_lake(settings), model, champion, LAST_US, policy.kpis)
         return measured(policy, found, _compared(settings, model))
     except DataError:
         return None

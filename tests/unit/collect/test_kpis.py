@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.adapters.delta_lake import DeltaLake
@@ -66,11 +68,21 @@ def test_a_value_counts_for_the_metric_of_its_name(
     assert case.counts.kpis == len(found)
 
 
+NONE = math.nan
+
+
 @pytest.mark.parametrize(
-    ("kpis", "found"), [((), 1.0), (("basket",), 80.0), (("kpi",), 7.0), (("cost", "kpi"), 7.0), (("none",), None)]
+    ("kpis", "found"),
+    [
+        (("basket",), {"basket": 80.0}),
+        (("cost",), {"cost": 7.0}),
+        (("conversion", "basket"), {"conversion": 1.0, "basket": 80.0}),
+        (("none", "basket"), {"none": NONE, "basket": 80.0}),
+        (("kpi", "weather"), {"kpi": 7.0, "weather": 9.0}),
+    ],
 )
-def test_logged_traffic_is_planned_by_the_values_of_the_metrics_name(
-    kpis: tuple[str, ...], found: float | None, tmp_path: Path
+def test_logged_traffic_is_planned_by_the_values_of_each_metrics_name(
+    kpis: tuple[str, ...], found: dict[str, float], tmp_path: Path
 ) -> None:
     answered = event(
         Response, 8, request_id="a", arm="champion", release="a", rollout_id="r", status="ok",
@@ -80,5 +92,9 @@ def test_logged_traffic_is_planned_by_the_values_of_the_metrics_name(
     tables = InferenceTables(DeltaLake(tmp_path))
     for kind, rows in to_tables(number([*EVENTS, answered], Counters(), {})[0], 1).items():
         tables.append(kind, rows, 1)
-    (value,) = answers(DeltaLake(tmp_path), "m", "a", 1_000, kpis).kpi
-    assert value == found if found is not None else value != value
+    logged = answers(DeltaLake(tmp_path), "m", "a", 1_000, kpis)
+    np.testing.assert_equal({name: list(values) for name, values in logged.by_kpi.items()}, {
+        name: [value] for name, value in found.items()
+    })  # fmt: skip
+    np.testing.assert_equal(list(logged.kpi), [found[kpis[0]]])
+    assert list(answers(DeltaLake(tmp_path), "m", "a", 1_000).kpi) == [1.0], "without metrics, the first of all"

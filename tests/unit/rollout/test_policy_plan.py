@@ -182,3 +182,22 @@ def test_the_spread_of_latencies_is_measured_where_the_quantile_lies(q: float) -
     assert sigma(latency) == pytest.approx(0.4, rel=0.1)
     heavy = latency * np.where(rng.random(n) < 0.02, 1.0 + rng.pareto(1.5, n), 1.0)
     assert sigma(heavy) > (0.5 if q == 0.99 else 0.38)
+
+
+def test_each_kpi_is_planned_by_the_values_of_its_own_name() -> None:
+    rng, n = np.random.default_rng(5), 4_000
+    nothing = np.full(n, np.nan)
+    kpis = {"basket": rng.normal(80.0, 20.0, n), "clicks": rng.poisson(2.0, n).astype(float), "rare": nothing}
+    policy = Policy.parse(
+        {
+            "stages": [SHADOW],
+            "metrics": [{"name": name, "kind": "mean", "range": [-100, 300], "harm_rel": 0.1} for name in kpis],
+        }
+    )
+    event_us = np.arange(n) * 1_000_000
+    answers = Answers(event_us, np.zeros(n, dtype=bool), nothing, nothing, nothing, kpis["basket"], by_kpi=kpis)
+    rates = measured(policy, answers)
+    assert rates.of("basket").mean == pytest.approx(80.0, rel=0.02)
+    assert rates.of("basket").sd == pytest.approx(20.0, rel=0.05)
+    assert rates.of("clicks").mean == pytest.approx(2.0, rel=0.05)
+    assert "rare" not in rates.metrics, "of which too little is known"
