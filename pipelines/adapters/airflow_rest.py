@@ -220,7 +220,7 @@ class AirflowRest:
         content = self._json("GET", path, params={"full_content": "true"})["content"]
         if isinstance(content, str):
             return content
-        return "\n".join(line if isinstance(line, str) else str(line.get("event", line)) for line in content)
+        return "\n".join(line if isinstance(line, str) else told_by(line) for line in content)
 
     def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
         """Set a task's state by hand (`success`, `failed`, `skipped`), as the button in the UI does."""
@@ -303,6 +303,12 @@ class AirflowRest:
         if answer.status_code >= 500:
             raise TransientError(what, got=f"{answer.status_code} {detail}")
         raise TerminalError(what, got=f"{answer.status_code} {detail}")
+
+
+def told_by(line: Mapping[str, Any]) -> str:
+    """A structured line of a task's log as text: what happened and, of a failure, each error with its message."""
+    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in line.get("error_detail") or ()]
+    return "\n  ".join([str(line.get("event", line)), *errors])
 
 
 def _json(answer: httpx.Response) -> Any:

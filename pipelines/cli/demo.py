@@ -13,7 +13,12 @@ def demo(
         str, typer.Option(help="standard, repaired-v3, calm-december or same-model: other inputs, other outcomes.")
     ] = "standard",
     seed: Annotated[int, typer.Option(help="Seed of training; other seeds make other models.")] = 7,
-    size: Annotated[float, typer.Option(help="Length of the stages, as a multiple of those in the specs.")] = 1.0,
+    size: Annotated[
+        float,
+        typer.Option(
+            help="Length of the stages, as a multiple of those in the specs; below 1 later acts have less to train on."
+        ),
+    ] = 1.0,
 ) -> None:
     """Carry a model through a year in minutes, with real DAG runs and a real gateway; the stack stays up.
 
