@@ -79,7 +79,7 @@ def lineage(settings: Settings, name: str) -> Lineage:
     ]
     if not chosen:
         known = sorted({node.name.partition("__")[0] for node in whole.nodes})
-        raise NotFoundError(f"dataset, view, model or release '{name}'{suggestion(name, known)}", expected=known)
+        raise NotFoundError(f"dataset, view, model or release '{name}'{suggestion(name, known)}")
     up = _reached(chosen, [(product, source) for source, product in whole.edges])
     down = _reached(chosen, whole.edges)
     kept = up | down

@@ -13,7 +13,7 @@ from pipelines.contracts.errors import NotFoundError
 from pipelines.datasets.messages import Message
 from pipelines.settings import Settings
 from pipelines.spec.loading import load_view
-from pipelines.wiring.streams import PUSH, Feed
+from pipelines.wiring.streams import HOW_TO, PUSH, Feed
 
 AT_ONCE = 10_000
 """Lines of one batch."""
@@ -43,7 +43,7 @@ def push(settings: Settings, view: str, lines: Iterable[str]) -> Pushed:
     """
     stream = load_view(settings.include_dir, view).stream
     if stream is None:
-        raise NotFoundError(f"a stream of view {view}", expected="`stream` in its spec")
+        raise NotFoundError(f"a stream of view {view}", expected="`stream` in its spec", hint=HOW_TO)
     now_us = settings.event_clock().event_now_us()
     reasons: Counter[str] = Counter()
     rows = 0

@@ -14,7 +14,7 @@ from pipelines.contracts.kafka import Connection, connection
 from pipelines.contracts.properties import read_properties
 from pipelines.datasets.messages import Message
 from pipelines.settings import Settings
-from pipelines.wiring.streams import Applied, Feed, Letter, stream_of, streamed
+from pipelines.wiring.streams import HOW_TO, Applied, Feed, Letter, stream_of, streamed
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -74,7 +74,7 @@ def _chosen(settings: Settings, view: str) -> list[str]:
     if not chosen:
         names = sorted(one.name for views in found.values() for one in views)
         what = f"a stream of view {view}" if view else "streams"
-        raise NotFoundError(what, expected=f"one of {names}" if names else "`stream` in a view's spec")
+        raise NotFoundError(what, expected=f"one of {names}" if names else "`stream` in a view's spec", hint=HOW_TO)
     return chosen
 
 

@@ -36,6 +36,7 @@ from pipelines.wiring.stream_online import StreamOnline
 from pipelines.wiring.stream_state import StreamState, distinct_keys, frontier_us
 from pipelines.wiring.stream_tables import StreamTables
 
+HOW_TO = "See docs/how-to/stream-a-view.md."
 PUSH = "push"
 """The source of rows that are pushed. It gives nothing twice: what a push that died has left is found at the start."""
 COMPACT_EVERY = 300
