@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from pipelines.contracts.clocks import parse_event_time, wall_us
+from pipelines.contracts.clocks import LATEST_US, MICROS, parse_event_time, wall_us
 from pipelines.contracts.errors import ContractError
 from pipelines.contracts.events import UNNAMED, Event, EventId, Kpi, Label
 from serving.gateway import Gateway
@@ -17,6 +17,8 @@ from serving.oip.errors import Malformed, TooLarge, Unavailable
 
 _LAST_ROW = 2**31 - 1
 """What the lake's column holds; no request has as many rows."""
+_AHEAD_US = 300 * MICROS
+"""How far another machine's clock may be ahead of this one."""
 _AT_ONCE = 500
 """Events that are written before others have a turn: ten thousand would hold them up for a tenth of a second."""
 
@@ -61,26 +63,26 @@ async def take_labels(gateway: Gateway, model: str, body: bytes) -> int:
     A call that failed can be repeated as it is: equal labels of one (id, row) count once.
     """
     items = _decode(_labels, body, '{"labels": [{"id", "row"?, "value", "at"?}]}').labels
-    now = _now(gateway, items)
+    now, latest = _now(gateway, items), _latest(gateway)
     makes: list[Callable[[EventId], Event]] = []
     for index, item in enumerate(items):
         if not 0 <= item.row <= _LAST_ROW:
             raise Malformed(f"labels[{index}].row", got=item.row, expected=f"0 to {_LAST_ROW}")
-        makes.append(_label_event(model, item, _at(f"labels[{index}].at", item.at, now)))
+        makes.append(_label_event(model, item, _at(f"labels[{index}].at", item.at, now, latest)))
     return await _write(gateway, model, "label", makes)
 
 
 async def take_kpis(gateway: Gateway, model: str, body: bytes) -> int:
     """The same for KPI values; equal values of one (id, name) count once."""
     items = _decode(_kpis, body, '{"kpis": [{"id", "name"?, "value", "at"?}]}').kpis
-    now = _now(gateway, items)
+    now, latest = _now(gateway, items), _latest(gateway)
     longest = gateway.limits.max_id_chars
     for index, item in enumerate(items):
         if not 0 < len(item.name) <= longest:
             got = f"{len(item.name)} characters"
             raise Malformed(f"kpis[{index}].name", got=got, expected=f"1 to {longest} characters")
     makes: list[Callable[[EventId], Event]] = [
-        _kpi_event(model, item, _at(f"kpis[{index}].at", item.at, now)) for index, item in enumerate(items)
+        _kpi_event(model, item, _at(f"kpis[{index}].at", item.at, now, latest)) for index, item in enumerate(items)
     ]
     return await _write(gateway, model, "kpi", makes)
 
@@ -113,13 +115,21 @@ def _now(gateway: Gateway, items: list[Any]) -> int:
         ) from None
 
 
-def _at(where: str, at: str | int | None, now: int) -> int:
+def _latest(gateway: Gateway) -> int:
+    """The latest moment that what comes now can have held at: what is ahead of it would make every label mature."""
+    return wall_us() + _AHEAD_US if gateway.clock.mode == "wall" else LATEST_US
+
+
+def _at(where: str, at: str | int | None, now: int, latest: int) -> int:
     if at is None:
         return now
     try:
-        return parse_event_time(at)
+        found = parse_event_time(at)
     except ContractError as error:
         raise Malformed(where, got=error.got, expected=error.expected) from None
+    if found > latest:
+        raise Malformed(where, got=at, expected="no moment to come", hint="Integers are microseconds since 1970.")
+    return found
 
 
 def _label_event(model: str, item: LabelItem, event_us: int) -> Callable[[EventId], Event]:

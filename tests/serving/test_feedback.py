@@ -124,6 +124,21 @@ async def test_malformed_labels_are_refused_and_nothing_of_the_call_is_written(
     assert home.events() == []
 
 
+@pytest.mark.parametrize("kind", ["labels", "kpis"])
+async def test_what_has_not_happened_yet_is_refused_but_in_a_replay(
+    home: Installation, start: Start, kind: str
+) -> None:
+    home.publish()
+    body = {kind: [{"id": "q", "value": 1, "at": at} for at in ("2013-01-02T00:00:00Z", "2199-01-02T00:00:00Z")]}
+    async with start() as running:
+        refused = await running.client.post(f"/v1/models/m/{kind}", json=body)
+    assert refused.status_code == 400
+    assert f"{kind}[1].at; got 2199-01-02T00:00:00Z; expected no moment to come" in refused.json()["error"]
+    assert home.events() == []
+    async with start(clock="replay") as running:
+        assert (await running.client.post(f"/v1/models/m/{kind}", json=body)).status_code == 202
+
+
 @pytest.mark.parametrize("name", ["", "n" * 257])
 async def test_the_name_of_a_kpi_is_short_and_not_empty(home: Installation, start: Start, name: str) -> None:
     home.publish()
