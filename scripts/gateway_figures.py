@@ -10,7 +10,8 @@ def gateway_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         (
             f"One row a request, 16 connections, one worker on one core, load from the other (`make bench`, commit "
-            f"`{found['commit'][:12]}`; the gateway routes, checks, and writes both events before it answers):"
+            f"`{found['commit'][:12]}`; the gateway routes, checks, and writes both events before it answers; "
+            "second arms are scored by a process of their own, and shed where the core has no time for them):"
         ),
         "",
         "| server | requests/s | p99, ms | CPU a request, us | of the bare server, by CPU |",

@@ -67,13 +67,15 @@ def backtest(settings: Settings, rollout: Rollout) -> dict[str, pa.Table]:
     until_us = rollout.created_event_us - round(policy.label_maturity_s * 1_000_000)
     logged, share = _read(settings, rollout, after_us, until_us)
     sampled = f"; payloads of {share:.1%} of the requests are logged" if share < 1 else ""
+    wanted = "with a label that is mature"
+    if after_us:
+        wanted += f", newer than the trainings' last one ({from_us(after_us).isoformat(timespec='minutes')})"
     if logged is None:
-        return _nothing(policy, f"the inference log has no answered requests with labels{sampled}")
+        return _nothing(policy, f"the inference log has no answered request {wanted}{sampled}")
     kept, missing = with_all_inputs(logged, arms)
     count = kept.frame.num_rows
     if count < least:
-        since = f"after {from_us(after_us).isoformat(timespec='minutes')} with a matured label"
-        reason = f"{count} logged requests {since}, {least} are needed{sampled}"
+        reason = f"{count} logged requests {wanted}; {least} are needed{sampled}"
         return _nothing(policy, f"{reason}; the log lacks {missing}" if missing else reason)
     scores = {arm: scores_of(settings, release, kept) for arm, release in arms.items()}
     return case_tables(policy, stage.name, kept, scores)

@@ -120,7 +120,7 @@ def test_a_comparison_is_judged_the_same_way_over_files(
 
 def test_what_a_backtest_cannot_judge_and_what_does_not_apply_are_on_record(tmp_path: Path) -> None:
     made = Installation(tmp_path, plan=plan([{"name": "backtest"}, {"name": "shadow", "requests": 600}], [LOGLOSS]))
-    reason = "the inference log has no answered requests with labels"
+    reason = "the inference log has no answered request with a label that is mature"
     assert rollouts.backtest(made.settings, made.rollout) == {"requests": 0, "no_data": reason}
     looked = rollouts.look(made.settings, made.rollout)
     assert looked.decision is not None

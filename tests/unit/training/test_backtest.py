@@ -154,14 +154,16 @@ def test_too_few_requests_are_no_data(challenged: Challenged) -> None:
     frame = _frame(settings, AS_OF).slice(0, 30)
     project.log_traffic(settings, load_release(settings, first.release), frame, with_features=True)
     tables = backtest(settings, _rollout(first.release, challenger))
-    assert "30 logged requests after" in str(no_data_reason(tables))
+    assert "30 logged requests with a label that is mature, newer than" in str(no_data_reason(tables))
     assert "50 are needed" in str(no_data_reason(tables))
 
 
 def test_an_empty_log_is_no_data(made: tuple[Settings, training.Trained]) -> None:
     settings, first = made
     rollout = _rollout(first.release, first.release)
-    assert "no answered requests" in str(no_data_reason(backtest(settings, rollout)))
+    assert "no answered request with a label that is mature, newer than the trainings' last one" in str(
+        no_data_reason(backtest(settings, rollout))
+    )
     assert "no champion" in str(no_data_reason(backtest(settings, _rollout(None, first.release))))
 
 
