@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from pipelines.contracts import events
 from pipelines.contracts.errors import ContractError
@@ -22,19 +21,6 @@ from pipelines.contracts.streams import StreamKey
 
 TABLE = "inference/quarantine"
 """The table in the lake: the event id as its frame has it, the payload as text and as it was, the reason."""
-SCHEMA = pa.schema(
-    [
-        ("gateway", pa.string()),
-        ("worker", pa.int32()),
-        ("epoch", pa.int64()),
-        ("n", pa.int64()),
-        ("batch", pa.int64()),
-        ("row", pa.string()),
-        ("payload", pa.binary()),
-        ("reason", pa.string()),
-        ("known_at", pa.timestamp("us", tz="UTC")),
-    ]
-)
 _SHOWN = 3
 _LONGEST = 300
 
@@ -88,34 +74,6 @@ def _refused(where: EventId, payload: bytes, reason: str) -> Refused:
         said = None
     claims = said if isinstance(said, dict) else {}
     return Refused(id=where, payload=payload, reason=reason[:_LONGEST], claims=claims)
-
-
-def to_table(refused: Sequence[Refused], batch: int, now_us: int) -> pa.Table:
-    """The rows in quarantine of a batch. `now_us`: wall time at which they were set aside."""
-    columns: dict[str, list[Any]] = {
-        "gateway": [one.id.gateway for one in refused],
-        "worker": [one.id.worker for one in refused],
-        "epoch": [one.id.epoch for one in refused],
-        "n": [one.id.n for one in refused],
-        "batch": [batch] * len(refused),
-        "row": [_text(one) for one in refused],
-        "payload": [one.payload for one in refused],
-        "reason": [one.reason for one in refused],
-        "known_at": [now_us] * len(refused),
-    }
-    return pa.Table.from_pydict(columns, schema=SCHEMA)
-
-
-def _text(refused: Refused) -> str | None:
-    """The payload as JSON where it is a map, else whatever of it is text; null where it is not kept."""
-    if refused.payload is None:
-        return None
-    try:
-        if refused.claims:
-            return msgspec.json.encode(refused.claims).decode()
-    except (TypeError, ValueError, RecursionError):  # keys or values that JSON has not
-        pass
-    return refused.payload.decode(errors="replace")
 
 
 def summary(reasons: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from pipelines.adapters.control_db import control_db
 from pipelines.adapters.delta_lake import DeltaLake, open_lake
 from pipelines.adapters.inference_tables import InferenceTables
 from pipelines.adapters.kafka_bus import KafkaBus
-from pipelines.collect import numbering, quarantine
+from pipelines.collect import numbering, quarantine, quarantine_table
 from pipelines.collect.bus import Bus, SegmentBus
 from pipelines.collect.completeness import StreamReport, check
 from pipelines.collect.quarantine import Refused
@@ -142,7 +142,7 @@ class Collector:
 
     def _set_aside(self, refused: list[Refused], batch: int) -> None:
         """Put what is no event into quarantine."""
-        rows = quarantine.to_table(self._erased.withhold(refused), batch, wall_us())
+        rows = quarantine_table.to_table(self._erased.withhold(refused), batch, wall_us())
         self.tables.set_aside(rows, batch)
         reasons = quarantine.summary(one.reason for one in refused)
         _log.error("batch %d: %d events are in quarantine (%s): %s", batch, len(refused), quarantine.TABLE, reasons)

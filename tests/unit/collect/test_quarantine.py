@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from pipelines.adapters.delta_lake import DeltaLake
 from pipelines.cli.main import app
-from pipelines.collect import numbering, quarantine
+from pipelines.collect import numbering, quarantine, quarantine_table
 from pipelines.collect.case import Case
 from pipelines.collect.numbering import Counters
 from pipelines.collect.tables import to_tables
@@ -276,7 +276,7 @@ def test_every_event_that_is_taken_fits_the_lakes_columns_and_the_tables_of_a_ro
         table.to_pylist()
     Case("m-r2", "m", ("origin",), ("kpi",)).take(tables)
     refused = [item for item in items if isinstance(item, quarantine.Refused)]
-    aside = quarantine.to_table(refused, 1, 0)
+    aside = quarantine_table.to_table(refused, 1, 0)
     assert len(numbered) + aside.num_rows == len(made)
 
 
@@ -285,7 +285,7 @@ def test_every_event_that_is_taken_fits_the_lakes_columns_and_the_tables_of_a_ro
 def test_whatever_bytes_a_frame_holds_they_are_an_event_or_are_kept_as_they_were(payload: bytes) -> None:
     ((item,),) = quarantine.decode([StreamKey("gw0", 0, 1)], [[Frame(0, payload, 0)]])
     if isinstance(item, quarantine.Refused):
-        assert quarantine.to_table([item], 1, 0)["payload"].to_pylist() == [payload]
+        assert quarantine_table.to_table([item], 1, 0)["payload"].to_pylist() == [payload]
 
 
 def test_a_counter_that_no_writer_comes_to_is_damage_and_stops_its_stream_alone(installation: Installation) -> None:
