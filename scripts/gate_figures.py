@@ -71,14 +71,14 @@ def gate_headlines(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
     """README's rows about the gates."""
     rows = []
     if gates := results.get("gates"):
-        healthy = gates["healthy_small"]
+        healthy = gates["healthy"]
         faults = [fault for fault in gates["faults"].values() if fault["why"] is None]
         stopped = sum(round(fault["stopped"] * fault["runs"]) for fault in faults)
         wrong = f"{healthy['rollback']:.2%} rolled back (95 % upper bound {healthy['rollback_upper_95']:.2%}), "
         wrong += f"{healthy['hold']:.2%} held ({healthy['hold_upper_95']:.2%})"
         others = len(gates["faults"]) - len(faults)
         rows += [
-            (f"{healthy['runs']:,} healthy rollouts, looked at after every row", wrong),
+            (f"{healthy['runs']:,} healthy rollouts, looked at after every row, all metrics together", wrong),
             (
                 f"{len(faults)} kinds of harm (another {others} lie within the margins, or need more traffic)",
                 f"{stopped:,} of {sum(fault['runs'] for fault in faults):,} rollouts stopped",
