@@ -43,7 +43,7 @@ class Pace:
 
     def note(self, arm: Arm, outcome: Outcome) -> None:
         """Take in what one scoring took."""
-        self.note_together(arm, (outcome,), outcome.latency_us - outcome.features_us)
+        self.note_together(arm, (outcome,), outcome.own_us)
 
     def note_together(self, arm: Arm, outcomes: Sequence[Outcome], each_us: float) -> None:
         """Take in what several took that were scored together, each its share."""

@@ -110,7 +110,7 @@ def count_baking(gateway: Gateway, plan: Plan, outcomes: Sequence[Outcome]) -> N
     timeout_us = plan.route.breaker.timeout_ms * 1000 if plan.champion.batching is None else sys.maxsize
     was_late = False
     for outcome in outcomes:
-        is_late = outcome.latency_us - outcome.features_us > timeout_us
+        is_late = outcome.own_us > timeout_us
         if outcome.unavailable or (is_late and was_late and outcome.status == "ok"):
             continue
         was_late = was_late or is_late

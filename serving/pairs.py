@@ -84,7 +84,7 @@ def _settle(exchanges: Sequence[Exchange], scored: Sequence[Scored]) -> None:
             responses.append(
                 exchange.response(next(ids), arm, outcome, served=False, shadow=True, beside_us=one.beside_us)
             )
-    alone_us = max(one.latency_us - one.features_us for one in outcomes) / len(outcomes)
+    alone_us = max(one.own_us for one in outcomes) / len(outcomes)
     plan.pace.note_together(arm, outcomes, alone_us)
     for trouble in hand_over(gateway.log, responses):
         if trouble is not None and not isinstance(trouble, LogWriteError):

@@ -42,6 +42,11 @@ class Outcome(msgspec.Struct):
     batch: BatchScore | None = None
     """What is answered in the place of a failure."""
 
+    @property
+    def own_us(self) -> int:
+        """Its time without that of the features, which were read before, for all arms."""
+        return self.latency_us - self.features_us
+
 
 class Scorer:
     """Scores one request, for one arm or for both, from what was read online for it beforehand."""

@@ -145,7 +145,7 @@ class PairScorer:
 
 
 def _is_late(outcome: Outcome, timeout_us: int | None) -> bool:
-    return timeout_us is not None and outcome.latency_us - outcome.features_us > timeout_us
+    return timeout_us is not None and outcome.own_us > timeout_us
 
 
 def _scored(outcome: Outcome, beside_us: int | None, timeout_us: int | None) -> Scored:
