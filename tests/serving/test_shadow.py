@@ -249,10 +249,11 @@ def test_the_clock_of_pairs_never_goes_back_however_often_it_is_interrupted() ->
         "import os, subprocess, sys, time\n"
         "from serving.shadow_scoring import own_time\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        # It comes and goes: each return is an interruption.
         "bursts = 'import time\\nwhile True:\\n time.sleep(2e-4)\\n for _ in range(9000): pass'\n"
         "other = subprocess.Popen([sys.executable, '-c', bursts])\n"
         "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
-        "time.sleep(0.1)\n"
+        "time.sleep(0.1)\n"  # the other one starts
         "clock, back, began = own_time(), 0, time.monotonic()\n"
         "last = clock()\n"
         "while time.monotonic() < began + 0.7:\n"

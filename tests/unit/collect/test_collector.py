@@ -32,20 +32,6 @@ from pipelines.wiring.live_evidence import read_log
 from tests.unit.collect.installation import PLAN, POLICY, Installation, copied
 from tests.unit.collect.traffic import Worker
 
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home that tests copy: making it takes longer than copying it."""
-    home = tmp_path_factory.mktemp("template")
-    Installation(home)
-    return home
-
-
-@pytest.fixture
-def installation(template: Path, tmp_path: Path) -> Installation:
-    return copied(template, tmp_path / "home")
-
-
 ARMS = ("champion", "challenger")
 
 

@@ -32,18 +32,6 @@ from tests.unit.collect.installation import Installation, copied
 from tests.unit.collect.traffic import Worker
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("template")
-    Installation(home)
-    return home
-
-
-@pytest.fixture
-def installation(template: Path, tmp_path: Path) -> Installation:
-    return copied(template, tmp_path / "home")
-
-
 def label(n: int, **fields: Any) -> bytes:
     """A label's payload as event `n` of the worker, with some fields otherwise."""
     whole = {
