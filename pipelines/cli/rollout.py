@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pipelines.rollout.commands import Verb
 
 app = typer.Typer(help="Rollouts: how a release becomes champion.", no_args_is_help=True)
@@ -43,11 +41,13 @@ def list_(model: Annotated[str | None, typer.Argument(help="Only this model's.")
         return
     from rich.table import Table
 
+    from pipelines.cli.tables import open_console
+
     table = Table("rollout", "status", "stage", "challenger", "champion")
     for rollout in found:
         champion = (rollout.champion or "none")[:12]
         table.add_row(rollout.id, _coloured(rollout.status), rollout.stage, rollout.challenger[:12], champion)
-    _console().print(table)
+    open_console().print(table)
 
 
 @app.command()
@@ -239,12 +239,6 @@ def _print_json(value: Any) -> None:
     print(msgspec.json.encode(value).decode())
 
 
-def _console() -> Console:
-    from pipelines.cli.tables import open_console
-
-    return open_console()
-
-
 _COLOUR = {"promoted": "green", "running": "cyan", "held": "yellow", "rolled_back": "red", "rejected": "red"}
 _WORDS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
@@ -257,7 +251,9 @@ def _coloured(word: str) -> str:
 def _show(shown: dict[str, Any]) -> None:
     from rich.markup import escape
 
-    console = _console()
+    from pipelines.cli.tables import open_console
+
+    console = open_console()
     where = f" in {shown['stage']}" if shown["stage"] else ""
     paused = f", paused by {shown['paused']}" if shown["paused"] else ""
     paused += f" for {shown['waits_for']}" if shown["waits_for"] else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -27,18 +26,12 @@ SCHEMA = pa.schema(
 
 def to_table(refused: Sequence[Refused], batch: int, now_us: int) -> pa.Table:
     """The rows in quarantine of a batch. `now_us`: wall time at which they were set aside."""
-    columns: dict[str, list[Any]] = {
-        "gateway": [one.id.gateway for one in refused],
-        "worker": [one.id.worker for one in refused],
-        "epoch": [one.id.epoch for one in refused],
-        "n": [one.id.n for one in refused],
-        "batch": [batch] * len(refused),
-        "row": [_text(one) for one in refused],
-        "payload": [one.payload for one in refused],
-        "reason": [one.reason for one in refused],
-        "known_at": [now_us] * len(refused),
-    }
-    return pa.Table.from_pydict(columns, schema=SCHEMA)
+    rows = [
+        msgspec.structs.asdict(one.id)
+        | {"batch": batch, "row": _text(one), "payload": one.payload, "reason": one.reason, "known_at": now_us}
+        for one in refused
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _text(refused: Refused) -> str | None:

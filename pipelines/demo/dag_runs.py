@@ -74,9 +74,9 @@ class DagRuns:
                 if time.monotonic() > end:
                     raise TerminalError(f"DAG {dag_id}", got="no run", expected="a run started by asset events")
                 time.sleep(0.3)  # Airflow's API has no way to be told of a run's end
-            started += runs[before[dag_id] :]
             for run in runs[before[dag_id] :]:
                 self._note(run)
+                started.append(run)
                 if run.state != "success":
                     raise TerminalError(f"DAG run {dag_id} {run.dag_run_id}", got=run.state, hint=self._why(run))
         return started
