@@ -235,14 +235,22 @@ async def _open_loop(port: int, request: Body, connections: int, rate: float, se
     return latencies
 
 
-def open_loop(port: int, pid: int, request: Body, *, connections: int, rate: float, seconds: float) -> dict[str, float]:
-    """Poisson arrivals at `rate` a second; latency counts from when a request was due, so a late client hides none."""
-    before = cpu_seconds(pid)
+def open_loop_ms(port: int, request: Body, *, connections: int, rate: float, seconds: float) -> np.ndarray:
+    """Poisson arrivals at `rate` a second: the latencies [requests] in milliseconds, in the order of the answers.
+
+    They count from when a request was due, so a late client hides none.
+    """
     gc.disable()  # a round of the client's garbage collector would pass for the server's latency
     try:
-        measured = np.sort(uvloop.run(_open_loop(port, request, connections, rate, seconds))) * 1e3
+        return np.array(uvloop.run(_open_loop(port, request, connections, rate, seconds))) * 1e3
     finally:
         gc.enable()
+
+
+def open_loop(port: int, pid: int, request: Body, *, connections: int, rate: float, seconds: float) -> dict[str, float]:
+    """Quantiles of `open_loop_ms`, and the processor time that the server took."""
+    before = cpu_seconds(pid)
+    measured = np.sort(open_loop_ms(port, request, connections=connections, rate=rate, seconds=seconds))
     cpu = cpu_seconds(pid) - before
     tenth = round(len(measured) * 0.1)
     return {

@@ -1,56 +1,42 @@
-"""What the champion feels of second arms: rounds with them, without, and with a core that somebody else keeps busy.
+"""What the champion feels of second arms: rounds with them and without, in turns, at a fixed rate.
 
-The last is the control. The shadow process takes what the worker leaves of its core, so that the core never rests, and
-a core that never rests behaves otherwise by itself: it is quicker to wake, and on a shared host others get their turns
-on it. What a process of the lowest priority that has nothing to do with the gateway brings about, the gateway cannot
-help; so it is measured in the same run.
+A shared host takes a core away for milliseconds, about once a second, and that moment's requests would be every
+round's slowest hundredth. So quantiles are taken in slices of a fifth of a second, most of which no such moment falls
+into, and compared by their medians. What happens to few slices only is seen in the quantiles of all requests together,
+which are printed beside them.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import statistics
-import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.gateway import Setup
-from benchmarks.gateway_load import SERVER_CORE, body, closed_loop, open_loop, server
+from benchmarks.gateway_load import body, closed_loop, open_loop_ms, server
 from pipelines.contracts import events, segments
-from tests.serving.processes import end_with_starter
 
 LOADS = (0.5, 0.25)
 """Of saturation."""
-ROUNDS = 30
+ROUNDS = 60
 """Many short ones, since a machine's moods last seconds."""
-MODES = ("off", "busy", "on")
-_BUSY = """
-import sys, numpy, onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-rows = numpy.random.default_rng(0).normal(size=(8, 10)).astype(numpy.float32)
-while True:
-    session.run(None, {"features": rows})
-"""
-"""The challenger's model, over and over."""
+SLICE_S = 0.2
+QUANTILES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99}
+_MODES = {"off": "single", "on": "shadow"}
 
 
 def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
     """The champion's latencies in each mode, at shares of what the gateway saturates at with second arms."""
     setup.route("shadow")
-    with server(setup.gateway(), setup.port, setup.environment) as pid, _somebody_else(setup) as other:
+    with server(setup.gateway(), setup.port, setup.environment) as pid:
         saturation = closed_loop(setup.port, pid, body(1), 16, seconds)["requests_per_s"]
         print(f"\nshadow 100 %: saturates at {saturation:,} requests/s")
-        loads = {share: _rounds(setup, pid, other, saturation * share, seconds / 2) for share in LOADS}
+        loads = {share: _rounds(setup, saturation * share, seconds / 3) for share in LOADS}
         time.sleep(2.0)  # the last second arms are scored
         pairs = _second_arms(setup)
     print(f"in the log: {pairs['promised']:,} second arms promised, {pairs['written']:,} written")
@@ -59,65 +45,66 @@ def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
     return {"saturation": saturation, "loads": loads, "second_arms": pairs}
 
 
-@contextmanager
-def _somebody_else(setup: Setup) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the lowest priority on the server's core, stopped."""
-
-    def on_the_core() -> None:
-        end_with_starter()
-        os.sched_setaffinity(0, {SERVER_CORE})
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-    command = [sys.executable, "-c", _BUSY, str(setup.onnx)]
-    with subprocess.Popen(command, preexec_fn=on_the_core) as process:  # noqa: PLW1509 - three system calls
-        try:
-            time.sleep(2.0)  # it has its model
-            process.send_signal(signal.SIGSTOP)
-            yield process
-        finally:
-            process.kill()
-
-
-def _rounds(setup: Setup, pid: int, other: subprocess.Popen[bytes], rate: float, seconds: float) -> dict[str, Any]:
+def _rounds(setup: Setup, rate: float, seconds: float) -> dict[str, Any]:
     """Rounds at one rate, the modes in turns."""
     print(f"\nat {rate:,.0f} requests/s")
-    rounds: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
-    for _ in range(ROUNDS):
-        for mode in MODES:
-            setup.route("shadow" if mode == "on" else "single")
+    measured: dict[str, list[np.ndarray]] = {mode: [] for mode in _MODES}
+    shed = 0
+    for number in range(ROUNDS):
+        for mode in list(_MODES) if number % 2 else reversed(_MODES):
+            setup.route(_MODES[mode])
             time.sleep(0.6)  # the gateway looks for routes every 0.2 s
-            if mode == "busy":
-                other.send_signal(signal.SIGCONT)
-            open_loop(setup.port, pid, body(1), connections=16, rate=rate, seconds=0.3)
+            open_loop_ms(setup.port, body(1), connections=16, rate=rate, seconds=0.3)
             before = _second_arms_shed(setup)
-            row = open_loop(setup.port, pid, body(1), connections=16, rate=rate, seconds=seconds)
-            other.send_signal(signal.SIGSTOP)
-            row["shed_share"] = round((_second_arms_shed(setup) - before) / row["requests"], 4)
-            rounds[mode].append(row)
-            text = f"  p90 {row['p90_ms']:7.3f} ms  p99 {row['p99_ms']:7.3f} ms  shed {row['shed_share']:6.1%}"
-            print(f"{mode:4}  p50 {row['p50_ms']:7.3f} ms{text}", flush=True)
-    found: dict[str, Any] = {"rate": rate, "rounds": rounds}
-    for mode in ("on", "busy"):
-        ratio = {name: ratio_of_medians(rounds[mode], rounds["off"], name) for name in ("p50_ms", "p90_ms", "p99_ms")}
-        found[f"{mode}_over_off"] = ratio
-        for name, one in ratio.items():
-            low, high = one["interval"]
-            print(f"{name} {mode} / off: {one['median']} by the medians of {ROUNDS} rounds each, 95 % {low} to {high}")
-    found["shed_share"] = round(statistics.mean(row["shed_share"] for row in rounds["on"]), 4)
+            measured[mode].append(open_loop_ms(setup.port, body(1), connections=16, rate=rate, seconds=seconds))
+            shed += _second_arms_shed(setup) - before
+        if (number + 1) % 20 == 0:
+            print(f"round {number + 1} of {ROUNDS}", flush=True)
+    slices = {mode: [sliced(one, seconds) for one in rounds] for mode, rounds in measured.items()}
+    for mode, rounds in slices.items():
+        medians = np.median(np.concatenate(rounds), axis=0)
+        print(f"{mode:4}" + "".join(f"  {name} {ms:7.3f}" for name, ms in zip(QUANTILES, medians, strict=True)))
+    found: dict[str, Any] = {
+        "rate": rate,
+        "on_over_off": ratios(slices["on"], slices["off"], _median_of_slices),
+        "on_over_off_of_all": ratios(measured["on"], measured["off"], _of_all),
+        "shed_share": round(shed / sum(map(len, measured["on"])), 4),
+        "slices": {mode: [one.round(4).tolist() for one in rounds] for mode, rounds in slices.items()},
+    }
+    for name in QUANTILES:
+        for key, of_what in (("on_over_off", "medians of slices"), ("on_over_off_of_all", "of all requests")):
+            low, high = found[key][name]["interval"]
+            print(f"{name} on / off, {of_what}: {found[key][name]['ratio']} (95 % {low} to {high})")
     print(f"shed at that rate: {found['shed_share']:.1%} of the second arms")
     return found
 
 
-def ratio_of_medians(
-    rounds: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, float]], name: str
+def sliced(latencies: np.ndarray, seconds: float) -> np.ndarray:
+    """The quantiles of each slice [slices, QUANTILES] of latencies [requests] that came over so many seconds."""
+    slices = np.array_split(latencies, max(1, round(seconds / SLICE_S)))
+    return np.array([np.quantile(one, list(QUANTILES.values())) for one in slices])
+
+
+def _median_of_slices(rounds: Sequence[np.ndarray]) -> np.ndarray:
+    return np.asarray(np.median(np.concatenate(rounds), axis=0))
+
+
+def _of_all(rounds: Sequence[np.ndarray]) -> np.ndarray:
+    return np.asarray(np.quantile(np.concatenate(rounds), list(QUANTILES.values())))
+
+
+def ratios(
+    on: Sequence[np.ndarray], off: Sequence[np.ndarray], value: Callable[[Sequence[np.ndarray]], np.ndarray]
 ) -> dict[str, Any]:
-    """The ratio of the rounds' medians, and its 95 % interval over 1,000 bootstrap draws (seeded) of pairs."""
+    """The ratio of a `value` [QUANTILES] of the rounds, and its 95 % interval over 400 bootstrap draws (seeded) of
+    pairs of rounds.
+    """
     rng = np.random.default_rng(0)
-    on, off = (np.array([row[name] for row in side]) for side in (rounds, others))
-    drawn = rng.integers(0, len(on), (1000, len(on)))
-    ratios = np.median(on[drawn], axis=1) / np.median(off[drawn], axis=1)
-    low, high = (round(float(q), 3) for q in np.quantile(ratios, (0.025, 0.975)))
-    return {"median": round(float(np.median(on) / np.median(off)), 3), "interval": [low, high]}
+    drawn = rng.integers(0, len(on), (400, len(on)))
+    each = np.array([value([on[at] for at in one]) / value([off[at] for at in one]) for one in drawn])
+    low, high = np.quantile(each, (0.025, 0.975), axis=0).round(3).tolist()
+    middle = (value(on) / value(off)).round(3).tolist()
+    return {name: {"ratio": middle[at], "interval": [low[at], high[at]]} for at, name in enumerate(QUANTILES)}
 
 
 def _second_arms_shed(setup: Setup) -> int:

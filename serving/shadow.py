@@ -28,7 +28,7 @@ _LONGEST_WAIT_S = 5.0
 """Nothing is promised that would wait longer for its turn (wall), as far as can be foreseen."""
 _WEIGHT = 0.2
 """Of the newest company, in what a request is thought to take."""
-_MOST = 8
+_MOST = 4
 """Requests of a company: what comes back is logged in one turn of the loop, and whoever comes meanwhile waits."""
 _ON_THE_WAY = 2
 """Companies sent at a time: one is scored, and the next is there. Those that wait here grow, and cost less."""

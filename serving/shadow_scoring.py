@@ -122,6 +122,7 @@ class PairScorer:
             # Its own columns: a release may write into them.
             scorers = [scorer_of(one, company.places) for one in few]
             self._mark.begin(beside=arm != company.wanted)
+            _let_others_go_first()
             made[arm] = score_together(models[arm], scorers, self._clock)
         failed = len(made) > 1 and any(_has_failed(outcome) for of_arm in made.values() for outcome in of_arm)
         if len(few) > 1 and (failed or _is_late(made[company.wanted][0], allowed_us)):
@@ -142,6 +143,16 @@ class PairScorer:
                 del self._models[old], self._asked_at[old]
             model = self._models[digest] = LoadedModel(self._releases / digest, digest, self._keyed)
         return model
+
+
+def _let_others_go_first() -> None:
+    """Give up the processor, if anybody else is ready to have it.
+
+    The lowest priority is no matter of never: a scheduler that is fair (EEVDF) runs whoever has had less than is due
+    to it, even so little, as soon as a running worker has had its slice, and until the next tick of the clock. Between
+    two scorings nothing is lost; in the midst of one, a client would wait for the rest of it.
+    """
+    os.sched_yield()
 
 
 def _is_late(outcome: Outcome, timeout_us: int | None) -> bool:
