@@ -44,9 +44,9 @@ class Body(NamedTuple):
     matrix: np.ndarray
 
 
-def body(rows: int, *, binary: bool = False) -> Body:
+def body(rows: int, *, binary: bool = False, seed: int = 0) -> Body:
     """A request of `rows` seeded rows, as JSON or with binary tensor data in both directions."""
-    matrix = np.random.default_rng(rows).normal(size=(rows, len(FEATURES))).astype(np.float32)
+    matrix = np.random.default_rng((rows, seed)).normal(size=(rows, len(FEATURES))).astype(np.float32)
     if not binary:
         inputs = [
             {"name": name, "datatype": "FP32", "shape": [rows], "data": [round(float(v), 6) for v in matrix[:, k]]}

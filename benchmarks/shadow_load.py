@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gateway import Setup
-from benchmarks.gateway_load import body, closed_loop, open_loop_ms, server
+from benchmarks.gateway_load import body, closed_loop, cpu_seconds, open_loop_ms, server
 from pipelines.contracts import events, segments
 
 LOADS = (0.5, 0.25)
@@ -36,7 +36,7 @@ def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
     with server(setup.gateway(), setup.port, setup.environment) as pid:
         saturation = closed_loop(setup.port, pid, body(1), 16, seconds)["requests_per_s"]
         print(f"\nshadow 100 %: saturates at {saturation:,} requests/s")
-        loads = {share: _rounds(setup, saturation * share, seconds / 3) for share in LOADS}
+        loads = {share: _rounds(setup, pid, saturation * share, seconds / 3) for share in LOADS}
         time.sleep(2.0)  # the last second arms are scored
         pairs = _second_arms(setup)
     print(f"in the log: {pairs['promised']:,} second arms promised, {pairs['written']:,} written")
@@ -45,19 +45,21 @@ def shadow(setup: Setup, seconds: float) -> dict[str, Any]:
     return {"saturation": saturation, "loads": loads, "second_arms": pairs}
 
 
-def _rounds(setup: Setup, rate: float, seconds: float) -> dict[str, Any]:
+def _rounds(setup: Setup, pid: int, rate: float, seconds: float) -> dict[str, Any]:
     """Rounds at one rate, the modes in turns."""
     print(f"\nat {rate:,.0f} requests/s")
     measured: dict[str, list[np.ndarray]] = {mode: [] for mode in _MODES}
+    used_s: dict[str, list[float]] = {mode: [] for mode in _MODES}
     shed = 0
     for number in range(ROUNDS):
         for mode in list(_MODES) if number % 2 else reversed(_MODES):
             setup.route(_MODES[mode])
             time.sleep(0.6)  # the gateway looks for routes every 0.2 s
             open_loop_ms(setup.port, body(1), connections=16, rate=rate, seconds=0.3)
-            before = _second_arms_shed(setup)
+            shed_before, used_before = _second_arms_shed(setup), cpu_seconds(pid)
             measured[mode].append(open_loop_ms(setup.port, body(1), connections=16, rate=rate, seconds=seconds))
-            shed += _second_arms_shed(setup) - before
+            used_s[mode].append(cpu_seconds(pid) - used_before)
+            shed += _second_arms_shed(setup) - shed_before
         if (number + 1) % 20 == 0:
             print(f"round {number + 1} of {ROUNDS}", flush=True)
     slices = {mode: [sliced(one, seconds) for one in rounds] for mode, rounds in measured.items()}
@@ -69,7 +71,14 @@ def _rounds(setup: Setup, rate: float, seconds: float) -> dict[str, Any]:
         "on_over_off": ratios(slices["on"], slices["off"], _median_of_slices),
         "on_over_off_of_all": ratios(measured["on"], measured["off"], _of_all),
         "shed_share": round(shed / sum(map(len, measured["on"])), 4),
-        "slices": {mode: [one.round(4).tolist() for one in rounds] for mode, rounds in slices.items()},
+        "rounds": {
+            mode: [
+                dict(zip(QUANTILES, np.median(of_slices, axis=0).round(4).tolist(), strict=True))
+                | {"cpu_us_per_request": round(used / len(latencies) * 1e6, 1)}
+                for of_slices, used, latencies in zip(slices[mode], used_s[mode], measured[mode], strict=True)
+            ]
+            for mode in _MODES
+        },
     }
     for name in QUANTILES:
         for key, of_what in (("on_over_off", "medians of slices"), ("on_over_off_of_all", "of all requests")):
