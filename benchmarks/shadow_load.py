@@ -2,8 +2,8 @@
 
 A shared host takes a core away for milliseconds, about once a second, and that moment's requests would be every
 round's slowest hundredth. So quantiles are taken in slices of a fifth of a second, most of which no such moment falls
-into, and compared by their medians. What happens to few slices only is seen in the quantiles of all requests together,
-which are printed beside them.
+into, and compared by their medians. What happens to few slices only is seen in the quantiles of whole rounds, which are
+printed beside them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import statistics
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -62,14 +62,15 @@ def _rounds(setup: Setup, pid: int, rate: float, seconds: float) -> dict[str, An
             shed += _second_arms_shed(setup) - shed_before
         if (number + 1) % 20 == 0:
             print(f"round {number + 1} of {ROUNDS}", flush=True)
-    slices = {mode: [sliced(one, seconds) for one in rounds] for mode, rounds in measured.items()}
+    slices = {mode: [sliced(one, round(seconds / SLICE_S)) for one in rounds] for mode, rounds in measured.items()}
+    whole = {mode: [sliced(one, 1) for one in rounds] for mode, rounds in measured.items()}
     for mode, rounds in slices.items():
         medians = np.median(np.concatenate(rounds), axis=0)
         print(f"{mode:4}" + "".join(f"  {name} {ms:7.3f}" for name, ms in zip(QUANTILES, medians, strict=True)))
     found: dict[str, Any] = {
         "rate": rate,
-        "on_over_off": ratios(slices["on"], slices["off"], _median_of_slices),
-        "on_over_off_of_all": ratios(measured["on"], measured["off"], _of_all),
+        "on_over_off": ratios(slices["on"], slices["off"]),
+        "on_over_off_of_rounds": ratios(whole["on"], whole["off"]),
         "shed_share": round(shed / sum(map(len, measured["on"])), 4),
         "rounds": {
             mode: [
@@ -81,39 +82,35 @@ def _rounds(setup: Setup, pid: int, rate: float, seconds: float) -> dict[str, An
         },
     }
     for name in QUANTILES:
-        for key, of_what in (("on_over_off", "medians of slices"), ("on_over_off_of_all", "of all requests")):
+        for key, of_what in (("on_over_off", "medians of slices"), ("on_over_off_of_rounds", "of rounds")):
             low, high = found[key][name]["interval"]
             print(f"{name} on / off, {of_what}: {found[key][name]['ratio']} (95 % {low} to {high})")
     print(f"shed at that rate: {found['shed_share']:.1%} of the second arms")
     return found
 
 
-def sliced(latencies: np.ndarray, seconds: float) -> np.ndarray:
-    """The quantiles of each slice [slices, QUANTILES] of latencies [requests] that came over so many seconds."""
-    slices = np.array_split(latencies, max(1, round(seconds / SLICE_S)))
-    return np.array([np.quantile(one, list(QUANTILES.values())) for one in slices])
+def sliced(latencies: np.ndarray, slices: int) -> np.ndarray:
+    """The quantiles of each slice [slices, QUANTILES] of latencies [requests], in the order in which they came."""
+    return np.array([np.quantile(one, list(QUANTILES.values())) for one in np.array_split(latencies, slices)])
 
 
-def _median_of_slices(rounds: Sequence[np.ndarray]) -> np.ndarray:
-    return np.asarray(np.median(np.concatenate(rounds), axis=0))
-
-
-def _of_all(rounds: Sequence[np.ndarray]) -> np.ndarray:
-    return np.asarray(np.quantile(np.concatenate(rounds), list(QUANTILES.values())))
-
-
-def ratios(
-    on: Sequence[np.ndarray], off: Sequence[np.ndarray], value: Callable[[Sequence[np.ndarray]], np.ndarray]
-) -> dict[str, Any]:
-    """The ratio of a `value` [QUANTILES] of the rounds, and its 95 % interval over 400 bootstrap draws (seeded) of
-    pairs of rounds.
+def ratios(on: Sequence[np.ndarray], off: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The ratio of the medians over all slices of the rounds [slices, QUANTILES], and its 95 % interval over 1,000
+    bootstrap draws (seeded) of pairs of rounds.
     """
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(on), (400, len(on)))
-    each = np.array([value([on[at] for at in one]) / value([off[at] for at in one]) for one in drawn])
-    low, high = np.quantile(each, (0.025, 0.975), axis=0).round(3).tolist()
-    middle = (value(on) / value(off)).round(3).tolist()
-    return {name: {"ratio": middle[at], "interval": [low[at], high[at]]} for at, name in enumerate(QUANTILES)}
+    sides = np.array(on), np.array(off)
+    drawn = np.random.default_rng(0).integers(0, len(on), (1000, len(on)))
+
+    def ratio(rounds: np.ndarray) -> np.ndarray:
+        over, under = (np.median(side[rounds].reshape(-1, len(QUANTILES)), axis=0) for side in sides)
+        return np.asarray(over / under)
+
+    low, high = np.quantile([ratio(rounds) for rounds in drawn], (0.025, 0.975), axis=0)
+    middle = ratio(np.arange(len(on)))
+    return {
+        name: {"ratio": round(float(middle[at]), 3), "interval": [round(float(low[at]), 3), round(float(high[at]), 3)]}
+        for at, name in enumerate(QUANTILES)
+    }
 
 
 def _second_arms_shed(setup: Setup) -> int:

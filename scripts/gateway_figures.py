@@ -36,16 +36,16 @@ def claim_lines(found: dict[str, Any]) -> list[str]:
     if shadow := found.get("shadow"):
         lines.append(
             "Shadow on all requests: the champion's latencies over those without, in rounds by turns (95 % interval). "
-            "Medians of slices of 0.2 s, since the host takes the core away about once a second; and of all requests:\n"
+            "Medians of slices of 0.2 s (the host takes the core away about once a second), and of rounds of 1 s:\n"
         )
         lines.append(
-            "| load | requests/s | p50 | p99 | p99 of all | second arms shed |\n|---|---:|---:|---:|---:|---:|"
+            "| load | requests/s | p50 | p99 | p99, rounds | second arms shed |\n|---|---:|---:|---:|---:|---:|"
         )
         for share, load in shadow["loads"].items():
             p50, p99 = (_interval(load["on_over_off"][name]) for name in ("p50_ms", "p99_ms"))
-            of_all = _interval(load["on_over_off_of_all"]["p99_ms"])
+            rounds = _interval(load["on_over_off_of_rounds"]["p99_ms"])
             lines.append(
-                f"| {float(share):.0%} of saturation | {load['rate']:,.0f} | {p50} | {p99} | {of_all} "
+                f"| {float(share):.0%} of saturation | {load['rate']:,.0f} | {p50} | {p99} | {rounds} "
                 f"| {load['shed_share']:.1%} |"
             )
         lines.append("")
