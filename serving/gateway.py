@@ -31,6 +31,7 @@ from serving.route_table import Plan, RouteTable
 from serving.routing import ArmMemory, HeldOverride
 from serving.shadow import ShadowQueue
 from serving.shadow_messages import Begin
+from serving.spare_time import SpareTime
 from serving.view_freshness import ViewFreshness
 
 _log = logging.getLogger("slipway.gateway")
@@ -79,7 +80,8 @@ class Gateway:
         self.memory = ArmMemory(limits.remembered_ids)
         self.arms = Arms()
         self.batches = Batches(self.metrics)
-        self.shadow = ShadowQueue(limits.shadow_queue, Begin(str(settings.releases.absolute()), key))
+        begin = Begin(str(settings.releases.absolute()), key)
+        self.shadow = ShadowQueue(limits.shadow_queue, begin, SpareTime(limits.shadow_share))
         self.started = False
         self._telling: asyncio.TimerHandle | None = None
         self._housekeeping: asyncio.Task[None] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -43,6 +44,9 @@ class Limits(BaseSettings):
     """How long a client may leave its answer unread before its connection is reset."""
     shadow_queue: int = 128
     """Requests whose second arm waits to be scored; one more is answered without its pair, and counted as shed."""
+    shadow_share: float = Field(default=0.05, gt=0, le=1)
+    """How much of its idle time a worker may spend on second arms: clients wait about as much longer. A request for
+    whose second arm there is no time is answered without its pair, and counted as shed. 1: as much as there is."""
     remembered_ids: int = 100_000
     """Client ids of which the first arm is remembered, so that a retry gets it again."""
     segment_bytes: int = 8 * 1024 * 1024

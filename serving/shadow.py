@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from pipelines.contracts.errors import ContractError
 from serving.shadow_link import Link, name_of
 from serving.shadow_messages import Begin, Done, Loading, Scored, ToWorker, Up
+from serving.spare_time import SpareTime
 
 _log = logging.getLogger("slipway.shadow")
 
@@ -70,11 +71,12 @@ class Company(NamedTuple):
 
 
 class ShadowQueue:
-    """At most `capacity` requests reserved, waiting or being scored."""
+    """At most `capacity` requests reserved, waiting or being scored, and no more than there is `spare` time for."""
 
-    def __init__(self, capacity: int, begin: Begin) -> None:
+    def __init__(self, capacity: int, begin: Begin, spare: SpareTime) -> None:
         self._capacity = capacity
         self._begin = begin
+        self._spare = spare
         self._taken = 0
         self._each_s = 0.0  # what a request takes while others wait (wall)
         self._waiting: deque[Company] = deque()
@@ -117,6 +119,8 @@ class ShadowQueue:
             return False
         if self._none_until and monotonic() < self._none_until:
             return False
+        if not self._spare.take():
+            return False
         self._taken += 1
         return True
 
@@ -156,20 +160,26 @@ class ShadowQueue:
         self._turn_comes = False
         if self._answered:
             company, scored = self._answered.popleft()
-            self._end(company, lambda: company.settle(company.requests, scored))
+            with self._spare:
+                self._end(company, lambda: company.settle(company.requests, scored))
+            self._spare.are_done(len(company.requests))
         elif self._link is not None and self._has_to_send():
-            company = self._next()
-            try:
-                message = company.message(company.requests, self._number + 1, company.alone)
-            except Exception:  # noqa: BLE001 - its own failure, not that of those behind it
-                _log.exception("a second arm's request cannot be sent")
-                self._end(company, lambda: company.fail(company.requests, "its request cannot be sent"))
-            else:
-                if message is None:
-                    self._end(company, lambda: None)
-                else:
-                    self._send(self._link, company, message)
+            with self._spare:
+                self._send_next(self._link)
         self._go_on()
+
+    def _send_next(self, link: Link) -> None:
+        company = self._next()
+        try:
+            message = company.message(company.requests, self._number + 1, company.alone)
+        except Exception:  # noqa: BLE001 - its own failure, not that of those behind it
+            _log.exception("a second arm's request cannot be sent")
+            self._end(company, lambda: company.fail(company.requests, "its request cannot be sent"))
+        else:
+            if message is None:
+                self._end(company, lambda: None)
+            else:
+                self._send(link, company, message)
 
     def _send(self, link: Link, company: Company, message: bytes) -> None:
         link.send(message)
@@ -221,7 +231,7 @@ class ShadowQueue:
         failed_starts = 0
         while self._waiting or self._sent:
             self._is_up = self._is_loading = False
-            link = Link(self._begin, self._take)
+            link = Link(self._begin, self._take, self._spare)
             try:
                 await link.open()
                 self._link = link

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
@@ -26,11 +27,12 @@ _END_S = 1.0
 
 
 class Link(asyncio.Protocol):
-    """`take` is called with each message of the process."""
+    """`take` is called with each message of the process; that is done `within` what it is given."""
 
-    def __init__(self, begin: Begin, take: Callable[[ToWorker], None]) -> None:
+    def __init__(self, begin: Begin, take: Callable[[ToWorker], None], within: AbstractContextManager[None]) -> None:
         self._begin = begin
         self._take = take
+        self._within = within
         self._incoming = Incoming()
         self._lost = asyncio.Event()
         self._transport: asyncio.Transport | None = None
@@ -116,8 +118,9 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.stuck_s = 0.0
         try:
-            for message in self._incoming.of_process(data):
-                self._take(message)
+            with self._within:
+                for message in self._incoming.of_process(data):
+                    self._take(message)
         except Exception:  # noqa: BLE001 - of whatever kind: what else it says cannot be trusted
             _log.exception("a shadow process says what it should not")
             if self._transport is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-PATIENT = {"MAX_QUEUE_MS": "60000", "FEATURES_BUDGET_MS": "10000", "SLOW_DISK_MS": "60000"}
+PATIENT = {"MAX_QUEUE_MS": "60000", "FEATURES_BUDGET_MS": "10000", "SLOW_DISK_MS": "60000", "SHADOW_SHARE": "1"}
 """Limits of wall time; what is said by keyword, or in a gateway's own environment, goes before."""
 
 

@@ -37,13 +37,15 @@ class GatewayProcess:
         self.output = output
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes, without helpers of Python's own."""
-        found = []
+        """The worker processes, without helpers of Python's own, and without what a worker is just starting: its copy,
+        until it becomes another program.
+        """
+        found: dict[int, psutil.Process] = {}
         for child in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):  # it may be ending (a zombie is one, too)
-                if "_bentoml_impl.worker.service" in " ".join(child.cmdline()):
-                    found.append(child)
-        return found
+                if "_bentoml_impl.worker.service" in " ".join(child.cmdline()) and child.ppid() not in found:
+                    found[child.pid] = child
+        return list(found.values())
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s

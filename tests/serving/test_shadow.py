@@ -205,10 +205,11 @@ async def test_without_work_the_process_ends_and_another_comes_with_the_next_pai
 def test_the_process_ends_with_its_worker() -> None:
     worker = (
         "import asyncio, os, time\n"
+        "from contextlib import nullcontext\n"
         "from serving.shadow_link import Link\n"
         "from serving.shadow_messages import Begin\n"
         "async def main():\n"
-        "    link = Link(Begin('', ''), lambda message: (print(link.pid, flush=True), time.sleep(600)))\n"
+        "    link = Link(Begin('', ''), lambda message: (print(link.pid, flush=True), time.sleep(600)), nullcontext())\n"
         "    await link.open()\n"
         "    await link.lost(600)\n"
         "asyncio.run(main())\n"

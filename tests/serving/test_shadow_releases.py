@@ -129,17 +129,17 @@ async def test_where_one_request_fails_both_arms_score_its_company_one_by_one(ho
     async with start() as running:
         pid = await two_on_the_way(running)
         await running.infer("fails", x=HARMFUL)
-        for k in range(7):
+        for k in range(3):
             await running.infer(f"q{k}", x=HARMLESS)
         os.kill(pid, signal.SIGCONT)
         await running.shadows_done()
     found = pairs(home)
     assert found["fails"].status == "error"
-    company = [found[f"q{k}"] for k in range(7)]
-    assert [one.status for one in company] == ["ok"] * 7
+    company = [found[f"q{k}"] for k in range(3)]
+    assert [one.status for one in company] == ["ok"] * 3
     for one in company:
         assert one.beside_us is not None
-        assert 0.4 < one.latency_us / one.beside_us < 2.5, "not one of them alone, and the other one seven times"
+        assert 0.4 < one.latency_us / one.beside_us < 2.5, "not one of them alone, and the other one three times"
 
 
 async def test_a_request_of_many_rows_is_sent_alone(
@@ -192,10 +192,10 @@ async def test_of_a_company_that_is_scored_by_one_call_one_pair_carries_the_time
     home.publish("shadow")
     async with start() as running:
         pid = await two_on_the_way(running)
-        for k in range(8):
+        for k in range(4):
             await running.infer(f"q{k}", x=HARMLESS)
         os.kill(pid, signal.SIGCONT)
         await running.shadows_done()
     company = [one.beside_us for name, one in pairs(home).items() if name.startswith("q")]
     assert company[0] not in (None, NOT_COMPARED)
-    assert company[1:] == [NOT_COMPARED] * 7
+    assert company[1:] == [NOT_COMPARED] * 3

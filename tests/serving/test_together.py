@@ -174,7 +174,7 @@ async def test_second_arms_of_a_turn_are_scored_together_too_after_the_answers(
         answers = await turn.ask(*(post(f"q{k}") for k in range(6)))
         assert [answer["parameters"]["arm"] for _, answer in answers] == ["champion"] * 6
         await running.shadows_done()
-        assert (turn.writes, turn.calls, turn.challenger_calls) == ([6, 6, 6], [6], []), "not in this process"
+        assert (turn.writes, turn.calls, turn.challenger_calls) == ([6, 6, 4, 2], [6], []), "not in this process"
     seconds = [event for event in home.events()[-6:] if isinstance(event, Response)]
     assert [(event.request_id, event.arm, event.shadow) for event in seconds] == [
         (f"q{k}", "challenger", True) for k in range(6)
@@ -191,7 +191,7 @@ async def test_in_shadow_the_champion_is_scored_as_if_it_were_alone_and_pairs_ar
         await running.shadows_done()
         assert (turn.calls, turn.challenger_calls) == ([21], [])
         # Eleven have their pair.
-        assert turn.writes == [21, 21, 8, 3]
+        assert turn.writes == [21, 21, 4, 4, 3]
 
 
 async def test_while_arms_are_drawn_every_request_is_scored_alone_so_that_no_arm_has_the_smaller_company(
