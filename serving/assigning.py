@@ -97,7 +97,7 @@ def assign(exchange: Exchange, event_id: EventId, traceparent: str | None) -> As
     if effective.shadow and plan.challenger is not None and first is None:
         exchange.paired = gateway.shadow.reserve()
         if not exchange.paired:
-            gateway.metrics.shed.labels(route.model).inc()
+            gateway.metrics.shed(route.model).n += 1
     # In shadow mode a request without its pair tells nothing about the challenger: it is no part of the rollout.
     compared = effective.mode != "shadow" or exchange.paired or first is not None
     exchange.rollout_id = effective.rollout_id if compared else None

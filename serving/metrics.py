@@ -122,7 +122,7 @@ class Metrics:
             "batch_rows", "Rows scored together, of releases that are batched", ("model", "release"), _ROW_BUCKETS
         )
         self.refused = self._counter("refused", "Requests answered with an error", ("status",))
-        self.shed = self._counter(
+        self._shed = self._counter(
             "shadow_shed", "Requests that no second arm scored: no place, or the challenger off", ("model",)
         )
         self.unlogged = self._counter("unlogged", "Answers whose events could not be written", ("model",))
@@ -201,9 +201,16 @@ class Metrics:
         return made
 
     @lru_cache(maxsize=256)  # noqa: B019 - one Metrics a process
+    def shed(self, model: str) -> Count:
+        """The count of a model's requests without their second arm: under load, most of them."""
+        made = Count(self._shed.labels(model))
+        self._hot.append(made)
+        return made
+
+    @lru_cache(maxsize=256)  # noqa: B019 - one Metrics a process
     def begin(self, model: str) -> None:
         """Show the model's rare counts from 0 on: of a series that begins at 1, Prometheus sees no increase."""
-        for series in (self.shed, self.unlogged, self.retries, self.fallbacks):
+        for series in (self._shed, self.unlogged, self.retries, self.fallbacks):
             series.labels(model)
         for by in ("breaker", "hand"):
             self.overrides.labels(model, by)

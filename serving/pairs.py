@@ -35,7 +35,7 @@ def _message(exchanges: Sequence[Exchange], number: int, alone: bool) -> bytes |
     """What is sent; None where the challenger has been switched off while they waited: they are shed."""
     gateway, plan, wanted = exchanges[0].gateway, exchanges[0].plan, OTHER[exchanges[0].arm]
     if wanted == "challenger" and gateway.standing_override(plan.route.model) is not None:
-        gateway.metrics.shed.labels(plan.route.model).inc(len(exchanges))
+        gateway.metrics.shed(plan.route.model).n += len(exchanges)
         return None
     releases: dict[Arm, str] = {"champion": plan.champion.digest}
     if plan.challenger is not None:
