@@ -74,7 +74,7 @@ async def test_companies_of_a_challenger_that_was_switched_off_are_shed(home: In
         running.gateway.override(running.gateway.table.plans["m"], "by hand", "ann")
         os.kill(pid, signal.SIGCONT)
         await running.shadows_done()
-        shed = running.gateway.metrics.shed.labels("m")._value.get()
+        shed = running.gateway.metrics.shed("m").n
     assert set(pairs(home)) == {"first", "second", "third"}
     assert shed == 5
 
