@@ -62,7 +62,7 @@ def log_bytes(rows: int, *, second_arm: bool = False) -> float:
 
 
 def _second_arm_us(claims: dict[str, Any]) -> float:
-    """What a pair adds, both its arms scored once more: at the load that sheds fewest, where few come together."""
+    """What a shadow stage adds to a request, at the load that sheds fewest: both arms of some are scored once more."""
     load = min(claims["shadow"]["loads"].values(), key=lambda one: one["shed_share"])
     on, off = (statistics.median(row["cpu_us_per_request"] for row in load["rounds"][mode]) for mode in ("on", "off"))
     return on - off
@@ -74,7 +74,7 @@ def cases(table: dict[str, Any], claims: dict[str, Any]) -> list[Case]:
     found = [
         Case("one row a request", one_row["gateway, champion"], log_bytes(1)),
         Case(
-            "one row, second arm on all of them",
+            "one row, in a shadow stage",
             one_row["gateway, champion"] + _second_arm_us(claims),
             log_bytes(1, second_arm=True),
         ),
