@@ -37,8 +37,7 @@ class SpareTime:
         self._busy = busy
         self._left_s = _SAVED_S
         self._costs_s = _FIRST_S
-        self._looked_at: float | None = None
-        self._was_busy = self._began = self._spent_s = 0.0
+        self._looked_at = self._was_busy = self._began = self._spent_s = 0.0
 
     def take(self) -> bool:
         """Take the time for one piece of work, if there is."""
@@ -64,8 +63,6 @@ class SpareTime:
 
     def _look(self) -> None:
         now = self._now()
-        if self._looked_at is None:
-            self._looked_at, self._was_busy = now, self._busy()
         passed_s = now - self._looked_at
         if passed_s < _LOOK_S:
             return
