@@ -123,7 +123,7 @@ class Metrics:
         )
         self.refused = self._counter("refused", "Requests answered with an error", ("status",))
         self._shed = self._counter(
-            "shadow_shed", "Requests that no second arm scored: no place, or the challenger off", ("model",)
+            "shadow_shed", "Requests that no second arm scored: no place or time, or the challenger off", ("model",)
         )
         self.unlogged = self._counter("unlogged", "Answers whose events could not be written", ("model",))
         self.retries = self._counter("retries", "Requests that repeated a client's id", ("model",))
